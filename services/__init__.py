@@ -1,0 +1,1 @@
+"""Tandem: large language models served from separate prefill and decode pools."""

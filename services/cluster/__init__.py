@@ -1,0 +1,1 @@
+"""Who is in the cluster, in which role, with what model and load."""

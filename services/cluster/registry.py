@@ -1,0 +1,85 @@
+"""Membership: which workers belong to the cluster, in which role, with what model and load."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+from services.kv.card import ModelCard
+
+
+class Role(Enum):
+    """What a worker does."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+
+@dataclass(frozen=True)
+class MemberLoad:
+    """How busy a member said it is. Tokens are prompt tokens not computed yet."""
+
+    running: int = 0
+    waiting: int = 0
+    queued_tokens: int = 0
+    available_blocks: int = 0
+    total_blocks: int = 0
+    prefill_tokens_per_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Member:
+    """One incarnation of a worker. Every start gets a new ``member_id``."""
+
+    member_id: str
+    role: Role
+    address: str
+    """host:port of its gRPC server."""
+    model_name: str
+    card_digest: str
+    fingerprint: str
+    transport: str
+    protocol_version: int
+    draining: bool = False
+    load: MemberLoad = MemberLoad()
+
+
+class Registry(Protocol):
+    """Says who belongs; it is not a failure detector."""
+
+    async def join(self, member: Member, card: ModelCard) -> None:
+        """Publish the card under its digest and the member under a lease.
+
+        Raises:
+            StateUnavailable: the store cannot be reached.
+        """
+
+    async def renew(self, member: Member) -> None:
+        """Extend the lease and publish ``member`` as it is now (load, draining).
+
+        Raises:
+            StateUnavailable: the store cannot be reached.
+        """
+
+    async def leave(self, member_id: str) -> None:
+        """Withdraw the member; unknown ids are ignored.
+
+        Raises:
+            StateUnavailable: the store cannot be reached.
+        """
+
+    async def members(self) -> Sequence[Member]:
+        """Return everybody with a valid signature and an unexpired lease.
+
+        Raises:
+            StateUnavailable: the store cannot be reached.
+        """
+
+    async def card(self, digest: str) -> ModelCard:
+        """Return the card published under ``digest``.
+
+        Raises:
+            NotFound: no such card.
+            StateUnavailable: the store cannot be reached.
+            IntegrityError: the stored text does not have that digest.
+        """

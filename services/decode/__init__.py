@@ -1,0 +1,1 @@
+"""The decode service: reserves memory, receives KV blocks and streams tokens."""

@@ -1,0 +1,1 @@
+"""Runs a model over a paged KV cache; knows no network."""

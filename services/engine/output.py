@@ -1,0 +1,151 @@
+"""What one engine step, or one command, tells the worker."""
+
+from dataclasses import dataclass
+
+from services.engine.request import FinishReason
+from services.errors import TandemError
+from services.kv.hashes import BlockHash
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A token id with its natural log probability under the unmodified distribution."""
+
+    token_id: int
+    logprob: float
+
+
+@dataclass(frozen=True)
+class SampledToken:
+    """One chosen token; ``logprob`` and ``top`` are set when the request asked for log probabilities."""
+
+    token_id: int
+    logprob: float | None = None
+    top: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True)
+class TokenOutput:
+    """A request's next token; with ``finish_reason`` the request is over and its blocks are given back."""
+
+    request_id: str
+    token: SampledToken
+    finish_reason: FinishReason | None = None
+
+
+@dataclass(frozen=True)
+class FinalBlocks:
+    """Blocks of an exported request that no step will write again, leased under ``hold`` until released."""
+
+    request_id: str
+    hold: int
+    first_block: int
+    """Index, within the sequence, of the first of them."""
+    block_ids: tuple[int, ...]
+    token_digests: tuple[BlockHash, ...]
+
+
+@dataclass(frozen=True)
+class ChunkComputed:
+    """A request's prompt advanced to ``num_computed_tokens``."""
+
+    request_id: str
+    num_computed_tokens: int
+
+
+@dataclass(frozen=True)
+class RequestFailed:
+    """The engine gave up on a request; its blocks are given back."""
+
+    request_id: str
+    error: TandemError
+
+
+@dataclass(frozen=True)
+class StepStats:
+    """What one step did, for metrics and tests."""
+
+    num_requests: int = 0
+    num_tokens: int = 0
+    """Rows of the forward pass that belong to requests."""
+    num_prompt_tokens: int = 0
+    """Those of them that were more than one per request."""
+    num_preempted: int = 0
+    num_cached_tokens: int = 0
+    """Tokens found in the prefix cache by requests that were scheduled for the first time."""
+    duration_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """Everything that one step produced, in order of happening within each list."""
+
+    final_blocks: tuple[FinalBlocks, ...] = ()
+    chunks: tuple[ChunkComputed, ...] = ()
+    tokens: tuple[TokenOutput, ...] = ()
+    failures: tuple[RequestFailed, ...] = ()
+    stats: StepStats = StepStats()
+
+    @classmethod
+    def idle(cls) -> "StepOutput":
+        """Return the output of a step that had nothing to do."""
+        return cls()
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """A request is waiting; with ``cached`` its first blocks, already final (exported requests only)."""
+
+    num_cached_tokens: int
+    cached: FinalBlocks | None = None
+
+
+@dataclass(frozen=True)
+class Reservation:
+    """Blocks for a whole prompt, reserved before any compute.
+
+    Blocks before ``first_wanted`` hold valid KV already (prefix hit, or kept from an earlier attempt);
+    a peer may write ``block_table[first_wanted:]`` under the attempt's epoch.
+    """
+
+    request_id: str
+    block_table: tuple[int, ...]
+    first_wanted: int
+    num_cached_tokens: int
+    token_digests: tuple[BlockHash, ...]
+    """Expected digest of every block of ``block_table``, the partial last one included."""
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Each block of the pool once, under its strongest claim."""
+
+    quarantined: int
+    reserved: int
+    leased: int
+    used: int
+    cached: int
+    free: int
+    total: int
+
+    @property
+    def is_balanced(self) -> bool:
+        """Whether the sum of all claims is the pool."""
+        parts = (self.quarantined, self.reserved, self.leased, self.used, self.cached, self.free)
+        return min(parts) >= 0 and sum(parts) == self.total
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing but the prefix cache holds a block."""
+        return self.cached + self.free == self.total
+
+
+@dataclass(frozen=True)
+class EngineLoad:
+    """How busy the engine is."""
+
+    num_running: int
+    num_waiting: int
+    num_queued_tokens: int
+    num_available_blocks: int
+    num_total_blocks: int

@@ -1,0 +1,106 @@
+"""One sequence inside the engine: what it is to become and how far it is."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from services.kv.hashes import BlockHash
+from services.kv.sampling import SamplingParams
+
+
+class Status(Enum):
+    """Where a request stands."""
+
+    WAITING = "waiting"
+    """Not scheduled yet, or preempted."""
+    RESERVED = "reserved"
+    """Holds blocks that a peer writes; known to the scheduler but not runnable."""
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+class FinishReason(Enum):
+    """Why a sequence ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+class Outcome(Enum):
+    """What is known about a peer's writes when a reservation is left."""
+
+    NOTHING_POSTED = "nothing posted"
+    """The peer's word that no write was ever posted: the blocks are free at once."""
+    UNKNOWN = "unknown"
+    """Writes may still land: the blocks are quarantined until ``Engine.settle``."""
+
+
+@dataclass(frozen=True)
+class AttemptKey:
+    """Names one attempt to let a peer fill reserved blocks; no two attempts share an epoch."""
+
+    request_id: str
+    epoch: int
+
+
+@dataclass(frozen=True)
+class NewRequest:
+    """What a worker hands to the engine."""
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    params: SamplingParams
+    cache_seed: BlockHash
+    resumed_output_token_ids: tuple[int, ...] = ()
+    export: bool = False
+    """Prefill role: name blocks as they become final, hold them until released, stop after one token."""
+
+
+@dataclass(eq=False)
+class Request:
+    """The engine's own record of a request. ``token_ids`` = prompt + output."""
+
+    spec: NewRequest
+    token_ids: list[int]
+    status: Status = Status.WAITING
+    num_computed_tokens: int = 0
+    """Tokens whose KV is in ``block_table``; must catch up with ``num_tokens``."""
+    block_table: list[int] = field(default_factory=list)
+    block_hashes: list[BlockHash] = field(default_factory=list)
+    """Hashes of the whole blocks of ``token_ids``, extended as tokens appear."""
+    num_exported_blocks: int = 0
+    num_preemptions: int = 0
+
+    @classmethod
+    def of(cls, spec: NewRequest) -> "Request":
+        """Return a fresh record of ``spec``."""
+        return cls(spec=spec, token_ids=[*spec.prompt_token_ids, *spec.resumed_output_token_ids])
+
+    @property
+    def request_id(self) -> str:
+        """The id given by the gateway."""
+        return self.spec.request_id
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens before the border from which penalties, limits and usage count."""
+        return len(self.spec.prompt_token_ids)
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and output so far."""
+        return len(self.token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Output so far, resumed tokens included."""
+        return self.num_tokens - self.num_prompt_tokens
+
+    @property
+    def output_token_ids(self) -> list[int]:
+        """Output so far, resumed tokens included."""
+        return self.token_ids[self.num_prompt_tokens :]
+
+    @property
+    def num_uncomputed_tokens(self) -> int:
+        """Tokens that still need a forward pass before the next one can be sampled."""
+        return self.num_tokens - self.num_computed_tokens

@@ -1,0 +1,215 @@
+"""The error tree of Tandem: raise where it is known, translate at the edge.
+
+    TandemError
+    ├── RequestError                 the caller can mend it
+    │   ├── InvalidRequest           a malformed or out-of-range value
+    │   │   └── ContextLengthExceeded
+    │   ├── AuthenticationFailed     no or an unknown API key, no or a wrong cluster secret
+    │   ├── PermissionDenied
+    │   ├── NotFound
+    │   │   └── ModelNotFound
+    │   └── PayloadTooLarge
+    ├── Overloaded                   a bounded queue or pool is full; try again later
+    │   └── PoolExhausted            no KV blocks for this request now
+    ├── Unavailable                  nobody can serve this now
+    │   ├── NoDecodeWorker
+    │   ├── NoPrefillWorker
+    │   ├── StateUnavailable         Redis cannot be reached
+    │   └── Draining
+    ├── PeerError                    the other side of a connection failed us
+    │   ├── PeerGone                 reset, refused, exited
+    │   ├── PeerStalled              no progress within its deadline
+    │   └── IncompatiblePeer         another model, layout, numerics class or protocol version
+    ├── IntegrityError               what arrived is not what was announced
+    │   ├── StaleEpoch
+    │   ├── TokenDigestMismatch
+    │   └── PayloadDigestMismatch
+    ├── Cancelled                    the caller went away or asked for it
+    ├── DeadlineExceeded             the request's own deadline passed
+    ├── ModelRefused                 the model cannot run here; the text says why
+    ├── ConfigurationError           a setting is missing, unknown or contradictory
+    └── InternalError                a defect of ours
+
+Every class has a stable ``code``; two tables map classes to gRPC statuses (``services.rpc.errors``)
+and to HTTP statuses (``services.gateway.errors``). Standard library only.
+"""
+
+
+class TandemError(Exception):
+    """Base of everything Tandem raises on purpose."""
+
+    code = "internal_error"
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+
+class RequestError(TandemError):
+    """The caller's fault."""
+
+    code = "invalid_request"
+
+
+class InvalidRequest(RequestError):
+    """A malformed or out-of-range value; ``param`` names it."""
+
+    code = "invalid_value"
+
+
+class ContextLengthExceeded(InvalidRequest):
+    """Prompt plus requested output do not fit into the model's context."""
+
+    code = "context_length_exceeded"
+
+
+class AuthenticationFailed(RequestError):
+    """No or an unknown credential."""
+
+    code = "invalid_api_key"
+
+
+class PermissionDenied(RequestError):
+    """A known caller asked for something that is not theirs."""
+
+    code = "permission_denied"
+
+
+class NotFound(RequestError):
+    """The named object does not exist for this caller."""
+
+    code = "not_found"
+
+
+class ModelNotFound(NotFound):
+    """No worker serves the named model."""
+
+    code = "model_not_found"
+
+
+class PayloadTooLarge(RequestError):
+    """The body exceeds the configured limit."""
+
+    code = "payload_too_large"
+
+
+class Overloaded(TandemError):
+    """A bounded queue or pool is full; ``retry_after_s`` says when to come back."""
+
+    code = "rate_limit_exceeded"
+
+
+class PoolExhausted(Overloaded):
+    """The KV pool has no blocks for this request now."""
+
+    code = "pool_exhausted"
+
+
+class Unavailable(TandemError):
+    """Nobody can serve this request now."""
+
+    code = "unavailable"
+
+
+class NoDecodeWorker(Unavailable):
+    """No decode worker is alive for the model."""
+
+    code = "no_decode_worker"
+
+
+class NoPrefillWorker(Unavailable):
+    """No prefill worker is alive and the caller insists on one."""
+
+    code = "no_prefill_worker"
+
+
+class StateUnavailable(Unavailable):
+    """Redis cannot be reached."""
+
+    code = "state_unavailable"
+
+
+class Draining(Unavailable):
+    """This process takes no new work because it is leaving."""
+
+    code = "draining"
+
+
+class PeerError(TandemError):
+    """The other side of a connection failed us."""
+
+    code = "peer_error"
+
+
+class PeerGone(PeerError):
+    """The connection was reset or refused, or the process exited."""
+
+    code = "peer_gone"
+
+
+class PeerStalled(PeerError):
+    """The peer made no progress within its deadline."""
+
+    code = "peer_stalled"
+
+
+class IncompatiblePeer(PeerError):
+    """The peer has another model, layout, numerics class or protocol version."""
+
+    code = "incompatible_peer"
+
+
+class IntegrityError(TandemError):
+    """What arrived is not what was announced."""
+
+    code = "integrity_error"
+
+
+class StaleEpoch(IntegrityError):
+    """A notice names an attempt that is over."""
+
+    code = "stale_epoch"
+
+
+class TokenDigestMismatch(IntegrityError):
+    """A block was computed from other token ids."""
+
+    code = "token_digest_mismatch"
+
+
+class PayloadDigestMismatch(IntegrityError):
+    """A block's bytes changed on the way."""
+
+    code = "payload_digest_mismatch"
+
+
+class Cancelled(TandemError):
+    """The caller went away or asked to stop."""
+
+    code = "cancelled"
+
+
+class DeadlineExceeded(TandemError):
+    """The request's own deadline passed."""
+
+    code = "deadline_exceeded"
+
+
+class ModelRefused(TandemError):
+    """The model cannot run here; the message says why and what would help."""
+
+    code = "model_refused"
+
+
+class ConfigurationError(TandemError):
+    """A setting is missing, unknown or contradictory."""
+
+    code = "configuration_error"
+
+
+class InternalError(TandemError):
+    """A defect of ours."""
+
+    code = "internal_error"

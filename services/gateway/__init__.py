@@ -1,0 +1,1 @@
+"""The HTTP service: APIs, text, routing and state."""

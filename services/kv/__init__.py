@@ -1,0 +1,1 @@
+"""What all sides must agree on about KV blocks, without torch or network."""

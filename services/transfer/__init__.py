@@ -1,0 +1,1 @@
+"""Moves KV blocks between processes; knows layouts, not models."""

@@ -1,0 +1,92 @@
+"""The one way KV moves: a push of whole blocks into memory that the receiver reserved.
+
+A transport owns a registration of this process's KV memory. It is driven by a single thread (the
+transfer thread of ``services.worker``): no method blocks for longer than one post, and ``poll`` makes
+all progress. Deadlines are kept by that thread, above this contract.
+
+There is no abort: a posted push ends with ``PushDone`` or ``PushFailed``, never before the transport
+stopped reading local memory for it. ``PushFailed`` says nothing about the receiver's memory: bytes may
+still land there, which is why a receiver quarantines (see ``docs/architecture.md``).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NewType, Protocol
+
+from services.errors import PeerError
+
+PushId = NewType("PushId", int)
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """How a peer reaches this process's KV memory. ``metadata`` is opaque outside the transport."""
+
+    transport: str
+    agent: str
+    """Unique per incarnation of a process."""
+    fingerprint: str
+    metadata: bytes
+
+
+@dataclass(frozen=True)
+class BlockPair:
+    """One block to write: index in the sender's pool, index in the receiver's pool."""
+
+    local: int
+    remote: int
+
+
+@dataclass(frozen=True)
+class PushDone:
+    """All bytes and the notice of a push are on their way; local memory is no longer read."""
+
+    push: PushId
+
+
+@dataclass(frozen=True)
+class PushFailed:
+    """A push ended without certainty that its bytes arrived; local memory is no longer read."""
+
+    push: PushId
+    error: PeerError
+
+
+@dataclass(frozen=True)
+class NoticeArrived:
+    """A peer's push is complete in local memory, and this is what it said about it."""
+
+    agent: str
+    notice: bytes
+
+
+TransferEvent = PushDone | PushFailed | NoticeArrived
+
+
+class Transport(Protocol):
+    """Moves blocks between the registered memories of two processes."""
+
+    def endpoint(self) -> Endpoint:
+        """Return what a peer needs to push here."""
+
+    def connect(self, peer: Endpoint) -> None:
+        """Make pushes to ``peer`` possible; idempotent per agent name.
+
+        Raises:
+            IncompatiblePeer: another transport or layout fingerprint.
+            PeerGone: the peer cannot be reached.
+        """
+
+    def push(self, agent: str, blocks: Sequence[BlockPair], notice: bytes) -> PushId:
+        """Post a write of ``blocks`` to a connected peer; ``notice`` becomes visible there after the data.
+
+        Raises:
+            PeerGone: not connected (any more).
+            InvalidRequest: a block index outside of either pool.
+        """
+
+    def poll(self) -> Sequence[TransferEvent]:
+        """Make progress and return what happened since the last call, each event once."""
+
+    def close(self) -> None:
+        """Disconnect, deregister and free everything; idempotent."""
