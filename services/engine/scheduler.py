@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from services.engine.output import Admitted, EngineLoad, Ledger, Reservation, SampledToken, StepOutput
 from services.engine.request import AttemptKey, FinishReason, NewRequest, Outcome
+from services.engine.schedule import Schedule
 
 
 @dataclass(frozen=True)
