@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19services/rpc/tandem.proto\x12\ttandem.v1\"\x9b\x03\n\x0eSamplingParams\x12\x0c\n\x04seed\x18\x01 \x01(\x04\x12\x12\n\nmax_tokens\x18\x02 \x01(\r\x12\x12\n\nmin_tokens\x18\x03 \x01(\r\x12\x13\n\x0btemperature\x18\x04 \x01(\x01\x12\r\n\x05top_p\x18\x05 \x01(\x01\x12\r\n\x05top_k\x18\x06 \x01(\r\x12\r\n\x05min_p\x18\x07 \x01(\x01\x12\x18\n\x10presence_penalty\x18\x08 \x01(\x01\x12\x19\n\x11\x66requency_penalty\x18\t \x01(\x01\x12\x1a\n\x12repetition_penalty\x18\n \x01(\x01\x12<\n\nlogit_bias\x18\x0b \x03(\x0b\x32(.tandem.v1.SamplingParams.LogitBiasEntry\x12\x15\n\x08logprobs\x18\x0c \x01(\rH\x00\x88\x01\x01\x12\x16\n\x0estop_token_ids\x18\r \x03(\r\x12\x14\n\x0c\x63hoice_index\x18\x0e \x01(\r\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x0b\n\t_logprobs\"1\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x01\"[\n\x05Token\x12\n\n\x02id\x18\x01 \x01(\r\x12\x14\n\x07logprob\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12$\n\x03top\x18\x03 \x03(\x0b\x32\x17.tandem.v1.TokenLogprobB\n\n\x08_logprob\"M\n\x10PrefillCandidate\x12\x11\n\tmember_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x15\n\rqueued_tokens\x18\x03 \x01(\x04\"\x99\x02\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x03 \x03(\r\x12 \n\x18resumed_output_token_ids\x18\x04 \x03(\r\x12+\n\x08sampling\x18\x05 \x01(\x0b\x32\x19.tandem.v1.SamplingParams\x12\x37\n\x12prefill_candidates\x18\x06 \x03(\x0b\x32\x1b.tandem.v1.PrefillCandidate\x12\x0f\n\x07project\x18\x07 \x01(\t\x12\x17\n\x0frequire_prefill\x18\x08 \x01(\x08\x12\x11\n\ttimeout_s\x18\t \x01(\x01\"\x8f\x01\n\rGenerateEvent\x12\'\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x13.tandem.v1.AcceptedH\x00\x12#\n\x06tokens\x18\x02 \x01(\x0b\x32\x11.tandem.v1.TokensH\x00\x12\'\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x13.tandem.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"@\n\x08\x41\x63\x63\x65pted\x12\x15\n\rcached_tokens\x18\x01 \x01(\r\x12\x1d\n\x04load\x18\x02 \x01(\x0b\x32\x0f.tandem.v1.Load\"*\n\x06Tokens\x12 \n\x06tokens\x18\x01 \x03(\x0b\x32\x10.tandem.v1.Token\"w\n\x08\x46inished\x12\'\n\x06reason\x18\x01 \x01(\x0e\x32\x17.tandem.v1.FinishReason\x12#\n\x05proof\x18\x02 \x01(\x0b\x32\x14.tandem.v1.PathProof\x12\x1d\n\x04load\x18\x03 \x01(\x0b\x32\x0f.tandem.v1.Load\"\xeb\x02\n\tPathProof\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0f\n\x07prefill\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65\x63ode\x18\x03 \x01(\t\x12\x15\n\rcached_tokens\x18\x04 \x01(\r\x12\x1a\n\x12transferred_tokens\x18\x05 \x01(\r\x12\x19\n\x11recomputed_tokens\x18\x06 \x01(\r\x12\x10\n\x08kv_bytes\x18\x07 \x01(\x04\x12\x11\n\ttransport\x18\x08 \x01(\t\x12\x10\n\x08verified\x18\t \x01(\x08\x12\x37\n\ntimings_ms\x18\n \x03(\x0b\x32#.tandem.v1.PathProof.TimingsMsEntry\x12\x10\n\x08\x61ttempts\x18\x0b \x01(\r\x12\x1d\n\x15prefill_cached_tokens\x18\x0c \x01(\r\x12\x0e\n\x06reason\x18\r \x01(\t\x1a\x30\n\x0eTimingsMsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x8d\x01\n\x04Load\x12\x0f\n\x07running\x18\x01 \x01(\r\x12\x0f\n\x07waiting\x18\x02 \x01(\r\x12\x15\n\rqueued_tokens\x18\x03 \x01(\x04\x12\x18\n\x10\x61vailable_blocks\x18\x04 \x01(\r\x12\x14\n\x0ctotal_blocks\x18\x05 \x01(\r\x12\x1c\n\x14prefill_tokens_per_s\x18\x06 \x01(\x01\"S\n\x08\x45ndpoint\x12\x11\n\ttransport\x18\x01 \x01(\t\x12\r\n\x05\x61gent\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x10\n\x08metadata\x18\x04 \x01(\x0c\"h\n\x08KVTarget\x12%\n\x08\x65ndpoint\x18\x01 \x01(\x0b\x32\x13.tandem.v1.Endpoint\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x13\n\x0b\x66irst_block\x18\x03 \x01(\r\x12\x11\n\tblock_ids\x18\x04 \x03(\r\"\xbf\x01\n\nRunRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x02 \x03(\r\x12 \n\x18resumed_output_token_ids\x18\x03 \x03(\r\x12+\n\x08sampling\x18\x04 \x01(\x0b\x32\x19.tandem.v1.SamplingParams\x12#\n\x06target\x18\x05 \x01(\x0b\x32\x13.tandem.v1.KVTarget\x12\x0f\n\x07project\x18\x06 \x01(\t\"\xc4\x01\n\x08RunEvent\x12*\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x16.tandem.v1.RunAcceptedH\x00\x12*\n\x08progress\x18\x02 \x01(\x0b\x32\x16.tandem.v1.RunProgressH\x00\x12/\n\x0b\x66irst_token\x18\x03 \x01(\x0b\x32\x18.tandem.v1.RunFirstTokenH\x00\x12&\n\x06pushed\x18\x04 \x01(\x0b\x32\x14.tandem.v1.RunPushedH\x00\x42\x07\n\x05\x65vent\"C\n\x0bRunAccepted\x12\x15\n\rcached_tokens\x18\x01 \x01(\r\x12\x1d\n\x04load\x18\x02 \x01(\x0b\x32\x0f.tandem.v1.Load\"&\n\x0bRunProgress\x12\x17\n\x0f\x63omputed_tokens\x18\x01 \x01(\r\"\x86\x01\n\rRunFirstToken\x12\x1f\n\x05token\x18\x01 \x01(\x0b\x32\x10.tandem.v1.Token\x12.\n\rfinish_reason\x18\x02 \x01(\x0e\x32\x17.tandem.v1.FinishReason\x12\x10\n\x08queue_ms\x18\x03 \x01(\x01\x12\x12\n\nprefill_ms\x18\x04 \x01(\x01\":\n\tRunPushed\x12\x0e\n\x06\x62locks\x18\x01 \x01(\r\x12\x1d\n\x04load\x18\x02 \x01(\x0b\x32\x0f.tandem.v1.Load\"7\n\x0e\x43onnectRequest\x12%\n\x08\x65ndpoint\x18\x01 \x01(\x0b\x32\x13.tandem.v1.Endpoint\"!\n\x0c\x43onnectReply\x12\x11\n\tmember_id\x18\x01 \x01(\t\"2\n\rSettleRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\"&\n\x0bSettleReply\x12\x17\n\x0f\x61nything_posted\x18\x01 \x01(\x08\"\x0f\n\rStatusRequest\"\xcf\x02\n\x0bStatusReply\x12\x11\n\tmember_id\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x04 \x01(\t\x12\x1d\n\x04load\x18\x05 \x01(\x0b\x32\x0f.tandem.v1.Load\x12\x32\n\x06ledger\x18\x06 \x03(\x0b\x32\".tandem.v1.StatusReply.LedgerEntry\x12\x36\n\x08\x63ounters\x18\x07 \x03(\x0b\x32$.tandem.v1.StatusReply.CountersEntry\x12\x10\n\x08\x64raining\x18\x08 \x01(\x08\x1a-\n\x0bLedgerEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\x1a/\n\rCountersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"!\n\x0c\x44rainRequest\x12\x11\n\ttimeout_s\x18\x01 \x01(\x01\"\x1f\n\nDrainReply\x12\x11\n\tremaining\x18\x01 \x01(\r\"p\n\x06Notice\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x13\n\x0b\x66irst_block\x18\x03 \x01(\r\x12\x15\n\rtoken_digests\x18\x04 \x03(\x0c\x12\x17\n\x0fpayload_digests\x18\x05 \x03(\x06*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32L\n\x06\x44\x65\x63ode\x12\x42\n\x08Generate\x12\x1a.tandem.v1.GenerateRequest\x1a\x18.tandem.v1.GenerateEvent0\x01\x32\xb9\x01\n\x07Prefill\x12=\n\x07\x43onnect\x12\x19.tandem.v1.ConnectRequest\x1a\x17.tandem.v1.ConnectReply\x12\x33\n\x03Run\x12\x15.tandem.v1.RunRequest\x1a\x13.tandem.v1.RunEvent0\x01\x12:\n\x06Settle\x12\x18.tandem.v1.SettleRequest\x1a\x16.tandem.v1.SettleReply2|\n\x05\x41\x64min\x12:\n\x06Status\x12\x18.tandem.v1.StatusRequest\x1a\x16.tandem.v1.StatusReply\x12\x37\n\x05\x44rain\x12\x17.tandem.v1.DrainRequest\x1a\x15.tandem.v1.DrainReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19services/rpc/tandem.proto\x12\ttandem.v1\"\x9b\x03\n\x0eSamplingParams\x12\x0c\n\x04seed\x18\x01 \x01(\x04\x12\x12\n\nmax_tokens\x18\x02 \x01(\r\x12\x12\n\nmin_tokens\x18\x03 \x01(\r\x12\x13\n\x0btemperature\x18\x04 \x01(\x01\x12\r\n\x05top_p\x18\x05 \x01(\x01\x12\r\n\x05top_k\x18\x06 \x01(\r\x12\r\n\x05min_p\x18\x07 \x01(\x01\x12\x18\n\x10presence_penalty\x18\x08 \x01(\x01\x12\x19\n\x11\x66requency_penalty\x18\t \x01(\x01\x12\x1a\n\x12repetition_penalty\x18\n \x01(\x01\x12<\n\nlogit_bias\x18\x0b \x03(\x0b\x32(.tandem.v1.SamplingParams.LogitBiasEntry\x12\x15\n\x08logprobs\x18\x0c \x01(\rH\x00\x88\x01\x01\x12\x16\n\x0estop_token_ids\x18\r \x03(\r\x12\x14\n\x0c\x63hoice_index\x18\x0e \x01(\r\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x0b\n\t_logprobs\"1\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x01\"[\n\x05Token\x12\n\n\x02id\x18\x01 \x01(\r\x12\x14\n\x07logprob\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12$\n\x03top\x18\x03 \x03(\x0b\x32\x17.tandem.v1.TokenLogprobB\n\n\x08_logprob\"M\n\x10PrefillCandidate\x12\x11\n\tmember_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x15\n\rqueued_tokens\x18\x03 \x01(\x04\"\x99\x02\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x03 \x03(\r\x12 \n\x18resumed_output_token_ids\x18\x04 \x03(\r\x12+\n\x08sampling\x18\x05 \x01(\x0b\x32\x19.tandem.v1.SamplingParams\x12\x37\n\x12prefill_candidates\x18\x06 \x03(\x0b\x32\x1b.tandem.v1.PrefillCandidate\x12\x0f\n\x07project\x18\x07 \x01(\t\x12\x17\n\x0frequire_prefill\x18\x08 \x01(\x08\x12\x11\n\ttimeout_s\x18\t \x01(\x01\"\x8f\x01\n\rGenerateEvent\x12\'\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x13.tandem.v1.AcceptedH\x00\x12#\n\x06tokens\x18\x02 \x01(\x0b\x32\x11.tandem.v1.TokensH\x00\x12\'\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x13.tandem.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"@\n\x08\x41\x63\x63\x65pted\x12\x15\n\rcached_tokens\x18\x01 \x01(\r\x12\x1d\n\x04load\x18\x02 \x01(\x0b\x32\x0f.tandem.v1.Load\"*\n\x06Tokens\x12 \n\x06tokens\x18\x01 \x03(\x0b\x32\x10.tandem.v1.Token\"w\n\x08\x46inished\x12\'\n\x06reason\x18\x01 \x01(\x0e\x32\x17.tandem.v1.FinishReason\x12#\n\x05proof\x18\x02 \x01(\x0b\x32\x14.tandem.v1.PathProof\x12\x1d\n\x04load\x18\x03 \x01(\x0b\x32\x0f.tandem.v1.Load\"\xeb\x02\n\tPathProof\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0f\n\x07prefill\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65\x63ode\x18\x03 \x01(\t\x12\x15\n\rcached_tokens\x18\x04 \x01(\r\x12\x1a\n\x12transferred_tokens\x18\x05 \x01(\r\x12\x19\n\x11recomputed_tokens\x18\x06 \x01(\r\x12\x10\n\x08kv_bytes\x18\x07 \x01(\x04\x12\x11\n\ttransport\x18\x08 \x01(\t\x12\x10\n\x08verified\x18\t \x01(\x08\x12\x37\n\ntimings_ms\x18\n \x03(\x0b\x32#.tandem.v1.PathProof.TimingsMsEntry\x12\x10\n\x08\x61ttempts\x18\x0b \x01(\r\x12\x1d\n\x15prefill_cached_tokens\x18\x0c \x01(\r\x12\x0e\n\x06reason\x18\r \x01(\t\x1a\x30\n\x0eTimingsMsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x8d\x01\n\x04Load\x12\x0f\n\x07running\x18\x01 \x01(\r\x12\x0f\n\x07waiting\x18\x02 \x01(\r\x12\x15\n\rqueued_tokens\x18\x03 \x01(\x04\x12\x18\n\x10\x61vailable_blocks\x18\x04 \x01(\r\x12\x14\n\x0ctotal_blocks\x18\x05 \x01(\r\x12\x1c\n\x14prefill_tokens_per_s\x18\x06 \x01(\x01\"S\n\x08\x45ndpoint\x12\x11\n\ttransport\x18\x01 \x01(\t\x12\r\n\x05\x61gent\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x10\n\x08metadata\x18\x04 \x01(\x0c\"h\n\x08KVTarget\x12%\n\x08\x65ndpoint\x18\x01 \x01(\x0b\x32\x13.tandem.v1.Endpoint\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x13\n\x0b\x66irst_block\x18\x03 \x01(\r\x12\x11\n\tblock_ids\x18\x04 \x03(\r\"\xd2\x01\n\nRunRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x02 \x03(\r\x12 \n\x18resumed_output_token_ids\x18\x03 \x03(\r\x12+\n\x08sampling\x18\x04 \x01(\x0b\x32\x19.tandem.v1.SamplingParams\x12#\n\x06target\x18\x05 \x01(\x0b\x32\x13.tandem.v1.KVTarget\x12\x0f\n\x07project\x18\x06 \x01(\t\x12\x11\n\tmember_id\x18\x07 \x01(\t\"\xc4\x01\n\x08RunEvent\x12*\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x16.tandem.v1.RunAcceptedH\x00\x12*\n\x08progress\x18\x02 \x01(\x0b\x32\x16.tandem.v1.RunProgressH\x00\x12/\n\x0b\x66irst_token\x18\x03 \x01(\x0b\x32\x18.tandem.v1.RunFirstTokenH\x00\x12&\n\x06pushed\x18\x04 \x01(\x0b\x32\x14.tandem.v1.RunPushedH\x00\x42\x07\n\x05\x65vent\"C\n\x0bRunAccepted\x12\x15\n\rcached_tokens\x18\x01 \x01(\r\x12\x1d\n\x04load\x18\x02 \x01(\x0b\x32\x0f.tandem.v1.Load\"&\n\x0bRunProgress\x12\x17\n\x0f\x63omputed_tokens\x18\x01 \x01(\r\"\x86\x01\n\rRunFirstToken\x12\x1f\n\x05token\x18\x01 \x01(\x0b\x32\x10.tandem.v1.Token\x12.\n\rfinish_reason\x18\x02 \x01(\x0e\x32\x17.tandem.v1.FinishReason\x12\x10\n\x08queue_ms\x18\x03 \x01(\x01\x12\x12\n\nprefill_ms\x18\x04 \x01(\x01\":\n\tRunPushed\x12\x0e\n\x06\x62locks\x18\x01 \x01(\r\x12\x1d\n\x04load\x18\x02 \x01(\x0b\x32\x0f.tandem.v1.Load\"7\n\x0e\x43onnectRequest\x12%\n\x08\x65ndpoint\x18\x01 \x01(\x0b\x32\x13.tandem.v1.Endpoint\"!\n\x0c\x43onnectReply\x12\x11\n\tmember_id\x18\x01 \x01(\t\"E\n\rSettleRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x11\n\tmember_id\x18\x03 \x01(\t\"&\n\x0bSettleReply\x12\x17\n\x0f\x61nything_posted\x18\x01 \x01(\x08\"\x0f\n\rStatusRequest\"\xcf\x02\n\x0bStatusReply\x12\x11\n\tmember_id\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x04 \x01(\t\x12\x1d\n\x04load\x18\x05 \x01(\x0b\x32\x0f.tandem.v1.Load\x12\x32\n\x06ledger\x18\x06 \x03(\x0b\x32\".tandem.v1.StatusReply.LedgerEntry\x12\x36\n\x08\x63ounters\x18\x07 \x03(\x0b\x32$.tandem.v1.StatusReply.CountersEntry\x12\x10\n\x08\x64raining\x18\x08 \x01(\x08\x1a-\n\x0bLedgerEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\x1a/\n\rCountersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"!\n\x0c\x44rainRequest\x12\x11\n\ttimeout_s\x18\x01 \x01(\x01\"\x1f\n\nDrainReply\x12\x11\n\tremaining\x18\x01 \x01(\r\"p\n\x06Notice\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x13\n\x0b\x66irst_block\x18\x03 \x01(\r\x12\x15\n\rtoken_digests\x18\x04 \x03(\x0c\x12\x17\n\x0fpayload_digests\x18\x05 \x03(\x06*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32L\n\x06\x44\x65\x63ode\x12\x42\n\x08Generate\x12\x1a.tandem.v1.GenerateRequest\x1a\x18.tandem.v1.GenerateEvent0\x01\x32\xb9\x01\n\x07Prefill\x12=\n\x07\x43onnect\x12\x19.tandem.v1.ConnectRequest\x1a\x17.tandem.v1.ConnectReply\x12\x33\n\x03Run\x12\x15.tandem.v1.RunRequest\x1a\x13.tandem.v1.RunEvent0\x01\x12:\n\x06Settle\x12\x18.tandem.v1.SettleRequest\x1a\x16.tandem.v1.SettleReply2|\n\x05\x41\x64min\x12:\n\x06Status\x12\x18.tandem.v1.StatusRequest\x1a\x16.tandem.v1.StatusReply\x12\x37\n\x05\x44rain\x12\x17.tandem.v1.DrainRequest\x1a\x15.tandem.v1.DrainReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,8 +39,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STATUSREPLY_LEDGERENTRY']._serialized_options = b'8\001'
   _globals['_STATUSREPLY_COUNTERSENTRY']._loaded_options = None
   _globals['_STATUSREPLY_COUNTERSENTRY']._serialized_options = b'8\001'
-  _globals['_FINISHREASON']._serialized_start=3459
-  _globals['_FINISHREASON']._serialized_end=3554
+  _globals['_FINISHREASON']._serialized_start=3497
+  _globals['_FINISHREASON']._serialized_end=3592
   _globals['_SAMPLINGPARAMS']._serialized_start=41
   _globals['_SAMPLINGPARAMS']._serialized_end=452
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=391
@@ -72,43 +72,43 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_KVTARGET']._serialized_start=1933
   _globals['_KVTARGET']._serialized_end=2037
   _globals['_RUNREQUEST']._serialized_start=2040
-  _globals['_RUNREQUEST']._serialized_end=2231
-  _globals['_RUNEVENT']._serialized_start=2234
-  _globals['_RUNEVENT']._serialized_end=2430
-  _globals['_RUNACCEPTED']._serialized_start=2432
-  _globals['_RUNACCEPTED']._serialized_end=2499
-  _globals['_RUNPROGRESS']._serialized_start=2501
-  _globals['_RUNPROGRESS']._serialized_end=2539
-  _globals['_RUNFIRSTTOKEN']._serialized_start=2542
-  _globals['_RUNFIRSTTOKEN']._serialized_end=2676
-  _globals['_RUNPUSHED']._serialized_start=2678
-  _globals['_RUNPUSHED']._serialized_end=2736
-  _globals['_CONNECTREQUEST']._serialized_start=2738
-  _globals['_CONNECTREQUEST']._serialized_end=2793
-  _globals['_CONNECTREPLY']._serialized_start=2795
-  _globals['_CONNECTREPLY']._serialized_end=2828
-  _globals['_SETTLEREQUEST']._serialized_start=2830
-  _globals['_SETTLEREQUEST']._serialized_end=2880
-  _globals['_SETTLEREPLY']._serialized_start=2882
-  _globals['_SETTLEREPLY']._serialized_end=2920
-  _globals['_STATUSREQUEST']._serialized_start=2922
-  _globals['_STATUSREQUEST']._serialized_end=2937
-  _globals['_STATUSREPLY']._serialized_start=2940
-  _globals['_STATUSREPLY']._serialized_end=3275
-  _globals['_STATUSREPLY_LEDGERENTRY']._serialized_start=3181
-  _globals['_STATUSREPLY_LEDGERENTRY']._serialized_end=3226
-  _globals['_STATUSREPLY_COUNTERSENTRY']._serialized_start=3228
-  _globals['_STATUSREPLY_COUNTERSENTRY']._serialized_end=3275
-  _globals['_DRAINREQUEST']._serialized_start=3277
-  _globals['_DRAINREQUEST']._serialized_end=3310
-  _globals['_DRAINREPLY']._serialized_start=3312
-  _globals['_DRAINREPLY']._serialized_end=3343
-  _globals['_NOTICE']._serialized_start=3345
-  _globals['_NOTICE']._serialized_end=3457
-  _globals['_DECODE']._serialized_start=3556
-  _globals['_DECODE']._serialized_end=3632
-  _globals['_PREFILL']._serialized_start=3635
-  _globals['_PREFILL']._serialized_end=3820
-  _globals['_ADMIN']._serialized_start=3822
-  _globals['_ADMIN']._serialized_end=3946
+  _globals['_RUNREQUEST']._serialized_end=2250
+  _globals['_RUNEVENT']._serialized_start=2253
+  _globals['_RUNEVENT']._serialized_end=2449
+  _globals['_RUNACCEPTED']._serialized_start=2451
+  _globals['_RUNACCEPTED']._serialized_end=2518
+  _globals['_RUNPROGRESS']._serialized_start=2520
+  _globals['_RUNPROGRESS']._serialized_end=2558
+  _globals['_RUNFIRSTTOKEN']._serialized_start=2561
+  _globals['_RUNFIRSTTOKEN']._serialized_end=2695
+  _globals['_RUNPUSHED']._serialized_start=2697
+  _globals['_RUNPUSHED']._serialized_end=2755
+  _globals['_CONNECTREQUEST']._serialized_start=2757
+  _globals['_CONNECTREQUEST']._serialized_end=2812
+  _globals['_CONNECTREPLY']._serialized_start=2814
+  _globals['_CONNECTREPLY']._serialized_end=2847
+  _globals['_SETTLEREQUEST']._serialized_start=2849
+  _globals['_SETTLEREQUEST']._serialized_end=2918
+  _globals['_SETTLEREPLY']._serialized_start=2920
+  _globals['_SETTLEREPLY']._serialized_end=2958
+  _globals['_STATUSREQUEST']._serialized_start=2960
+  _globals['_STATUSREQUEST']._serialized_end=2975
+  _globals['_STATUSREPLY']._serialized_start=2978
+  _globals['_STATUSREPLY']._serialized_end=3313
+  _globals['_STATUSREPLY_LEDGERENTRY']._serialized_start=3219
+  _globals['_STATUSREPLY_LEDGERENTRY']._serialized_end=3264
+  _globals['_STATUSREPLY_COUNTERSENTRY']._serialized_start=3266
+  _globals['_STATUSREPLY_COUNTERSENTRY']._serialized_end=3313
+  _globals['_DRAINREQUEST']._serialized_start=3315
+  _globals['_DRAINREQUEST']._serialized_end=3348
+  _globals['_DRAINREPLY']._serialized_start=3350
+  _globals['_DRAINREPLY']._serialized_end=3381
+  _globals['_NOTICE']._serialized_start=3383
+  _globals['_NOTICE']._serialized_end=3495
+  _globals['_DECODE']._serialized_start=3594
+  _globals['_DECODE']._serialized_end=3670
+  _globals['_PREFILL']._serialized_start=3673
+  _globals['_PREFILL']._serialized_end=3858
+  _globals['_ADMIN']._serialized_start=3860
+  _globals['_ADMIN']._serialized_end=3984
 # @@protoc_insertion_point(module_scope)

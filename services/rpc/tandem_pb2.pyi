@@ -643,10 +643,13 @@ class RunRequest(_message.Message):
     SAMPLING_FIELD_NUMBER: _builtins.int
     TARGET_FIELD_NUMBER: _builtins.int
     PROJECT_FIELD_NUMBER: _builtins.int
+    MEMBER_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The same id as in GenerateRequest."""
     project: _builtins.str
     """Part of the prefix-cache seed."""
+    member_id: _builtins.str
+    """The incarnation that the gateway chose; any other one refuses."""
     @_builtins.property
     def prompt_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Prompt and resumed output: everything whose KV is wanted."""
@@ -672,10 +675,11 @@ class RunRequest(_message.Message):
         sampling: Global___SamplingParams | None = ...,
         target: Global___KVTarget | None = ...,
         project: _builtins.str = ...,
+        member_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["project", b"project", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "resumed_output_token_ids", b"resumed_output_token_ids", "sampling", b"sampling", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["member_id", b"member_id", "project", b"project", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "resumed_output_token_ids", b"resumed_output_token_ids", "sampling", b"sampling", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -893,19 +897,23 @@ class SettleRequest(_message.Message):
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
+    MEMBER_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The request."""
     epoch: _builtins.int
     """The attempt."""
+    member_id: _builtins.str
+    """The incarnation that was asked to run it; any other one refuses."""
     def __init__(
         self,
         *,
         request_id: _builtins.str = ...,
         epoch: _builtins.int = ...,
+        member_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "member_id", b"member_id", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1092,7 +1100,7 @@ Global___DrainReply: _TypeAlias = DrainReply  # noqa: Y015
 
 @_typing.final
 class Notice(_message.Message):
-    """Travels with the data of one push: services/transfer/notice.py."""
+    """Travels with the data of one push: services/worker/notice.py."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -1,0 +1,100 @@
+"""Server side of the wire: who may call, and how our errors leave."""
+
+import hmac
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any
+
+import grpc
+
+from services.errors import AuthenticationFailed, IncompatiblePeer, InternalError, TandemError
+from services.rpc.channel import CHANNEL_OPTIONS, PROTOCOL_VERSION, SECRET_KEY, VERSION_KEY
+from services.rpc.errors import status_of, trailing_metadata
+from services.telemetry.logs import get_logger
+
+_log = get_logger(__name__)
+_HEALTH_PREFIX = "/grpc.health.v1.Health/"
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+
+def new_server(secret: bytes) -> grpc.aio.Server:
+    """Return a server that answers only callers with the cluster secret and a known protocol version."""
+    options = (*CHANNEL_OPTIONS, ("grpc.so_reuseport", 0), ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000))
+    return grpc.aio.server(interceptors=[_Gate(secret)], options=options)
+
+
+async def abort(context: _Context, error: TandemError) -> None:
+    """End a call with ``error``."""
+    await context.abort(status_of(error), error.message, trailing_metadata(error))
+
+
+class _Gate(grpc.aio.ServerInterceptor):
+    """Refuses strangers, and is one of the three places that catch everything: every call ends with an answer."""
+
+    def __init__(self, secret: bytes) -> None:
+        self._secret = secret
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        handler = await continuation(handler_call_details)
+        if handler is None or handler_call_details.method.startswith(_HEALTH_PREFIX):
+            return handler
+        refusal = self._refusal(dict(handler_call_details.invocation_metadata or ()))
+        return _guarded(handler, handler_call_details.method, refusal)
+
+    def _refusal(self, metadata: dict[str, str | bytes]) -> TandemError | None:
+        secret = metadata.get(SECRET_KEY, b"")
+        if not isinstance(secret, bytes) or not hmac.compare_digest(secret, self._secret):
+            return AuthenticationFailed("The caller does not know the cluster secret.")
+        if metadata.get(VERSION_KEY) != str(PROTOCOL_VERSION):
+            return IncompatiblePeer(
+                f"This worker speaks protocol {PROTOCOL_VERSION}, not {metadata.get(VERSION_KEY)!r}."
+            )
+        return None
+
+
+def _guarded(
+    handler: grpc.RpcMethodHandler[Any, Any], method: str, refusal: TandemError | None
+) -> grpc.RpcMethodHandler[Any, Any]:
+    async def answer(request: Any, context: _Context, respond: Callable[[Any, _Context], Awaitable[Any]]) -> Any:
+        if refusal is not None:
+            _log.warning("rpc.refused", method=method, peer=context.peer(), code=refusal.code)
+            return await abort(context, refusal)
+        try:
+            return await respond(request, context)
+        except TandemError as error:
+            await abort(context, error)
+        except Exception as error:
+            if isinstance(error, grpc.aio.AbortError):
+                raise
+            _log.failure("rpc.defect", error, method=method)
+            await abort(context, InternalError("Internal error; the worker's log has the details."))
+
+    if handler.response_streaming:
+
+        async def stream(request: Any, context: _Context) -> None:
+            await answer(request, context, _writer(handler.unary_stream))
+
+        return grpc.unary_stream_rpc_method_handler(stream, handler.request_deserializer, handler.response_serializer)
+
+    respond: Any = handler.unary_unary
+
+    async def unary(request: Any, context: _Context) -> Any:
+        return await answer(request, context, respond)
+
+    return grpc.unary_unary_rpc_method_handler(unary, handler.request_deserializer, handler.response_serializer)
+
+
+def _writer(generate: Any) -> Callable[[Any, _Context], Awaitable[None]]:
+    """Drive a servicer's async generator so that its ``finally`` runs as soon as the call is cancelled."""
+
+    async def write_all(request: Any, context: _Context) -> None:
+        events: AsyncGenerator[Any, None] = generate(request, context)
+        async with aclosing(events):
+            async for event in events:
+                await context.write(event)
+
+    return write_all
