@@ -43,6 +43,8 @@ class FinalBlocks:
     """Index, within the sequence, of the first of them."""
     block_ids: tuple[int, ...]
     token_digests: tuple[BlockHash, ...]
+    payload_digests: tuple[int, ...] = ()
+    """Set by the worker, between the step that made the blocks final and the next one."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,10 @@ class ChunkComputed:
 
     request_id: str
     num_computed_tokens: int
+    num_cached_tokens: int = 0
+    """Those of them that the prefix cache had when the request first got blocks."""
+    step_began_s: float = 0.0
+    """Stamped by the worker; the engine knows no clock."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +75,10 @@ class StepStats:
     num_tokens: int = 0
     """Rows of the forward pass that belong to requests."""
     num_prompt_tokens: int = 0
-    """Those of them that were more than one per request."""
+    """Those of them that advanced a prompt."""
     num_preempted: int = 0
     num_cached_tokens: int = 0
     """Tokens found in the prefix cache by requests that were scheduled for the first time."""
-    duration_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -145,7 +150,9 @@ class EngineLoad:
     """How busy the engine is."""
 
     num_running: int
+    """Requests that take part in steps."""
     num_waiting: int
     num_queued_tokens: int
+    """Prompt tokens not computed yet."""
     num_available_blocks: int
     num_total_blocks: int

@@ -34,15 +34,15 @@ class Channels:
         ]
         self._channels: dict[str, grpc.aio.Channel] = {}
 
-    def decode(self, address: str) -> tandem_pb2_grpc.DecodeAsyncStub:
+    def decode(self, address: str) -> "tandem_pb2_grpc.DecodeAsyncStub":
         """Return the decode service at ``host:port``."""
         return tandem_pb2_grpc.DecodeStub(self._channel(address))
 
-    def prefill(self, address: str) -> tandem_pb2_grpc.PrefillAsyncStub:
+    def prefill(self, address: str) -> "tandem_pb2_grpc.PrefillAsyncStub":
         """Return the prefill service at ``host:port``."""
         return tandem_pb2_grpc.PrefillStub(self._channel(address))
 
-    def admin(self, address: str) -> tandem_pb2_grpc.AdminAsyncStub:
+    def admin(self, address: str) -> "tandem_pb2_grpc.AdminAsyncStub":
         """Return the admin service at ``host:port``."""
         return tandem_pb2_grpc.AdminStub(self._channel(address))
 

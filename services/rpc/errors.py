@@ -4,6 +4,7 @@ The status code is for proxies and dashboards; the class travels as its stable c
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import grpc
 
@@ -62,6 +63,15 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> errors.TandemError:
         param=trailing.get(PARAM_KEY),
         retry_after_s=float(retry_after) if retry_after else None,
     )
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Raise the peer's own error instead of gRPC's."""
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        raise from_rpc_error(error) from error
 
 
 def _by_code() -> dict[str, type[errors.TandemError]]:

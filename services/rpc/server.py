@@ -1,5 +1,7 @@
 """Server side of the wire: who may call, and how our errors leave."""
 
+from __future__ import annotations  # grpc's classes are generic in the type stubs only
+
 import hmac
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing

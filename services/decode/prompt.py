@@ -1,0 +1,241 @@
+"""Gets one prompt's KV into this worker's pool: from a prefill worker, or computed here.
+
+reserve -> local by choice
+        -> attempt 1 -> arrived: start
+                     -> failed: keep what arrived, attempt 2 ... -> computed here (fallback)
+"""
+
+import secrets
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass
+
+from services.decode.arrivals import Arrivals
+from services.decode.attempt import Attempt, Leaving
+from services.decode.policy import PrefillPolicy
+from services.decode.proof import Proof
+from services.decode.reserving import Reserving
+from services.decode.settings import DecodeSettings
+from services.decode.settling import Settling
+from services.engine.output import Reservation, SampledToken
+from services.engine.request import AttemptKey, FinishReason, NewRequest, Outcome
+from services.errors import (
+    IntegrityError,
+    InternalError,
+    NoPrefillWorker,
+    Overloaded,
+    PeerError,
+    TandemError,
+    Unavailable,
+)
+from services.rpc import tandem_pb2 as pb
+from services.rpc.channel import Channels
+from services.telemetry.logs import get_logger
+from services.worker.node import Node
+
+_log = get_logger(__name__)
+_FAILURES = (PeerError, IntegrityError, Overloaded, Unavailable)
+
+
+@dataclass(frozen=True)
+class PromptServices:
+    """What every prompt needs; built once per worker."""
+
+    node: Node
+    channels: Channels
+    arrivals: Arrivals
+    settling: Settling
+    reserving: Reserving
+    policy: PrefillPolicy
+    settings: DecodeSettings
+
+
+class Prompt:
+    """The prompt of one request, from reservation until its sequence can run."""
+
+    def __init__(
+        self,
+        services: PromptServices,
+        spec: NewRequest,
+        *,
+        candidates: Sequence[pb.PrefillCandidate],
+        project: str,
+        require_prefill: bool,
+        proof: Proof,
+    ) -> None:
+        self._services = services
+        self._spec = spec
+        self._candidates = candidates[: services.settings.max_prefill_attempts]
+        self._project = project
+        self._require_prefill = require_prefill
+        self._proof = proof
+        self._attempt: Attempt | None = None
+        self._candidate: pb.PrefillCandidate | None = None
+        self._repeated: SampledToken | None = None
+        """The first token, once it was sent: whoever takes over computes it again."""
+        self._num_arrived_blocks = 0
+        self.finish_reason: FinishReason | None = None
+        """Set when the sequence ended with its first token."""
+
+    async def reserve(self) -> Reservation:
+        """Reserve blocks for the whole prompt before anybody computes."""
+        key = self._new_key()
+        self._proof.mark()
+        reservation = await self._services.reserving.reserve(self._spec, key)
+        self._proof.lap("reserve")
+        self._proof.cached_tokens = reservation.num_cached_tokens
+        self._open(key, reservation)
+        return reservation
+
+    async def fill(self, reservation: Reservation) -> AsyncGenerator[SampledToken, None]:
+        """Bring the prompt's KV here; yields the first token if a prefill worker sampled it."""
+        if await self._is_local(reservation):
+            await self._compute_here("local", "short prompt")
+            return
+        failure: TandemError = NoPrefillWorker("No prefill worker is known for this model.", retry_after_s=1.0)
+        for candidate in self._candidates:
+            try:
+                async with aclosing(self._try(candidate)) as tokens:
+                    async for token in tokens:
+                        yield token
+                return
+            except _FAILURES as error:
+                _log.warning(
+                    "prefill.failed",
+                    request_id=self._spec.request_id,
+                    prefill=candidate.member_id,
+                    code=error.code,
+                    reason=error.message,
+                )
+                failure = error
+        if self._require_prefill or isinstance(failure, Overloaded):
+            raise failure
+        await self._compute_here("fallback", failure.code)
+
+    def abandon(self) -> None:
+        """The request is over, whatever its state: blocks that may still be written go to quarantine, others back."""
+        with self._leaving() as leaving:
+            self._services.node.engine.post(
+                lambda scheduler: scheduler.cancel(
+                    self._spec.request_id, num_arrived=leaving.num_arrived, outcome=leaving.outcome
+                )
+            )
+
+    def is_repeated(self, token: SampledToken) -> bool:
+        """Whether ``token`` repeats the first token that was sent already.
+
+        Raises:
+            InternalError: it should, but it is another token; nothing wrong may follow a right token.
+        """
+        if self._repeated is None:
+            return False
+        if token.token_id != self._repeated.token_id:
+            raise InternalError(
+                f"The first token was {self._repeated.token_id}, computed again it is {token.token_id}."
+            )
+        self._repeated = None
+        return True
+
+    @property
+    def _num_tokens(self) -> int:
+        return len(self._spec.prompt_token_ids) + len(self._spec.resumed_output_token_ids)
+
+    async def _is_local(self, reservation: Reservation) -> bool:
+        node = self._services.node
+        load = (await node.snapshot()).load
+        return not self._require_prefill and self._services.policy.is_local(
+            self._num_tokens - reservation.num_cached_tokens,
+            self._candidates,
+            num_running=load.num_running,
+            local_tokens_per_s=node.throughput.prefill_tokens_per_s,
+        )
+
+    async def _try(self, candidate: pb.PrefillCandidate) -> AsyncGenerator[SampledToken, None]:
+        attempt = await self._next_attempt()
+        self._candidate = candidate
+        self._proof.attempts += 1
+        running = attempt.run(
+            self._spec,
+            candidate,
+            self._project,
+            step_timeout_s=self._services.settings.prefill_step_timeout_s,
+            proof=self._proof,
+        )
+        first: SampledToken | None = None
+        async with aclosing(running) as tokens:
+            async for token in tokens:
+                first = token
+                if not self.is_repeated(token):
+                    yield token
+                self._repeated = token
+        if first is None:
+            raise InternalError("An attempt ended without a token.")
+        await self._start(candidate, first)
+
+    async def _next_attempt(self) -> Attempt:
+        """Return the attempt to use: the one just reserved, or a new one that keeps what arrived."""
+        if self._attempt is None:
+            raise InternalError("A prompt is filled before it is reserved.")
+        if self._proof.attempts == 0:
+            return self._attempt
+        key = self._new_key()
+        with self._leaving() as leaving:
+            reservation = await self._services.node.engine.call(
+                lambda scheduler: scheduler.reattempt(
+                    self._spec.request_id, key, num_arrived=leaving.num_arrived, outcome=leaving.outcome
+                )
+            )
+        return self._open(key, reservation)
+
+    async def _start(self, candidate: pb.PrefillCandidate, first: SampledToken) -> None:
+        self._proof.path, self._proof.prefill = "pd", candidate.member_id
+        with self._leaving():
+            self.finish_reason = await self._services.node.engine.call(
+                lambda scheduler: scheduler.start(self._spec.request_id, first)
+            )
+        self._repeated = None
+        self._book(recomputes_last_block=False)
+
+    async def _compute_here(self, path: str, reason: str) -> None:
+        self._proof.path, self._proof.reason = path, reason
+        with self._leaving() as leaving:
+            await self._services.node.engine.call(
+                lambda scheduler: scheduler.run_locally(
+                    self._spec.request_id, num_arrived=leaving.num_arrived, outcome=leaving.outcome
+                )
+            )
+        self._book(recomputes_last_block=True)
+
+    @contextmanager
+    def _leaving(self) -> Iterator[Leaving]:
+        """Leave the attempt, if there is one; the command inside tells the engine, then its quarantine is watched."""
+        attempt, candidate, self._attempt = self._attempt, self._candidate, None
+        leaving = attempt.leave() if attempt is not None else Leaving(0, Outcome.NOTHING_POSTED)
+        self._num_arrived_blocks += leaving.num_arrived
+        try:
+            yield leaving
+        finally:
+            is_open = attempt is not None and leaving.num_arrived < attempt.num_wanted
+            if is_open and candidate is not None and attempt is not None and leaving.outcome is Outcome.UNKNOWN:
+                self._services.settling.watch(attempt.key, candidate)
+
+    def _open(self, key: AttemptKey, reservation: Reservation) -> Attempt:
+        services = self._services
+        self._attempt = Attempt(services.node, services.channels, services.arrivals, reservation=reservation, key=key)
+        return self._attempt
+
+    def _new_key(self) -> AttemptKey:
+        return AttemptKey(self._spec.request_id, secrets.randbits(63))
+
+    def _book(self, *, recomputes_last_block: bool) -> None:
+        """Count every prompt token once: cached here, transferred, or computed here."""
+        layout, proof = self._services.node.layout, self._proof
+        covered = proof.cached_tokens + self._num_arrived_blocks * layout.block_size
+        if recomputes_last_block:
+            covered = min(covered, (self._num_tokens - 1) // layout.block_size * layout.block_size)
+        proof.transferred_tokens = max(0, min(covered, self._num_tokens) - proof.cached_tokens)
+        proof.recomputed_tokens = self._num_tokens - proof.cached_tokens - proof.transferred_tokens
+        proof.kv_bytes = self._num_arrived_blocks * layout.block_bytes
+        if proof.kv_bytes:
+            proof.transport = self._services.node.transfers.endpoint.transport
+            proof.verified = self._services.node.sealer.enabled

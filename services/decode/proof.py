@@ -1,0 +1,63 @@
+"""The proof of path: which way an answer went, filled in as it happens."""
+
+from dataclasses import dataclass, field
+
+from services.rpc import tandem_pb2 as pb
+from services.telemetry.clock import Clock
+
+
+@dataclass
+class Proof:
+    """Counts tokens by origin and time by step for one request."""
+
+    decode: str
+    clock: Clock
+    path: str = "local"
+    prefill: str = ""
+    reason: str = ""
+    transport: str = ""
+    verified: bool = True
+    cached_tokens: int = 0
+    transferred_tokens: int = 0
+    recomputed_tokens: int = 0
+    prefill_cached_tokens: int = 0
+    kv_bytes: int = 0
+    attempts: int = 0
+    timings_ms: dict[str, float] = field(default_factory=dict)
+    began_s: float = field(init=False)
+    marked_s: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.began_s = self.marked_s = self.clock.now()
+
+    def mark(self) -> None:
+        """Start the time of the next step here."""
+        self.marked_s = self.clock.now()
+
+    def lap(self, step: str) -> None:
+        """Book the time since the last mark under ``step``."""
+        now_s = self.clock.now()
+        self.timings_ms[step] = self.timings_ms.get(step, 0.0) + 1e3 * (now_s - self.marked_s)
+        self.marked_s = now_s
+
+    def first_token(self) -> None:
+        """Note when the first token left; only the first call counts."""
+        self.timings_ms.setdefault("first_token", 1e3 * (self.clock.now() - self.began_s))
+
+    def to_message(self) -> pb.PathProof:
+        """Return the wire form."""
+        return pb.PathProof(
+            path=self.path,
+            prefill=self.prefill,
+            decode=self.decode,
+            cached_tokens=self.cached_tokens,
+            transferred_tokens=self.transferred_tokens,
+            recomputed_tokens=self.recomputed_tokens,
+            kv_bytes=self.kv_bytes,
+            transport=self.transport,
+            verified=self.verified,
+            timings_ms=self.timings_ms,
+            attempts=self.attempts,
+            prefill_cached_tokens=self.prefill_cached_tokens,
+            reason=self.reason,
+        )

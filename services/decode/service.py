@@ -1,0 +1,119 @@
+"""The decode service: reserve, let the prompt's KV come, then stream tokens."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+
+import grpc
+
+from services.decode.prompt import Prompt, PromptServices
+from services.decode.proof import Proof
+from services.engine.output import SampledToken, TokenOutput
+from services.engine.request import FinishReason, NewRequest
+from services.errors import DeadlineExceeded
+from services.kv.hashes import cache_seed
+from services.rpc import tandem_pb2 as pb
+from services.rpc import tandem_pb2_grpc
+from services.rpc.convert import sampling_from_message
+from services.telemetry.logs import get_logger
+from services.worker.convert import reason_to_message, token_to_message
+from services.worker.engine_thread import EngineEvent, EngineStream
+
+_log = get_logger(__name__)
+_Context = grpc.aio.ServicerContext[object, object]
+
+
+class DecodeServicer(tandem_pb2_grpc.DecodeServicer):
+    """Answers gateways."""
+
+    def __init__(self, services: PromptServices) -> None:
+        self._services = services
+        self._node = services.node
+        self.num_live = 0
+
+    async def Generate(self, request: pb.GenerateRequest, context: _Context) -> AsyncGenerator[pb.GenerateEvent, None]:
+        """Run one sequence to its end, within its deadline."""
+        self._node.require_open()
+        self._node.require_fingerprint(request.fingerprint)
+        timeout_s = min(
+            request.timeout_s or self._services.settings.request_timeout_s, self._services.settings.request_timeout_s
+        )
+        proof = Proof(decode=self._node.member_id, clock=self._node.clock)
+        self.num_live += 1
+        try:
+            async with asyncio.timeout(timeout_s):
+                async with aclosing(self._run(request, proof)) as events:
+                    async for event in events:
+                        yield event
+        except TimeoutError as error:
+            raise DeadlineExceeded(f"The request did not end within {timeout_s:g} s.") from error
+        finally:
+            self.num_live -= 1
+            _log.event(
+                "decode.ended",
+                request_id=request.request_id,
+                path=proof.path,
+                prefill=proof.prefill or "-",
+                reason=proof.reason or "-",
+            )
+
+    async def _run(self, request: pb.GenerateRequest, proof: Proof) -> AsyncGenerator[pb.GenerateEvent, None]:
+        spec = self._spec(request)
+        prompt = Prompt(
+            self._services,
+            spec,
+            candidates=request.prefill_candidates,
+            project=request.project,
+            require_prefill=request.require_prefill,
+            proof=proof,
+        )
+        stream = self._node.engine.subscribe(spec.request_id)
+        try:
+            reservation = await prompt.reserve()
+            load = await self._node.load_message()
+            yield pb.GenerateEvent(accepted=pb.Accepted(cached_tokens=reservation.num_cached_tokens, load=load))
+            async with aclosing(prompt.fill(reservation)) as first_tokens:
+                async for token in first_tokens:
+                    proof.first_token()
+                    yield _tokens([token])
+            proof.mark()
+            reason = prompt.finish_reason
+            while reason is None:
+                outputs = await _next_outputs(stream)
+                proof.timings_ms.setdefault("decode_queue", 1e3 * (self._node.clock.now() - proof.marked_s))
+                proof.first_token()
+                reason = outputs[-1].finish_reason
+                fresh = [output.token for output in outputs if not prompt.is_repeated(output.token)]
+                if fresh:
+                    yield _tokens(fresh)
+            yield await self._finished(reason, proof)
+        finally:
+            self._node.engine.unsubscribe(spec.request_id)
+            prompt.abandon()
+
+    async def _finished(self, reason: FinishReason, proof: Proof) -> pb.GenerateEvent:
+        load = await self._node.load_message()
+        finished = pb.Finished(reason=reason_to_message(reason), proof=proof.to_message(), load=load)
+        return pb.GenerateEvent(finished=finished)
+
+    def _spec(self, request: pb.GenerateRequest) -> NewRequest:
+        return NewRequest(
+            request_id=request.request_id,
+            prompt_token_ids=tuple(request.prompt_token_ids),
+            resumed_output_token_ids=tuple(request.resumed_output_token_ids),
+            params=sampling_from_message(request.sampling),
+            cache_seed=cache_seed(self._node.layout.fingerprint, request.project),
+        )
+
+
+def _tokens(tokens: Sequence[SampledToken]) -> pb.GenerateEvent:
+    return pb.GenerateEvent(tokens=pb.Tokens(tokens=[token_to_message(token) for token in tokens]))
+
+
+async def _next_outputs(stream: EngineStream) -> list[TokenOutput]:
+    """Return all tokens that are there, at least one."""
+    while True:
+        events: list[EngineEvent] = [await stream.next(), *stream.drain()]
+        outputs = [event for event in events if isinstance(event, TokenOutput)]
+        if outputs:
+            return outputs

@@ -1,0 +1,24 @@
+"""Settings of a decode worker."""
+
+from pydantic import Field
+
+from services.worker.settings import WorkerSettings
+
+
+class DecodeSettings(WorkerSettings):
+    """A decode worker."""
+
+    request_timeout_s: float = Field(default=600.0, gt=0)
+    """Longest life of one request."""
+    prefill_step_timeout_s: float = Field(default=30.0, gt=0)
+    """Longest time without progress of a prompt at a prefill worker before the next one is tried."""
+    reserve_timeout_s: float = Field(default=30.0, gt=0)
+    """Longest wait for KV blocks before a request is refused with 429."""
+    max_prefill_attempts: int = Field(default=3, ge=1)
+    """Prefill workers tried for one request before the prompt is computed here."""
+    max_reserved_share: float = Field(default=0.3, gt=0, le=1)
+    """Largest share of the KV pool that reservations may hold."""
+    local_prefill_tokens: int = Field(default=64, ge=0)
+    """Prompts with at most this many uncached tokens are always computed here; longer ones by predicted cost."""
+    settle_grace_s: float = Field(default=5.0, ge=0)
+    """How long blocks stay quarantined after the death of the process that may have written them."""

@@ -1,0 +1,149 @@
+"""The prefill service: compute a prompt, push each chunk's KV while the next one computes, sample the first token."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+
+import grpc
+
+from services.engine.output import Admitted, ChunkComputed, FinalBlocks, TokenOutput
+from services.engine.request import AttemptKey, NewRequest
+from services.engine.scheduler import Scheduler
+from services.errors import InvalidRequest, Overloaded, PeerStalled
+from services.kv.hashes import cache_seed
+from services.prefill.outgoing import Outgoing
+from services.prefill.settings import PrefillSettings
+from services.rpc import tandem_pb2 as pb
+from services.rpc import tandem_pb2_grpc
+from services.rpc.convert import sampling_from_message
+from services.telemetry.logs import get_logger
+from services.worker.convert import endpoint_from_message, reason_to_message, token_to_message
+from services.worker.node import Node
+
+_log = get_logger(__name__)
+_CONNECT_TIMEOUT_S = 10.0
+_SETTLE_TIMEOUT_S = 30.0
+_Context = grpc.aio.ServicerContext[object, object]
+
+
+@dataclass
+class _Moments:
+    accepted_s: float
+    first_chunk_s: float | None = None
+
+
+class PrefillServicer(tandem_pb2_grpc.PrefillServicer):
+    """Answers decode workers."""
+
+    def __init__(self, node: Node, settings: PrefillSettings) -> None:
+        self._node = node
+        self._settings = settings
+        self._live: dict[AttemptKey, Outgoing] = {}
+        self._settling: set[asyncio.Task[None]] = set()
+
+    @property
+    def num_live(self) -> int:
+        """Attempts that compute or have a write outstanding."""
+        return len(self._live)
+
+    async def Connect(self, request: pb.ConnectRequest, context: _Context) -> pb.ConnectReply:
+        """Warm the pair before its first request."""
+        await self._node.transfers.connect(endpoint_from_message(request.endpoint), timeout_s=_CONNECT_TIMEOUT_S)
+        return pb.ConnectReply(member_id=self._node.member_id)
+
+    async def Run(self, request: pb.RunRequest, context: _Context) -> AsyncGenerator[pb.RunEvent, None]:
+        """Compute and push one prompt."""
+        self._node.require_open()
+        self._node.require_member(request.member_id)
+        self._node.require_fingerprint(request.target.endpoint.fingerprint)
+        spec = self._spec(request)
+        await self._node.transfers.connect(endpoint_from_message(request.target.endpoint), timeout_s=_CONNECT_TIMEOUT_S)
+        attempt = AttemptKey(request.request_id, request.target.epoch)
+        outgoing = Outgoing(
+            self._node, attempt=attempt, target=request.target, push_timeout_s=self._settings.push_timeout_s
+        )
+        self._live[attempt] = outgoing
+        try:
+            async for event in self._compute(spec, outgoing):
+                yield event
+            await outgoing.all_pushed()
+            yield pb.RunEvent(pushed=pb.RunPushed(blocks=outgoing.num_blocks, load=await self._node.load_message()))
+        finally:
+            self._node.engine.unsubscribe(spec.request_id)
+            self._node.engine.post(lambda scheduler: scheduler.cancel(spec.request_id))
+            self._forget_when_settled(outgoing)
+
+    async def Settle(self, request: pb.SettleRequest, context: _Context) -> pb.SettleReply:
+        """Answer once no write of the attempt is outstanding and none will be posted."""
+        self._node.require_member(request.member_id)
+        attempt = AttemptKey(request.request_id, request.epoch)
+        outgoing = self._live.get(attempt)
+        if outgoing is None:
+            return pb.SettleReply(anything_posted=False)
+        try:
+            async with asyncio.timeout(_SETTLE_TIMEOUT_S):
+                await outgoing.settle()
+        except TimeoutError as error:
+            raise PeerStalled(f"A write of {attempt.request_id} is still outstanding.") from error
+        return pb.SettleReply(anything_posted=outgoing.num_blocks > 0)
+
+    async def _compute(self, spec: NewRequest, outgoing: Outgoing) -> AsyncGenerator[pb.RunEvent, None]:
+        stream = self._node.engine.subscribe(spec.request_id)
+        moments = _Moments(self._node.clock.now())
+        admitted = await self._node.engine.call(lambda scheduler: self._admit(scheduler, spec))
+        _log.event("prefill.accepted", request_id=spec.request_id, cached_tokens=admitted.num_cached_tokens)
+        accepted = pb.RunAccepted(cached_tokens=admitted.num_cached_tokens, load=await self._node.load_message())
+        yield pb.RunEvent(accepted=accepted)
+        while True:
+            match await stream.next():
+                case FinalBlocks() as final:
+                    outgoing.post(final)
+                case ChunkComputed(num_computed_tokens=computed, step_began_s=began_s):
+                    moments.first_chunk_s = moments.first_chunk_s or began_s
+                    yield pb.RunEvent(progress=pb.RunProgress(computed_tokens=computed))
+                case TokenOutput() as output:
+                    yield pb.RunEvent(first_token=self._first_token(output, moments))
+                    return
+
+    def _admit(self, scheduler: Scheduler, spec: NewRequest) -> Admitted:
+        """Queue the prompt and seal what the cache already has (on the engine thread)."""
+        load = scheduler.load()
+        if load.num_queued_tokens + len(spec.prompt_token_ids) > self._settings.max_queued_tokens and load.num_waiting:
+            raise Overloaded(f"{load.num_queued_tokens} prompt tokens are waiting here already.", retry_after_s=1.0)
+        admitted = scheduler.add(spec)
+        if admitted.cached is not None:
+            self._node.engine.emit(self._node.sealer.seal(admitted.cached))
+        return admitted
+
+    def _spec(self, request: pb.RunRequest) -> NewRequest:
+        num_tokens = len(request.prompt_token_ids) + len(request.resumed_output_token_ids)
+        wanted = self._node.layout.num_blocks(num_tokens) - request.target.first_block
+        if wanted != len(request.target.block_ids):
+            raise InvalidRequest(f"The target names {len(request.target.block_ids)} blocks, the prompt needs {wanted}.")
+        return NewRequest(
+            request_id=f"{request.request_id}#{request.target.epoch:x}",
+            prompt_token_ids=tuple(request.prompt_token_ids),
+            resumed_output_token_ids=tuple(request.resumed_output_token_ids),
+            params=sampling_from_message(request.sampling),
+            cache_seed=cache_seed(self._node.layout.fingerprint, request.project),
+            export=True,
+        )
+
+    def _first_token(self, output: TokenOutput, moments: _Moments) -> pb.RunFirstToken:
+        now_s = self._node.clock.now()
+        first_chunk_s = moments.first_chunk_s or now_s
+        return pb.RunFirstToken(
+            token=token_to_message(output.token),
+            finish_reason=reason_to_message(output.finish_reason),
+            queue_ms=1e3 * (first_chunk_s - moments.accepted_s),
+            prefill_ms=1e3 * (now_s - first_chunk_s),
+        )
+
+    def _forget_when_settled(self, outgoing: Outgoing) -> None:
+        async def forget() -> None:
+            await outgoing.settle()
+            del self._live[outgoing.attempt]
+
+        task = asyncio.create_task(forget())
+        self._settling.add(task)
+        task.add_done_callback(self._settling.discard)

@@ -1,0 +1,14 @@
+"""Settings of a prefill worker."""
+
+from pydantic import Field
+
+from services.worker.settings import WorkerSettings
+
+
+class PrefillSettings(WorkerSettings):
+    """A prefill worker."""
+
+    push_timeout_s: float = Field(default=60.0, gt=0)
+    """Longest time one push may take before its request fails."""
+    max_queued_tokens: int = Field(default=65_536, ge=1)
+    """Most uncomputed prompt tokens accepted; further prompts are refused and tried elsewhere."""

@@ -1,0 +1,72 @@
+"""What every worker tells operators: status, ledger, and how to leave."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+import grpc
+
+from services.rpc import tandem_pb2 as pb
+from services.rpc import tandem_pb2_grpc
+from services.worker.convert import load_to_message
+from services.worker.node import Node
+
+_Context = grpc.aio.ServicerContext[object, object]
+_DRAIN_POLL_S = 0.05
+
+
+class Service(Protocol):
+    """The part of a prefill or decode service that a drain waits for."""
+
+    @property
+    def num_live(self) -> int:
+        """Requests that are not over, or have a write outstanding."""
+
+
+class AdminServicer(tandem_pb2_grpc.AdminServicer):
+    """Answers operators, tests and ``tandem status``."""
+
+    def __init__(
+        self, node: Node, service: Service, *, drain_timeout_s: float, counters: Callable[[], dict[str, float]]
+    ) -> None:
+        self._node = node
+        self._service = service
+        self._drain_timeout_s = drain_timeout_s
+        self._counters = counters
+
+    async def Status(self, request: pb.StatusRequest, context: _Context) -> pb.StatusReply:
+        """Tell identity, load and ledger."""
+        snapshot = await self._node.snapshot()
+        ledger = snapshot.ledger
+        return pb.StatusReply(
+            member_id=self._node.member_id,
+            role=self._node.role.value,
+            model=self._node.card.model_name,
+            fingerprint=self._node.layout.fingerprint,
+            load=load_to_message(snapshot.load, self._node.throughput.prefill_tokens_per_s),
+            ledger={
+                "quarantined": ledger.quarantined,
+                "reserved": ledger.reserved,
+                "leased": ledger.leased,
+                "used": ledger.used,
+                "cached": ledger.cached,
+                "free": ledger.free,
+            },
+            counters=self._counters(),
+            draining=self._node.is_draining,
+        )
+
+    async def Drain(self, request: pb.DrainRequest, context: _Context) -> pb.DrainReply:
+        """Take no new work; answer when the running work ended or the time is over."""
+        return pb.DrainReply(remaining=await self.drain(request.timeout_s or self._drain_timeout_s))
+
+    async def drain(self, timeout_s: float) -> int:
+        """Take no new work and return how many requests are left when none runs or the time is over."""
+        self._node.is_draining = True
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self._service.num_live:
+                    await self._node.clock.sleep(_DRAIN_POLL_S)
+        except TimeoutError:
+            pass
+        return self._service.num_live

@@ -1,0 +1,104 @@
+"""One worker incarnation, as its servicers see it: identity, engine, transfers."""
+
+from dataclasses import dataclass
+
+from services.cluster.registry import MemberLoad, Role
+from services.engine.output import EngineLoad, Ledger
+from services.errors import Draining, IncompatiblePeer
+from services.kv.card import ModelCard
+from services.kv.layout import KVLayout
+from services.rpc import tandem_pb2 as pb
+from services.telemetry.clock import Clock
+from services.transfer.loop import TransferThread
+from services.worker.convert import load_to_message
+from services.worker.engine_thread import EngineThread
+from services.worker.seal import Sealer
+from services.worker.throughput import Throughput
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Load and ledger at one moment between two steps."""
+
+    load: EngineLoad
+    ledger: Ledger
+
+
+class Node:
+    """What a prefill and a decode service have in common. The host builds it and owns its parts."""
+
+    def __init__(
+        self,
+        *,
+        member_id: str,
+        role: Role,
+        card: ModelCard,
+        layout: KVLayout,
+        engine: EngineThread,
+        transfers: TransferThread,
+        sealer: Sealer,
+        throughput: Throughput,
+        clock: Clock,
+    ) -> None:
+        self.member_id = member_id
+        self.role = role
+        self.card = card
+        self.layout = layout
+        self.engine = engine
+        self.transfers = transfers
+        self.sealer = sealer
+        self.throughput = throughput
+        self.clock = clock
+        self.is_draining = False
+        self._load = EngineLoad(0, 0, 0, 0, 0)
+
+    async def snapshot(self) -> Snapshot:
+        """Return load and ledger, read between two steps."""
+        snapshot = await self.engine.call(lambda scheduler: Snapshot(scheduler.load(), scheduler.ledger()))
+        self._load = snapshot.load
+        return snapshot
+
+    async def load_message(self) -> pb.Load:
+        """Return the load now as the wire has it."""
+        return load_to_message((await self.snapshot()).load, self.throughput.prefill_tokens_per_s)
+
+    @property
+    def last_load(self) -> MemberLoad:
+        """The load at the last snapshot, as membership publishes it."""
+        return MemberLoad(
+            running=self._load.num_running,
+            waiting=self._load.num_waiting,
+            queued_tokens=self._load.num_queued_tokens,
+            available_blocks=self._load.num_available_blocks,
+            total_blocks=self._load.num_total_blocks,
+            prefill_tokens_per_s=self.throughput.prefill_tokens_per_s,
+        )
+
+    def require_open(self) -> None:
+        """Refuse new work while leaving.
+
+        Raises:
+            Draining: this worker leaves.
+        """
+        if self.is_draining:
+            raise Draining(f"Worker {self.member_id} is draining.", retry_after_s=1.0)
+
+    def require_fingerprint(self, fingerprint: str) -> None:
+        """Refuse a peer with another model, layout or numerics class.
+
+        Raises:
+            IncompatiblePeer: the fingerprints differ.
+        """
+        if fingerprint != self.layout.fingerprint:
+            raise IncompatiblePeer(
+                f"Layout {fingerprint[:12]} was expected, {self.member_id} has {self.layout.fingerprint[:12]}."
+            )
+
+    def require_member(self, member_id: str) -> None:
+        """Refuse a call that was meant for an earlier process at this address.
+
+        Raises:
+            IncompatiblePeer: another incarnation was meant.
+        """
+        if member_id != self.member_id:
+            raise IncompatiblePeer(f"{member_id} was expected here, but this is {self.member_id}.")

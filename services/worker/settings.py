@@ -1,0 +1,66 @@
+"""Settings that prefill and decode workers share."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from services.config import Settings
+
+
+class WorkerSettings(Settings):
+    """One worker process: its model, its memory, its place in the cluster."""
+
+    model: str = "smollm2"
+    """What to serve: `smollm2`, a Hugging Face id, a folder in Hugging Face format or a .gguf file."""
+    served_model_name: str | None = None
+    """Name that clients use; the model's own name if not given."""
+    dtype: Literal["bfloat16", "float32", "float16"] = "bfloat16"
+    """Type of weights, activations and KV cache."""
+    device: str = "cpu"
+    """`cpu` or a torch device such as `cuda:0`."""
+    threads: int = Field(default=0, ge=0)
+    """Compute threads; 0 means all CPUs of the affinity mask and the cgroup quota."""
+    max_model_len: int = Field(default=0, ge=0)
+    """Longest sequence, prompt and output; 0 means the model's own limit. The KV pool may lower it further."""
+    kv_memory_bytes: int = Field(default=0, ge=0)
+    """Memory of the KV pool; 0 means `kv_memory_share` of what is free under the cgroup limit."""
+    kv_memory_share: float = Field(default=0.25, gt=0, lt=1)
+    """Share of the free memory that the KV pool takes if `kv_memory_bytes` is 0."""
+    max_step_tokens: int = Field(default=512, ge=16)
+    """Most tokens of one forward pass: the prefill chunk size when nothing else runs."""
+    max_mixed_prefill_tokens: int = Field(default=16, ge=16)
+    """Most prompt tokens of a forward pass in which other requests generate."""
+    max_running: int = Field(default=64, ge=1)
+    """Most requests that take part in steps at once."""
+    max_waiting: int = Field(default=256, ge=1)
+    """Longest queue; further requests are refused with 429."""
+    verify_weights: bool = False
+    """Hash all bytes of the weights instead of trusting headers, sizes and published checksums."""
+
+    host: str = "127.0.0.1"
+    """Address the gRPC server binds to."""
+    port: int = Field(default=0, ge=0, le=65535)
+    """Port of the gRPC server; 0 picks a free one."""
+    advertise_host: str | None = None
+    """Address under which peers reach this worker; `host` if not given."""
+    admin_host: str = "127.0.0.1"
+    """Address of the admin port (/livez, /readyz, /metrics)."""
+    admin_port: int = Field(default=0, ge=0, le=65535)
+    """Admin port; 0 picks a free one."""
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    """Redis or Valkey that holds the membership; redis:// or unix://."""
+    secret_file: Path = Path("~/.local/share/tandem/secret")
+    """File with the cluster secret, the same for all services; made there if missing."""
+    cache_dir: Path = Path("~/.cache/tandem")
+    """Where converted models and compiled kernels are kept."""
+    transport: Literal["nixl", "tcp"] = "nixl"
+    """How KV blocks move between workers."""
+    drain_timeout_s: float = Field(default=120.0, gt=0)
+    """Longest wait for running work when the worker leaves."""
+    payload_digests: bool = True
+    """Digest every block's bytes; without, answers are marked `verified: false`."""
+    log_level: str = "info"
+    """debug, info, warning or error."""
+    log_json: bool = False
+    """Write the log as JSON lines."""
