@@ -58,6 +58,7 @@ class Registry(Protocol):
         """Extend the lease and publish ``member`` as it is now (load, draining).
 
         Raises:
+            NotFound: the lease ran out, or the store lost its data; join again.
             StateUnavailable: the store cannot be reached.
         """
 

@@ -5,12 +5,12 @@ attempt that is over is counted and ignored: an epoch stops late notices (late b
 """
 
 import asyncio
-from collections.abc import Callable
 
 from services.engine.output import Reservation
 from services.engine.request import AttemptKey
 from services.errors import IntegrityError, PayloadDigestMismatch, StaleEpoch, TokenDigestMismatch
 from services.telemetry.logs import get_logger
+from services.telemetry.metrics import WorkerMetrics
 from services.worker.notice import Notice
 from services.worker.seal import Sealer
 
@@ -20,10 +20,11 @@ _log = get_logger(__name__)
 class Arrival:
     """The blocks that one attempt waits for."""
 
-    def __init__(self, attempt: AttemptKey, reservation: Reservation, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, attempt: AttemptKey, reservation: Reservation, sealer: Sealer) -> None:
         self.attempt = attempt
         self._reservation = reservation
-        self._loop = loop
+        self._sealer = sealer
+        self._loop = asyncio.get_running_loop()
         self._verified = [False] * (len(reservation.block_table) - reservation.first_wanted)
         self._changed = asyncio.Event()
         self._failure: IntegrityError | None = None
@@ -45,7 +46,7 @@ class Arrival:
         if self._failure is not None:
             raise self._failure
 
-    def record(self, notice: Notice, sealer: Sealer) -> None:
+    def record(self, notice: Notice) -> None:
         """Check the blocks of a notice (transfer thread).
 
         Raises:
@@ -60,7 +61,7 @@ class Arrival:
         if tuple(expected) != tuple(notice.token_digests):
             raise TokenDigestMismatch(f"Blocks from {table_first} on were computed from other tokens.")
         blocks = self._reservation.block_table[table_first : table_first + last - first]
-        if sealer.enabled and sealer.digests(blocks) != tuple(notice.payload_digests):
+        if self._sealer.enabled and self._sealer.digests(blocks) != tuple(notice.payload_digests):
             raise PayloadDigestMismatch(f"Blocks from {table_first} on are not what was sent.")
         self._verified[first:last] = [True] * (last - first)
 
@@ -76,14 +77,13 @@ class Arrival:
 class Arrivals:
     """All open attempts of this worker."""
 
-    def __init__(self, sealer: Sealer, *, count_failure: Callable[[IntegrityError], None]) -> None:
-        self._sealer = sealer
-        self._count_failure = count_failure
+    def __init__(self, metrics: WorkerMetrics) -> None:
+        self._metrics = metrics
         self._open: dict[AttemptKey, Arrival] = {}
 
-    def open(self, attempt: AttemptKey, reservation: Reservation) -> Arrival:
+    def open(self, attempt: AttemptKey, reservation: Reservation, sealer: Sealer) -> Arrival:
         """Start to accept notices of an attempt."""
-        arrival = Arrival(attempt, reservation, asyncio.get_running_loop())
+        arrival = Arrival(attempt, reservation, sealer)
         self._open[attempt] = arrival
         return arrival
 
@@ -103,12 +103,15 @@ class Arrivals:
             self._refused(StaleEpoch("The attempt is over."), agent, notice.attempt.request_id)
             return
         try:
-            arrival.record(notice, self._sealer)
+            arrival.record(notice)
         except IntegrityError as error:
             self._refused(error, agent, notice.attempt.request_id)
             arrival.fail(error)
         arrival.announce()
 
     def _refused(self, error: IntegrityError, agent: str, request_id: str) -> None:
-        self._count_failure(error)
+        if isinstance(error, StaleEpoch):
+            self._metrics.stale_notices.inc()
+        else:
+            self._metrics.integrity_failures.labels(kind=error.code).inc()
         _log.warning("notice.refused", code=error.code, agent=agent, request_id=request_id, reason=error.message)

@@ -54,7 +54,7 @@ class Attempt:
         self._node = node
         self._channels = channels
         self._arrivals = arrivals
-        self._arrival = arrivals.open(key, reservation)
+        self._arrival = arrivals.open(key, reservation, node.sealer)
         self._outcome = Outcome.NOTHING_POSTED
         self._was_accepted = False
 

@@ -18,7 +18,6 @@ class PrefillPolicy:
 
     always_local_tokens: int
     max_mixed_prefill_tokens: int
-    max_step_tokens: int
 
     def is_local(
         self,

@@ -31,6 +31,7 @@ from services.errors import (
 from services.rpc import tandem_pb2 as pb
 from services.rpc.channel import Channels
 from services.telemetry.logs import get_logger
+from services.telemetry.metrics import WorkerMetrics
 from services.worker.node import Node
 
 _log = get_logger(__name__)
@@ -48,6 +49,7 @@ class PromptServices:
     reserving: Reserving
     policy: PrefillPolicy
     settings: DecodeSettings
+    metrics: WorkerMetrics
 
 
 class Prompt:
@@ -212,12 +214,22 @@ class Prompt:
         attempt, candidate, self._attempt = self._attempt, self._candidate, None
         leaving = attempt.leave() if attempt is not None else Leaving(0, Outcome.NOTHING_POSTED)
         self._num_arrived_blocks += leaving.num_arrived
+        self._count(attempt, leaving)
         try:
             yield leaving
         finally:
             is_open = attempt is not None and leaving.num_arrived < attempt.num_wanted
             if is_open and candidate is not None and attempt is not None and leaving.outcome is Outcome.UNKNOWN:
                 self._services.settling.watch(attempt.key, candidate)
+
+    def _count(self, attempt: Attempt | None, leaving: Leaving) -> None:
+        if attempt is None or not self._proof.attempts:
+            return
+        metrics, has_all = self._services.metrics, leaving.num_arrived == attempt.num_wanted
+        outcome = "arrived" if has_all else leaving.outcome.value.replace(" ", "_")
+        metrics.attempts.labels(outcome=outcome).inc()
+        if leaving.outcome is Outcome.UNKNOWN:
+            metrics.quarantined_blocks.inc(attempt.num_wanted - leaving.num_arrived)
 
     def _open(self, key: AttemptKey, reservation: Reservation) -> Attempt:
         services = self._services

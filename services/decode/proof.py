@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from services.rpc import tandem_pb2 as pb
 from services.telemetry.clock import Clock
+from services.telemetry.metrics import WorkerMetrics
 
 
 @dataclass
@@ -43,6 +44,19 @@ class Proof:
     def first_token(self) -> None:
         """Note when the first token left; only the first call counts."""
         self.timings_ms.setdefault("first_token", 1e3 * (self.clock.now() - self.began_s))
+
+    def publish(self, metrics: WorkerMetrics) -> None:
+        """Count one sequence that ended normally."""
+        metrics.requests.labels(path=self.path).inc()
+        metrics.time_to_first_token.labels(path=self.path).observe(self.timings_ms["first_token"] / 1e3)
+        computed = "recomputed" if self.path == "fallback" else "computed"
+        metrics.prompt_tokens.labels(source="cached").inc(self.cached_tokens)
+        metrics.prompt_tokens.labels(source="transferred").inc(self.transferred_tokens)
+        metrics.prompt_tokens.labels(source=computed).inc(self.recomputed_tokens)
+        if self.path == "fallback":
+            metrics.fallbacks.labels(reason=self.reason).inc()
+        if self.kv_bytes:
+            metrics.transferred_bytes.labels(transport=self.transport, direction="received").inc(self.kv_bytes)
 
     def to_message(self) -> pb.PathProof:
         """Return the wire form."""

@@ -92,6 +92,7 @@ class DecodeServicer(tandem_pb2_grpc.DecodeServicer):
             prompt.abandon()
 
     async def _finished(self, reason: FinishReason, proof: Proof) -> pb.GenerateEvent:
+        proof.publish(self._services.metrics)
         load = await self._node.load_message()
         finished = pb.Finished(reason=reason_to_message(reason), proof=proof.to_message(), load=load)
         return pb.GenerateEvent(finished=finished)

@@ -133,10 +133,21 @@ class Ledger:
     free: int
     total: int
 
+    def by_claim(self) -> dict[str, int]:
+        """Return the number of blocks under each claim, strongest first."""
+        return {
+            "quarantined": self.quarantined,
+            "reserved": self.reserved,
+            "leased": self.leased,
+            "used": self.used,
+            "cached": self.cached,
+            "free": self.free,
+        }
+
     @property
     def is_balanced(self) -> bool:
         """Whether the sum of all claims is the pool."""
-        parts = (self.quarantined, self.reserved, self.leased, self.used, self.cached, self.free)
+        parts = self.by_claim().values()
         return min(parts) >= 0 and sum(parts) == self.total
 
     @property

@@ -4,6 +4,7 @@ import asyncio
 
 from services.engine.output import FinalBlocks
 from services.engine.request import AttemptKey
+from services.errors import PeerGone, PeerStalled
 from services.rpc import tandem_pb2 as pb
 from services.telemetry.logs import get_logger
 from services.transfer.transport import BlockPair
@@ -56,8 +57,7 @@ class Outgoing:
             if skipped < len(final.block_ids):
                 await self._write(final, skipped)
         finally:
-            while not await self._node.transfers.wait_settled(self.attempt, timeout_s=self._push_timeout_s):
-                _log.warning("push.outstanding", request_id=self.attempt.request_id)
+            await self._until_memory_is_not_read()
             self._node.engine.post(lambda scheduler: scheduler.release(final.hold))
 
     async def _write(self, final: FinalBlocks, skipped: int) -> None:
@@ -70,3 +70,12 @@ class Outgoing:
         await self._node.transfers.push(
             self._agent, pairs, notice.to_bytes(), timeout_s=self._push_timeout_s, key=self.attempt
         )
+
+    async def _until_memory_is_not_read(self) -> None:
+        while self._node.transfers.is_outstanding(self.attempt):
+            try:
+                await self._node.transfers.wait_settled(self.attempt, timeout_s=self._push_timeout_s)
+            except PeerStalled:
+                _log.warning("push.outstanding", request_id=self.attempt.request_id)
+            except PeerGone:
+                return  # the transfer thread is closed, and with it the transport

@@ -37,21 +37,13 @@ class AdminServicer(tandem_pb2_grpc.AdminServicer):
     async def Status(self, request: pb.StatusRequest, context: _Context) -> pb.StatusReply:
         """Tell identity, load and ledger."""
         snapshot = await self._node.snapshot()
-        ledger = snapshot.ledger
         return pb.StatusReply(
             member_id=self._node.member_id,
             role=self._node.role.value,
             model=self._node.card.model_name,
             fingerprint=self._node.layout.fingerprint,
             load=load_to_message(snapshot.load, self._node.throughput.prefill_tokens_per_s),
-            ledger={
-                "quarantined": ledger.quarantined,
-                "reserved": ledger.reserved,
-                "leased": ledger.leased,
-                "used": ledger.used,
-                "cached": ledger.cached,
-                "free": ledger.free,
-            },
+            ledger=snapshot.ledger.by_claim(),
             counters=self._counters(),
             draining=self._node.is_draining,
         )

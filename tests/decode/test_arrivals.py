@@ -2,12 +2,14 @@ import dataclasses
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from services.decode.arrivals import Arrivals
 from services.engine.output import Reservation
 from services.engine.request import AttemptKey
 from services.errors import IntegrityError, PayloadDigestMismatch, StaleEpoch, TokenDigestMismatch
 from services.kv.hashes import cache_seed, token_digests
+from services.telemetry.metrics import WorkerMetrics, counter_values
 from services.worker.notice import Notice
 from services.worker.seal import Sealer
 
@@ -22,9 +24,9 @@ class Rig:
     def __init__(self, *, enabled: bool = True) -> None:
         self.memory = bytearray(range(256)) * (16 * BLOCK_BYTES // 256)
         self.sealer = Sealer(self.block, enabled=enabled)
-        self.failures: list[IntegrityError] = []
-        self.arrivals = Arrivals(self.sealer, count_failure=self.failures.append)
-        self.arrival = self.arrivals.open(KEY, RESERVATION)
+        self.registry = CollectorRegistry()
+        self.arrivals = Arrivals(WorkerMetrics(self.registry))
+        self.arrival = self.arrivals.open(KEY, RESERVATION, self.sealer)
 
     def block(self, block_id: int) -> memoryview:
         return memoryview(self.memory)[block_id * BLOCK_BYTES : (block_id + 1) * BLOCK_BYTES]
@@ -34,8 +36,13 @@ class Rig:
         notice = Notice(KEY, first, DIGESTS[first : first + count], self.sealer.digests(blocks))
         return dataclasses.replace(notice, **changes).to_bytes()
 
-    def failed_with(self) -> list[type[IntegrityError]]:
-        return [type(failure) for failure in self.failures]
+    def failed_with(self) -> list[str]:
+        """Codes of the failures that were counted."""
+        counted = counter_values(self.registry)
+        stale = ["stale_epoch"] * int(counted["tandem_stale_notices"])
+        kinds = (TokenDigestMismatch, PayloadDigestMismatch, IntegrityError)
+        name = 'tandem_integrity_failures{{kind="{}"}}'
+        return stale + [kind.code for kind in kinds for _ in range(int(counted.get(name.format(kind.code), 0)))]
 
 
 async def test_all_wanted_blocks_arrive_in_any_order() -> None:
@@ -45,7 +52,7 @@ async def test_all_wanted_blocks_arrive_in_any_order() -> None:
     rig.arrivals.on_notice("agent", rig.notice(1, 1))
     assert rig.arrival.num_arrived == 3
     await rig.arrival.all_verified()
-    assert not rig.failures
+    assert not rig.failed_with()
 
 
 async def test_one_flipped_bit_is_never_accepted() -> None:
@@ -56,7 +63,7 @@ async def test_one_flipped_bit_is_never_accepted() -> None:
     with pytest.raises(PayloadDigestMismatch):
         await rig.arrival.all_verified()
     assert rig.arrival.num_arrived == 0
-    assert rig.failed_with() == [PayloadDigestMismatch]
+    assert rig.failed_with() == [PayloadDigestMismatch.code]
 
 
 async def test_swapped_blocks_are_never_accepted() -> None:
@@ -70,14 +77,14 @@ async def test_a_notice_of_another_epoch_is_counted_and_changes_nothing() -> Non
     rig = Rig()
     rig.arrivals.on_notice("agent", rig.notice(1, 3, attempt=AttemptKey("request", 6)))
     assert rig.arrival.num_arrived == 0
-    assert rig.failed_with() == [StaleEpoch]
+    assert rig.failed_with() == [StaleEpoch.code]
 
 
 async def test_a_notice_after_the_attempt_was_left_is_counted() -> None:
     rig = Rig()
     rig.arrivals.close(KEY)
     rig.arrivals.on_notice("agent", rig.notice(1, 3))
-    assert rig.failed_with() == [StaleEpoch]
+    assert rig.failed_with() == [StaleEpoch.code]
 
 
 @pytest.mark.parametrize(("first", "count"), [(0, 1), (3, 2)])
@@ -91,12 +98,12 @@ async def test_blocks_that_were_not_wanted_are_refused(first: int, count: int) -
 async def test_garbage_is_counted() -> None:
     rig = Rig()
     rig.arrivals.on_notice("agent", b"\xff\xff\xff")
-    assert rig.failed_with() == [IntegrityError]
+    assert rig.failed_with() == [IntegrityError.code]
 
 
 async def test_a_notice_without_payload_digests_is_refused_unless_they_are_off() -> None:
     rig, off = Rig(), Rig(enabled=False)
     rig.arrivals.on_notice("agent", rig.notice(1, 3, payload_digests=()))
     off.arrivals.on_notice("agent", off.notice(1, 3, payload_digests=()))
-    assert rig.failed_with() == [PayloadDigestMismatch]
+    assert rig.failed_with() == [PayloadDigestMismatch.code]
     await off.arrival.all_verified()

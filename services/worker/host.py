@@ -1,0 +1,216 @@
+"""One worker process from start to end: the life cycle, spelled out.
+
+admin port -> model -> threads -> gRPC -> warm-up -> join ... SIGTERM ... drain -> leave -> close
+"""
+
+import asyncio
+import secrets
+import signal
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as grpc_health
+from prometheus_client import CollectorRegistry
+
+from services.cluster.presence import Presence
+from services.cluster.redis_registry import RedisRegistry
+from services.cluster.registry import Member, Role
+from services.cluster.secret import load_or_create_secret
+from services.errors import ConfigurationError, InternalError
+from services.rpc import tandem_pb2_grpc
+from services.rpc.channel import PROTOCOL_VERSION, Channels
+from services.rpc.server import new_server
+from services.telemetry.admin_server import serve_admin
+from services.telemetry.clock import Clock, SystemClock
+from services.telemetry.logs import get_logger
+from services.telemetry.metrics import WorkerMetrics, counter_values
+from services.transfer.loop import NoticeHandler, TransferThread
+from services.transfer.open import TransportOptions, open_transport
+from services.transfer.tcp import TcpOptions
+from services.worker.admin import AdminServicer, Service
+from services.worker.building import Built, build
+from services.worker.engine_thread import EngineThread
+from services.worker.node import Node
+from services.worker.seal import Sealer
+from services.worker.settings import WorkerSettings
+from services.worker.step_metrics import StepMetrics
+from services.worker.throughput import Throughput
+from services.worker.warm_up import warm_up
+
+_log = get_logger(__name__)
+_CLOSE_TIMEOUT_S = 10.0
+_LOAD_REFRESH_S = 1.0
+
+
+@dataclass
+class _State:
+    is_ready: bool = False
+    is_broken: bool = False
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def ready(self) -> bool:
+        return self.is_ready
+
+    def live(self) -> bool:
+        return not self.is_broken
+
+    def break_down(self) -> None:
+        self.is_broken = True
+        self.stop.set()
+
+
+@dataclass
+class WorkerHost:
+    """A worker that is up but not in the cluster yet: the service registers with ``server``, then calls ``run``."""
+
+    node: Node
+    channels: Channels
+    metrics: WorkerMetrics
+    registry: RedisRegistry
+    server: grpc.aio.Server
+    address: str
+    _settings: WorkerSettings
+    _prometheus: CollectorRegistry
+    _state: _State
+
+    async def run(self, service: Service) -> None:
+        """Serve until SIGTERM, SIGINT or a defect, then drain, leave and return."""
+        admin = AdminServicer(
+            self.node,
+            service,
+            drain_timeout_s=self._settings.drain_timeout_s,
+            counters=lambda: counter_values(self._prometheus),
+        )
+        tandem_pb2_grpc.add_AdminServicer_to_server(admin, self.server)
+        health = grpc_health.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(health, self.server)
+        await self.server.start()
+        await warm_up(self.node)
+        await health.set("", health_pb2.HealthCheckResponse.SERVING)
+        presence = Presence(
+            self.registry, self._member(), self.node.card, load=lambda: self.node.last_load, clock=self.node.clock
+        )
+        async with presence, asyncio.TaskGroup() as tasks:
+            refresh = tasks.create_task(self._refresh_load())
+            self._state.is_ready = True
+            await self._state.stop.wait()
+            self._state.is_ready = False
+            _log.event("worker.draining", live=service.num_live)
+            self.node.is_draining = True
+            await presence.drain()
+            await health.enter_graceful_shutdown()
+            remaining = await admin.drain(self._settings.drain_timeout_s)
+            _log.event("worker.drained", remaining=remaining)
+            refresh.cancel()
+
+    def _member(self) -> Member:
+        return Member(
+            member_id=self.node.member_id,
+            role=self.node.role,
+            address=self.address,
+            model_name=self.node.card.model_name,
+            card_digest=self.node.card.digest,
+            fingerprint=self.node.layout.fingerprint,
+            transport=self._settings.transport,
+            protocol_version=PROTOCOL_VERSION,
+        )
+
+    async def _refresh_load(self) -> None:
+        """Keep the published load and ledger fresh while nobody asks."""
+        while True:
+            snapshot = await self.node.snapshot()
+            self.metrics.set_ledger(snapshot.ledger.by_claim())
+            self.metrics.running.set(snapshot.load.num_running)
+            self.metrics.waiting.set(snapshot.load.num_waiting)
+            self.metrics.queued_tokens.set(snapshot.load.num_queued_tokens)
+            await self.node.clock.sleep(_LOAD_REFRESH_S)
+
+
+@asynccontextmanager
+async def open_host(
+    settings: WorkerSettings,
+    role: Role,
+    *,
+    max_reserved_share: float,
+    on_notice: NoticeHandler,
+    prometheus: CollectorRegistry,
+    metrics: WorkerMetrics,
+) -> AsyncIterator[WorkerHost]:
+    """Bring a worker up, from the admin port to the gRPC server, and take everything down again.
+
+    Raises:
+        ConfigurationError, ModelRefused: this worker cannot run; the text says why.
+        InternalError: the engine failed while it ran.
+    """
+    clock, state = SystemClock(), _State()
+    _stop_on_signals(state)
+    async with AsyncExitStack() as stack:
+        admin = await stack.enter_async_context(
+            serve_admin(settings.admin_host, settings.admin_port, prometheus, state.ready, liveness=state.live)
+        )
+        secret = load_or_create_secret(settings.secret_file.expanduser())
+        built = await asyncio.to_thread(build, settings, clock=clock, max_reserved_share=max_reserved_share)
+        sealer, throughput = Sealer(built.cache.block_view, enabled=settings.payload_digests), Throughput()
+        node = Node(
+            member_id=f"{role.value}-{secrets.token_hex(4)}",
+            role=role,
+            card=built.card,
+            layout=built.layout,
+            engine=_engine_thread(stack, built, sealer, StepMetrics(metrics, throughput), state, clock),
+            transfers=_transfer_thread(stack, built, settings, secret, on_notice),
+            sealer=sealer,
+            throughput=throughput,
+            clock=clock,
+        )
+        server, address = _server(stack, settings, secret)
+        channels, registry = Channels(secret), RedisRegistry(settings.redis_url, secret, clock)
+        stack.push_async_callback(channels.close)
+        stack.push_async_callback(registry.close)
+        _log.event("worker.listening", member=node.member_id, address=address, admin_port=admin.port)
+        yield WorkerHost(node, channels, metrics, registry, server, address, settings, prometheus, state)
+    if state.is_broken:
+        raise InternalError("The engine failed; the log has the details.")
+
+
+def _stop_on_signals(state: _State) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, state.stop.set)
+
+
+def _engine_thread(
+    stack: AsyncExitStack, built: Built, sealer: Sealer, on_step: StepMetrics, state: _State, clock: Clock
+) -> EngineThread:
+    engine = EngineThread(built.engine, clock=clock, seal=sealer.seal, on_step=on_step, on_defect=state.break_down)
+    stack.push_async_callback(engine.close, _CLOSE_TIMEOUT_S)
+    return engine
+
+
+def _transfer_thread(
+    stack: AsyncExitStack, built: Built, settings: WorkerSettings, secret: bytes, on_notice: NoticeHandler
+) -> TransferThread:
+    listen = TcpOptions(secret=secret, listen_host=settings.host, advertised_host=settings.advertise_host)
+    transport = open_transport(
+        settings.transport,
+        agent=f"tandem-{secrets.token_hex(8)}",
+        fingerprint=built.layout.fingerprint,
+        memory=built.memory,
+        options=TransportOptions(tcp=listen),
+    )
+    transfers = TransferThread(transport, on_notice=on_notice)
+    transfers.start()
+    stack.push_async_callback(transfers.close, _CLOSE_TIMEOUT_S)
+    return transfers
+
+
+def _server(stack: AsyncExitStack, settings: WorkerSettings, secret: bytes) -> tuple[grpc.aio.Server, str]:
+    server = new_server(secret)
+    try:
+        port = server.add_insecure_port(f"{settings.host}:{settings.port}")
+    except RuntimeError as error:
+        raise ConfigurationError(f"The port {settings.host}:{settings.port} cannot be used.", param="port") from error
+    stack.push_async_callback(server.stop, _CLOSE_TIMEOUT_S)
+    return server, f"{settings.advertise_host or settings.host}:{port}"
