@@ -4,7 +4,7 @@ import asyncio
 
 from services.engine.output import Reservation
 from services.engine.request import AttemptKey, NewRequest
-from services.errors import Overloaded, PoolExhausted
+from services.errors import Overloaded
 from services.worker.node import Node
 
 _RETRY_S = 0.02
@@ -41,5 +41,5 @@ class Reserving:
         while True:
             try:
                 return await self._node.engine.call(lambda scheduler: scheduler.reserve(spec, attempt))
-            except PoolExhausted:
+            except Overloaded:
                 await self._node.clock.sleep(_RETRY_S)

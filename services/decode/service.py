@@ -98,6 +98,7 @@ class DecodeServicer(tandem_pb2_grpc.DecodeServicer):
         return pb.GenerateEvent(finished=finished)
 
     def _spec(self, request: pb.GenerateRequest) -> NewRequest:
+        self._node.require_tokens([*request.prompt_token_ids, *request.resumed_output_token_ids])
         return NewRequest(
             request_id=request.request_id,
             prompt_token_ids=tuple(request.prompt_token_ids),

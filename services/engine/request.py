@@ -68,7 +68,14 @@ class Request:
     block_hashes: list[BlockHash] = field(default_factory=list)
     """Hashes of the whole blocks of ``token_ids``, extended as tokens appear."""
     num_exported_blocks: int = 0
+    """Blocks, from the first on, that were named as final."""
     num_preemptions: int = 0
+    arrival: int = 0
+    """Place in the order of arrival at this engine."""
+    num_prefill_tokens: int = 0
+    """Tokens that were known when the request last began to run: steps up to here compute a prompt."""
+    num_cached_tokens: int | None = None
+    """Tokens found in the prefix cache when the request first got blocks; None before."""
 
     @classmethod
     def of(cls, spec: NewRequest) -> "Request":
@@ -99,6 +106,14 @@ class Request:
     def output_token_ids(self) -> list[int]:
         """Output so far, resumed tokens included."""
         return self.token_ids[self.num_prompt_tokens :]
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why the sequence ends with its last output token, or None if it goes on."""
+        params = self.spec.params
+        if self.num_output_tokens >= params.min_tokens and self.token_ids[-1] in params.stop_token_ids:
+            return FinishReason.STOP
+        return FinishReason.LENGTH if self.num_output_tokens >= params.max_tokens else None
 
     @property
     def num_uncomputed_tokens(self) -> int:

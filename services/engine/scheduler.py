@@ -1,38 +1,43 @@
-"""Decides what each step computes. (Contract; being written.)"""
+"""Decides what each step computes: which requests advance, by how many tokens, into which blocks.
+
+    add ─────────> waiting <── preempted, or no peer ──┐
+                      │                                │
+                      └──> catching up ──> generating ─┴─> over
+                                               ↑
+    reserve ─────> reserved ───── start ───────┘
+
+A request has no phases: its computed tokens catch up with its tokens, which grow by one whenever they
+have. What runs holds blocks for all its tokens; what waits holds none and finds again what stayed cached.
+"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from services.engine.blocks import BlockPool, Reason
+from services.engine.exports import Exports
+from services.engine.limits import SchedulerConfig
 from services.engine.output import Admitted, EngineLoad, Ledger, Reservation, SampledToken, StepOutput
-from services.engine.request import AttemptKey, FinishReason, NewRequest, Outcome
-from services.engine.schedule import Schedule
+from services.engine.queues import Queues
+from services.engine.request import AttemptKey, FinishReason, NewRequest, Outcome, Request, Status
+from services.engine.reservations import Reservations
+from services.engine.schedule import Schedule, ScheduledSequence
+from services.engine.step import StepPlan, StepReport
+from services.engine.tables import BlockTables, use_of
+from services.errors import InternalError, InvalidRequest, NotFound, Overloaded, PoolExhausted
 
-
-@dataclass(frozen=True)
-class SchedulerConfig:
-    """Limits of one engine. Tokens are rows of a forward pass."""
-
-    num_blocks: int
-    block_size: int
-    context_length: int
-    """Most tokens of one sequence, prompt and output."""
-    max_step_tokens: int = 512
-    """Most rows of one step: the prefill chunk size when nothing else runs."""
-    max_mixed_prefill_tokens: int = 64
-    """Most prompt rows of a step in which other requests generate, so that their inter-token latency stays flat."""
-    max_running: int = 64
-    """Most requests that hold blocks and take part in steps."""
-    max_waiting: int = 256
-    """Longest queue; ``add`` refuses beyond it."""
-    max_reserved_share: float = 0.3
-    """Largest share of the pool that reservations may hold."""
+__all__ = ["Scheduler", "SchedulerConfig"]
 
 
 class Scheduler:
     """Holds all requests and the block pool of one engine; plain Python, no tensors, no clock."""
 
     def __init__(self, config: SchedulerConfig) -> None:
-        raise NotImplementedError
+        self._config = config
+        self._pool = BlockPool(config.num_blocks)
+        self._tables = BlockTables(self._pool, config.block_size)
+        self._exports = Exports(self._pool, self._tables)
+        self._reservations = Reservations(self._pool, self._tables, int(config.num_blocks * config.max_reserved_share))
+        self._queues = Queues()
+        self._report = StepReport()
 
     # -- commands, between two steps ------------------------------------------------------------
 
@@ -41,28 +46,56 @@ class Scheduler:
 
         Raises:
             ContextLengthExceeded: prompt + max_tokens exceed the context or the pool.
-            InvalidRequest: empty prompt, or the id is in use.
+            InvalidRequest: empty prompt, nothing left to generate, or the id is in use.
             Overloaded: the queue is full.
         """
-        raise NotImplementedError
+        request = self._accept(spec)
+        if len(self._queues.waiting) >= self._config.max_waiting:
+            raise Overloaded(f"{len(self._queues.waiting)} requests are waiting already.")
+        prefix = self._tables.find_prefix(request)
+        self._queues.wait(request)
+        cached = self._exports.lease_cached(request, prefix) if spec.export else None
+        return Admitted(len(prefix) * self._config.block_size, cached)
 
     def reserve(self, spec: NewRequest, attempt: AttemptKey) -> Reservation:
         """Reserve blocks for the whole prompt (and resumed output) of a request that a peer computes.
 
         Prefix blocks found here are pinned and not wanted from the peer. Never takes the growth headroom
-        of running requests and never more than ``max_reserved_share`` of the pool.
+        of running requests, nor what the first waiting request needs, and never more than
+        ``max_reserved_share`` of the pool, unless it is the only reservation.
 
         Raises:
-            PoolExhausted: not enough blocks now. Others as ``add``.
+            PoolExhausted: not enough blocks now.
+            Overloaded: ``max_running`` requests hold blocks. Others as ``add``.
         """
-        raise NotImplementedError
+        request = self._accept(spec)
+        if spec.export:
+            raise InvalidRequest("What a peer computes cannot be exported.", param="export")
+        waiting = self._queues.first_waiting
+        if self._queues.num_active + (waiting is not None) >= self._config.max_active:
+            raise Overloaded(f"{self._queues.num_active} requests are running already.")
+        leaving = self._queues.num_running + (self._tables.num_blocks(waiting.num_tokens) if waiting else 0)
+        reservation = self._reservations.open(request, attempt, leaving=leaving)
+        self._queues.reserve(request)
+        return reservation
 
     def start(self, request_id: str, first: SampledToken) -> FinishReason | None:
         """All wanted blocks arrived and were verified: the request runs with ``first`` as its next token.
 
         Returns a reason if the sequence ends with ``first``; then its blocks are given back.
+
+        Raises:
+            NotFound: the request is not reserved.
         """
-        raise NotImplementedError
+        request = self._reserved(request_id)
+        self._reservations.complete(request)
+        request.num_prefill_tokens = request.num_tokens
+        request.token_ids.append(first.token_id)
+        if request.finish_reason is None:
+            self._queues.run(request)
+        else:
+            self._end(request)
+        return request.finish_reason
 
     def reattempt(self, request_id: str, attempt: AttemptKey, *, num_arrived: int, outcome: Outcome) -> Reservation:
         """Leave the current attempt and reserve for another.
@@ -72,49 +105,196 @@ class Scheduler:
 
         Raises:
             PoolExhausted: no fresh blocks; the request is gone and its kept blocks are given back.
+            NotFound: the request is not reserved.
+            InvalidRequest: ``attempt`` is not new, or ``num_arrived`` is out of range; nothing has changed.
         """
-        raise NotImplementedError
+        request = self._reserved(request_id)
+        leaving = self._queues.num_running
+        try:
+            return self._reservations.reopen(
+                request, attempt, num_arrived=num_arrived, outcome=outcome, leaving=leaving
+            )
+        except PoolExhausted:
+            self._end(request)
+            raise
 
     def run_locally(self, request_id: str, *, num_arrived: int, outcome: Outcome) -> None:
-        """Leave the current attempt; this engine computes what is missing. As ``reattempt`` otherwise."""
-        raise NotImplementedError
+        """Leave the current attempt; this engine computes what is missing, before all waiting requests.
+
+        Whole blocks that arrived are cached and found again when the request is scheduled, so that it needs
+        no room now. At least the last token is computed here, into a block of its own.
+
+        Raises:
+            NotFound, InvalidRequest: as ``reattempt``.
+        """
+        request = self._reserved(request_id)
+        self._reservations.leave(request, num_arrived=num_arrived, outcome=outcome)
+        self._tables.release(request)
+        self._queues.wait(request, first=True)
 
     def cancel(self, request_id: str, *, num_arrived: int = 0, outcome: Outcome = Outcome.UNKNOWN) -> None:
         """End a request in any state and give its blocks back; unknown or finished ids are ignored.
 
         For a reserved request the arguments are as for ``reattempt``; leased blocks stay leased.
         """
-        raise NotImplementedError
+        request = self._queues.get(request_id)
+        if request is None:
+            return
+        if request.status is Status.RESERVED:
+            self._reservations.leave(request, num_arrived=num_arrived, outcome=outcome)
+        self._end(request)
 
     def settle(self, attempt: AttemptKey) -> None:
         """No write of ``attempt`` can land any more: its quarantined blocks are free. Unknown attempts are ignored."""
-        raise NotImplementedError
+        self._reservations.settle(attempt)
 
     def release(self, hold: int) -> None:
-        """End a lease named by ``FinalBlocks.hold``; a hold is released exactly once."""
-        raise NotImplementedError
+        """End a lease named by ``FinalBlocks.hold``; a hold is released exactly once.
+
+        Raises:
+            InternalError: it was not, or never given.
+        """
+        self._exports.release(hold)
 
     # -- one step ----------------------------------------------------------------------------------
 
     def next(self) -> Schedule:
         """Choose what the next step computes and give it blocks."""
-        raise NotImplementedError
+        plan = StepPlan(self._config)
+        self._make_room()
+        for request in self._queues.generating.values():
+            plan.generate(request)
+        for request in self._queues.catching_up.values():
+            plan.catch_up(request)
+        self._admit(plan)
+        return plan.schedule()
 
     def commit(self, schedule: Schedule, tokens: Sequence[SampledToken]) -> StepOutput:
         """Record what was computed; ``tokens`` has one entry per ``schedule.sampled``."""
-        raise NotImplementedError
+        if len(tokens) != len(schedule.sampled):
+            raise InternalError(f"{len(schedule.sampled)} tokens were to be sampled, {len(tokens)} were.")
+        for request, sequence in zip(schedule.requests, schedule.sequences, strict=True):
+            self._advance(request, sequence)
+        for request, token in zip(schedule.sampled, tokens, strict=True):
+            self._append(request, token)
+        report, self._report = self._report, StepReport()
+        return report.output(schedule.sequences)
+
+    def _make_room(self) -> None:
+        """Give each generating request a block for its last token, at the cost of those that arrived last."""
+        for request in tuple(self._queues.generating.values()):
+            while request.status is Status.RUNNING and not self._tables.has_room(request):
+                if self._pool.num_available:
+                    self._tables.extend(request, use_of(request))
+                else:
+                    self._give_way(self._queues.newest)
+
+    def _give_way(self, request: Request) -> None:
+        """Preempt ``request``, or fail it if nobody would ever make room for it again."""
+        if self._queues.num_active > 1 or self._pool.num_claimed(Reason.LEASED):
+            self._tables.release(request)
+            request.num_preemptions += 1
+            self._queues.wait(request, first=True)
+            self._report.num_preempted += 1
+        else:
+            self._end(request)
+            error = PoolExhausted("The KV pool of this worker has no block left for the next token.")
+            self._report.failed(request, error)
+
+    def _admit(self, plan: StepPlan) -> None:
+        """Let waiting requests run, first come, first served."""
+        while (request := self._queues.first_waiting) is not None:
+            prefix = self._prefix_if_admissible(request)
+            if prefix is None or not plan.chunk_of(request.num_tokens - len(prefix) * self._config.block_size):
+                return
+            self._begin(request, prefix)
+            plan.catch_up(request)
+
+    def _prefix_if_admissible(self, request: Request) -> list[int] | None:
+        """Return the cached blocks that ``request`` may start with, or None if it has to wait."""
+        if self._queues.num_active >= self._config.max_active:
+            return None
+        prefix = self._tables.find_prefix(request)
+        return prefix if self._tables.fits(request, prefix, leaving=self._queues.num_running) else None
+
+    def _begin(self, request: Request, prefix: Sequence[int]) -> None:
+        """Let ``request`` run behind the cached blocks ``prefix``."""
+        self._tables.fill(request, prefix, use_of(request))
+        request.num_computed_tokens = len(prefix) * self._config.block_size
+        request.num_prefill_tokens = request.num_tokens
+        if request.num_cached_tokens is None:
+            request.num_cached_tokens = request.num_computed_tokens
+            self._report.num_cached_tokens += request.num_computed_tokens
+        self._queues.run(request)
+
+    def _advance(self, request: Request, sequence: ScheduledSequence) -> None:
+        """Record that the KV of ``sequence`` is computed."""
+        num_rows = len(sequence.new_token_ids)
+        request.num_computed_tokens = sequence.start + num_rows
+        self._tables.publish(request, sequence.start // self._config.block_size)
+        if sequence.start < request.num_prefill_tokens:
+            self._report.advanced(request, num_rows)
+        if request.spec.export and (final := self._exports.lease_computed(request)) is not None:
+            self._report.final_blocks.append(final)
+
+    def _append(self, request: Request, token: SampledToken) -> None:
+        """Record that ``token`` follows, and end the request if it was to be the last one here."""
+        request.token_ids.append(token.token_id)
+        reason = request.finish_reason
+        self._report.appended(request, token, reason)
+        if reason is not None or request.spec.export:
+            self._end(request)
+        elif request.request_id not in self._queues.generating:
+            self._queues.run(request)
+
+    # -- a request's beginning and end -------------------------------------------------------------
+
+    def _accept(self, spec: NewRequest) -> Request:
+        """Return a record of a request that could run here, were it alone."""
+        if spec.request_id in self._queues:
+            raise InvalidRequest(f"A request {spec.request_id} is in progress.", param="request_id")
+        self._config.check(spec)
+        return Request.of(spec)
+
+    def _reserved(self, request_id: str) -> Request:
+        request = self._queues.reserved.get(request_id)
+        if request is None:
+            raise NotFound(f"No request {request_id} is reserved here.")
+        return request
+
+    def _end(self, request: Request) -> None:
+        self._tables.release(request)
+        self._queues.remove(request)
 
     # -- views -------------------------------------------------------------------------------------
 
     @property
     def has_work(self) -> bool:
-        """Whether a step would compute something."""
-        raise NotImplementedError
+        """Whether a step would compute something. Reserved requests and those that lack blocks are no work."""
+        if self._queues.num_running:
+            return True
+        request = self._queues.first_waiting
+        return request is not None and self._prefix_if_admissible(request) is not None
 
     def load(self) -> EngineLoad:
         """Return how busy the engine is."""
-        raise NotImplementedError
+        behind = (*self._queues.waiting.values(), *self._queues.catching_up.values())
+        return EngineLoad(
+            num_running=self._queues.num_running,
+            num_waiting=len(self._queues.waiting),
+            num_queued_tokens=sum(request.num_uncomputed_tokens for request in behind),
+            num_available_blocks=self._pool.num_available,
+            num_total_blocks=self._config.num_blocks,
+        )
 
     def ledger(self) -> Ledger:
         """Return each block once, under its strongest claim."""
-        raise NotImplementedError
+        return self._pool.ledger()
+
+    def audit(self) -> Ledger:
+        """Return the same, counted anew from all claims; for idle time and tests.
+
+        Raises:
+            InternalError: the pool contradicts itself.
+        """
+        return self._pool.audit()

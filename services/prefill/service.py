@@ -120,6 +120,7 @@ class PrefillServicer(tandem_pb2_grpc.PrefillServicer):
         wanted = self._node.layout.num_blocks(num_tokens) - request.target.first_block
         if wanted != len(request.target.block_ids):
             raise InvalidRequest(f"The target names {len(request.target.block_ids)} blocks, the prompt needs {wanted}.")
+        self._node.require_tokens([*request.prompt_token_ids, *request.resumed_output_token_ids])
         return NewRequest(
             request_id=f"{request.request_id}#{request.target.epoch:x}",
             prompt_token_ids=tuple(request.prompt_token_ids),

@@ -1,10 +1,11 @@
 """One worker incarnation, as its servicers see it: identity, engine, transfers."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from services.cluster.registry import MemberLoad, Role
 from services.engine.output import EngineLoad, Ledger
-from services.errors import Draining, IncompatiblePeer
+from services.errors import Draining, IncompatiblePeer, InvalidRequest
 from services.kv.card import ModelCard
 from services.kv.layout import KVLayout
 from services.rpc import tandem_pb2 as pb
@@ -82,6 +83,15 @@ class Node:
         """
         if self.is_draining:
             raise Draining(f"Worker {self.member_id} is draining.", retry_after_s=1.0)
+
+    def require_tokens(self, token_ids: Sequence[int]) -> None:
+        """Refuse token ids that the model does not have.
+
+        Raises:
+            InvalidRequest: an id is not in the vocabulary.
+        """
+        if token_ids and max(token_ids) >= self.card.vocab_size:
+            raise InvalidRequest(f"Token id {max(token_ids)} is not in the vocabulary of {self.card.vocab_size}.")
 
     def require_fingerprint(self, fingerprint: str) -> None:
         """Refuse a peer with another model, layout or numerics class.

@@ -1,0 +1,99 @@
+// The element types of a KV cache: how they are read, multiplied and laid out for sixteen tokens at a time.
+#pragma once
+
+#include <algorithm>
+
+#include "vector16.h"
+
+namespace tandem {
+
+// How an element type is held in the cache, and how two runs of it are multiplied. A unit is 32 bits: one
+// float, or a pair of bfloat16.
+struct Float32 {
+  using Element = float;
+  static constexpr int kPerUnit = 1;
+  static Vector dot(Vector sum, const uint32_t* query, const uint32_t* keys) {
+    return fma(broadcast(*reinterpret_cast<const float*>(query)), load(reinterpret_cast<const float*>(keys)), sum);
+  }
+  static Vector load_values(const float* p) { return load(p); }
+  static float to_float(float x) { return x; }
+  static void put(float* p, float x) { *p = x; }
+};
+
+struct BFloat16 {
+  using Element = uint16_t;
+  static constexpr int kPerUnit = 2;
+  static Vector dot(Vector sum, const uint32_t* query, const uint32_t* keys) {
+#if defined(TANDEM_AVX512) && defined(__AVX512BF16__)
+    return {_mm512_dpbf16_ps(sum.v, (__m512bh)_mm512_set1_epi32(static_cast<int>(*query)), (__m512bh)_mm512_loadu_si512(keys))};
+#else
+    const uint32_t low = *query << 16, high = *query & 0xffff0000u;
+    sum = fma(broadcast(*reinterpret_cast<const float*>(&low)), low_halves(keys), sum);
+    return fma(broadcast(*reinterpret_cast<const float*>(&high)), high_halves(keys), sum);
+#endif
+  }
+  static Vector load_values(const uint16_t* p) { return load_bfloat16(p); }
+  static float to_float(uint16_t x) {
+    const uint32_t bits = static_cast<uint32_t>(x) << 16;
+    return *reinterpret_cast<const float*>(&bits);
+  }
+  static void put(uint16_t* p, float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    *p = x != x ? 0x7fc0 : static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+  }
+};
+
+#if defined(TANDEM_AVX512)
+// rows[i] = 16 units of token i  ->  rows[u] = unit u of 16 tokens
+inline void transpose(__m512i rows[16]) {
+  __m512i t[16];
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4) {
+    rows[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+    rows[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+    rows[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+    rows[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+  for (int i = 0; i < 4; ++i) {
+    t[i] = _mm512_shuffle_i32x4(rows[i], rows[i + 4], 0x88);
+    t[i + 4] = _mm512_shuffle_i32x4(rows[i], rows[i + 4], 0xdd);
+    t[i + 8] = _mm512_shuffle_i32x4(rows[i + 8], rows[i + 12], 0x88);
+    t[i + 12] = _mm512_shuffle_i32x4(rows[i + 8], rows[i + 12], 0xdd);
+  }
+  for (int i = 0; i < 4; ++i) {
+    rows[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+    rows[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+    rows[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
+    rows[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
+  }
+}
+#endif
+
+// Sixteen tokens of K as out[unit][token]; a width that fills no whole unit is padded with zeros.
+template <class D>
+void pack_keys(const typename D::Element* keys, int64_t token_stride, int width, uint32_t* out) {
+  int unit = 0;
+#if defined(TANDEM_AVX512)
+  for (; (unit + 16) * D::kPerUnit <= width; unit += 16) {
+    __m512i rows[16];
+    for (int token = 0; token < 16; ++token) rows[token] = _mm512_loadu_si512(keys + token * token_stride + unit * D::kPerUnit);
+    transpose(rows);
+    for (int u = 0; u < 16; ++u) _mm512_storeu_si512(out + (unit + u) * kLanes, rows[u]);
+  }
+#endif
+  const int units = (width + D::kPerUnit - 1) / D::kPerUnit;
+  for (; unit < units; ++unit) {
+    const int present = std::min(D::kPerUnit, width - unit * D::kPerUnit);
+    for (int token = 0; token < kLanes; ++token) {
+      uint32_t bits = 0;
+      std::memcpy(&bits, keys + token * token_stride + unit * D::kPerUnit, present * sizeof(*keys));
+      out[unit * kLanes + token] = bits;
+    }
+  }
+}
+
+}  // namespace tandem

@@ -1,0 +1,30 @@
+"""Chooses the attention backend from what the host has, once, at start."""
+
+from pathlib import Path
+
+import torch
+
+from services.engine.attention import cuda, native_build
+from services.engine.attention.backend import AttentionBackend
+from services.engine.attention.native import DTYPES, NativeAttention
+from services.engine.attention.reference import ReferenceAttention
+
+
+def default_backend(
+    device: torch.device, dtype: torch.dtype, *, cache_folder: Path, num_threads: int
+) -> AttentionBackend:
+    """Return the best backend for ``device`` and ``dtype``.
+
+    On CPU: our kernels, compiled into ``cache_folder`` at the first start; plain torch where the host has no
+    C++ compiler or the kernels do not know ``dtype``.
+
+    Raises:
+        ConfigurationError: the compiler fails.
+        ModelRefused: a device without a backend.
+    """
+    if device.type != "cpu":
+        return cuda.default_backend(device, dtype)
+    compiler = native_build.find_compiler()
+    if compiler is None or dtype not in DTYPES:
+        return ReferenceAttention()
+    return NativeAttention(native_build.build(cache_folder, compiler), num_threads=num_threads)

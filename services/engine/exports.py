@@ -1,0 +1,53 @@
+"""Names blocks of exported requests as they become final, and leases them until their transfer ended."""
+
+from collections.abc import Sequence
+from itertools import count
+
+from services.engine.blocks import BlockPool, Claim, Reason
+from services.engine.output import FinalBlocks
+from services.engine.request import Request
+from services.engine.tables import BlockTables
+from services.errors import InternalError
+
+
+class Exports:
+    """The leases of one engine. A hold outlives its request."""
+
+    def __init__(self, pool: BlockPool, tables: BlockTables) -> None:
+        self._pool = pool
+        self._tables = tables
+        self._holds = count(1)
+
+    def lease_cached(self, request: Request, prefix: Sequence[int]) -> FinalBlocks | None:
+        """Name what the prefix cache holds of a waiting request; None if that is nothing.
+
+        The lease alone keeps these blocks: a request holds none itself before it is scheduled.
+        """
+        return self._lease(request, prefix)
+
+    def lease_computed(self, request: Request) -> FinalBlocks | None:
+        """Name what became final since the last call; the partial last block does once the prompt is computed."""
+        is_whole_prompt = request.num_computed_tokens == request.num_tokens
+        num_final = request.num_computed_tokens // self._tables.block_size
+        return self._lease(request, request.block_table if is_whole_prompt else request.block_table[:num_final])
+
+    def release(self, hold: int) -> None:
+        """End a lease.
+
+        Raises:
+            InternalError: there is no such lease, or not any more.
+        """
+        lease = Claim(Reason.LEASED, hold)
+        if not self._pool.is_held(lease):
+            raise InternalError(f"Hold {hold} was released twice, or never given.")
+        self._pool.release(lease)
+
+    def _lease(self, request: Request, final: Sequence[int]) -> FinalBlocks | None:
+        first, end = request.num_exported_blocks, len(final)
+        if end <= first:
+            return None
+        hold = next(self._holds)
+        blocks = tuple(final[first:end])
+        self._pool.claim(blocks, Claim(Reason.LEASED, hold))
+        request.num_exported_blocks = end
+        return FinalBlocks(request.request_id, hold, first, blocks, self._tables.token_digests(request, first, end))

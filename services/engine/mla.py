@@ -1,0 +1,74 @@
+"""Latent attention (MLA) without expanding the cache: the absorbed form of DeepSeek-V2, section 2.1.
+
+The cache holds one plane ``latent`` per layer, with one head: ``[compressed KV | rotated key]``. The up-projection
+of keys moves into the query, that of values behind the attention, so that every query head attends to the
+latents themselves.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+_REQUIRED = ("expand_kv", "kv_b_proj", "qk_nope_head_dim", "v_head_dim", "kv_lora_rank")
+
+
+def keep_latents(model: torch.nn.Module) -> None:
+    """Make every latent attention of ``model`` hand its latents to the attention function, unexpanded."""
+    for module in model.modules():
+        if is_latent(module):
+            module.expand_kv = _unexpanded  # type: ignore[assignment]
+
+
+def is_latent(module: torch.nn.Module) -> bool:
+    """Whether ``module`` is a latent attention that the absorbed form fits."""
+    return all(hasattr(module, name) for name in _REQUIRED) and getattr(module.kv_b_proj, "bias", None) is None
+
+
+def _unexpanded(kv_nope: torch.Tensor, k_rot: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return kv_nope, k_rot
+
+
+@dataclass(frozen=True, eq=False)
+class LatentProjection:
+    """The up-projections of one layer, as views of ``kv_b_proj``'s weight.
+
+    ``keys`` is ``[num_heads, nope, rank]``, ``values`` is ``[num_heads, value_width, rank]``.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+
+    @classmethod
+    def of(cls, module: torch.nn.Module) -> "LatentProjection":
+        """Read the projections of a latent attention."""
+        nope, width, rank = (int(getattr(module, name)) for name in ("qk_nope_head_dim", "v_head_dim", "kv_lora_rank"))
+        weight = module.kv_b_proj.weight.detach().view(-1, nope + width, rank)  # type: ignore[union-attr, operator]
+        return cls(weight[:, :nope], weight[:, nope:])
+
+    @property
+    def rank(self) -> int:
+        """Width of the compressed KV: the part of a latent that is the value."""
+        return int(self.keys.shape[2])
+
+    def absorb(self, query: torch.Tensor) -> torch.Tensor:
+        """Return queries ``[num_rows, num_heads, rank + rope]`` that meet latents, from ``[.., nope + rope]``."""
+        nope = self.keys.shape[1]
+        absorbed = _by_head(query[..., :nope], self.keys)
+        return torch.cat((absorbed, query[..., nope:]), dim=-1)
+
+    def expand(self, attended: torch.Tensor) -> torch.Tensor:
+        """Return ``[num_rows, num_heads, value_width]`` from attended latents ``[.., rank]``."""
+        return _by_head(attended, self.values.transpose(1, 2))
+
+
+def _by_head(rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Return ``rows[:, head] @ weights[head]`` for each head, ``[num_rows, num_heads, ...]``.
+
+    On CPU one product per head: a batched one sums in another order for another number of rows.
+    """
+    if rows.device.type != "cpu":
+        return torch.bmm(rows.transpose(0, 1), weights).transpose(0, 1)
+    result = rows.new_empty(rows.shape[0], rows.shape[1], weights.shape[2])
+    for head, weight in enumerate(weights):
+        result[:, head] = rows[:, head] @ weight
+    return result
