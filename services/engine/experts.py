@@ -4,6 +4,7 @@ import torch
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from services.engine.attention.batch import padded
+from services.engine.exactness import rows_for_width
 
 EXPERTS_NAME = "tandem_padded"
 
@@ -16,7 +17,7 @@ def register() -> None:
 def run_experts(
     experts: torch.nn.Module, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
 ) -> torch.Tensor:
-    """Run each expert that is hit on its rows, padded to a multiple of 4.
+    """Run each expert that is hit on its rows, padded as linears and activations need it.
 
     ``hidden_states`` is ``[num_rows, hidden]``, ``top_k_index`` and ``top_k_weights`` are ``[num_rows, k]``; an index
     of ``num_experts`` or more means an expert of another rank. Returns ``[num_rows, hidden]``.
@@ -36,7 +37,8 @@ def run_experts(
 
 
 def _run_expert(experts: torch.nn.Module, expert: int, rows: torch.Tensor) -> torch.Tensor:
-    missing = padded(rows.shape[0]) - rows.shape[0]
+    width = experts.down_proj.shape[1 if experts.is_transposed else 2]  # type: ignore[union-attr]
+    missing = padded(rows.shape[0], rows_for_width(int(width))) - rows.shape[0]
     if missing:
         rows = torch.cat((rows, rows.new_zeros(missing, rows.shape[1])))
     up = "gate_up_proj" if experts.has_gate else "up_proj"

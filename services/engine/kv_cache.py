@@ -57,6 +57,11 @@ class KVCache:
         """The whole memory as writable bytes; empty on a GPU."""
         return memoryview(b"") if self._pages is None else memoryview(self._pages)
 
+    @property
+    def view(self) -> memoryview:
+        """All bytes, writable and shared; empty for memory that the CPU cannot address."""
+        return memoryview(b"") if self._pages is None else memoryview(self._pages)
+
     def block_view(self, block_id: int) -> memoryview:
         """Return the bytes of a block: writable and shared on CPU, a read-only copy from a GPU.
 

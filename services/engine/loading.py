@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from services.engine import experts, mla, probe, rope
+from services.engine import exactness, experts, mla, probe, rope
 from services.engine.attention import interface
 from services.engine.attention.backend import AttentionBackend
 from services.engine.attention.layers import LayerPlan
@@ -42,6 +42,8 @@ class LoadedModel:
     device: torch.device
     context_length: int
     vocab_size: int
+    row_multiple: int
+    """What the number of rows of a forward pass must be a multiple of."""
     eos_token_ids: tuple[int, ...]
     numerics_class: str
 
@@ -78,6 +80,8 @@ def load_model(
     text_config = config.get_text_config(decoder=True)
     limit = _context_length(text_config, context_length)
     module = _load(folder, config, TORCH_DTYPES[dtype], device)
+    if device.type == "cpu":
+        exactness.make_rows_independent(module)
     mla.keep_latents(module)
     with torch.inference_mode():
         rope.freeze(module, limit, device)
@@ -92,6 +96,7 @@ def load_model(
         device=device,
         context_length=limit,
         vocab_size=measured.vocab_size,
+        row_multiple=exactness.row_multiple(module),
         eos_token_ids=_eos_token_ids(module, config),
         numerics_class=numerics_class(
             dtype=dtype, weight_form="dense", execution="eager", backend=backend, device=device

@@ -30,9 +30,9 @@ def _unexpanded(kv_nope: torch.Tensor, k_rot: torch.Tensor) -> tuple[torch.Tenso
 
 @dataclass(frozen=True, eq=False)
 class LatentProjection:
-    """The up-projections of one layer, as views of ``kv_b_proj``'s weight.
+    """The up-projections of one layer out of ``kv_b_proj``, each a linear's weight per head.
 
-    ``keys`` is ``[num_heads, nope, rank]``, ``values`` is ``[num_heads, value_width, rank]``.
+    ``keys`` is ``[num_heads, rank, nope]``, ``values`` is ``[num_heads, value_width, rank]``.
     """
 
     keys: torch.Tensor
@@ -40,35 +40,34 @@ class LatentProjection:
 
     @classmethod
     def of(cls, module: torch.nn.Module) -> "LatentProjection":
-        """Read the projections of a latent attention."""
+        """Read the projections of a latent attention; the keys' part is a copy."""
         nope, width, rank = (int(getattr(module, name)) for name in ("qk_nope_head_dim", "v_head_dim", "kv_lora_rank"))
         weight = module.kv_b_proj.weight.detach().view(-1, nope + width, rank)  # type: ignore[union-attr, operator]
-        return cls(weight[:, :nope], weight[:, nope:])
+        return cls(weight[:, :nope].transpose(1, 2).contiguous(), weight[:, nope:])
 
     @property
     def rank(self) -> int:
         """Width of the compressed KV: the part of a latent that is the value."""
-        return int(self.keys.shape[2])
+        return int(self.values.shape[2])
 
     def absorb(self, query: torch.Tensor) -> torch.Tensor:
         """Return queries ``[num_rows, num_heads, rank + rope]`` that meet latents, from ``[.., nope + rope]``."""
-        nope = self.keys.shape[1]
-        absorbed = _by_head(query[..., :nope], self.keys)
-        return torch.cat((absorbed, query[..., nope:]), dim=-1)
+        nope = self.keys.shape[2]
+        return torch.cat((_by_head(query[..., :nope], self.keys), query[..., nope:]), dim=-1)
 
     def expand(self, attended: torch.Tensor) -> torch.Tensor:
         """Return ``[num_rows, num_heads, value_width]`` from attended latents ``[.., rank]``."""
-        return _by_head(attended, self.values.transpose(1, 2))
+        return _by_head(attended, self.values)
 
 
 def _by_head(rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Return ``rows[:, head] @ weights[head]`` for each head, ``[num_rows, num_heads, ...]``.
+    """Return ``rows[:, head] @ weights[head].T`` for each head, ``[num_rows, num_heads, columns]``.
 
-    On CPU one product per head: a batched one sums in another order for another number of rows.
+    On CPU one contiguous linear per head: batched and strided products sum in another order for another
+    number of rows.
     """
     if rows.device.type != "cpu":
-        return torch.bmm(rows.transpose(0, 1), weights).transpose(0, 1)
-    result = rows.new_empty(rows.shape[0], rows.shape[1], weights.shape[2])
-    for head, weight in enumerate(weights):
-        result[:, head] = rows[:, head] @ weight
-    return result
+        return torch.bmm(rows.transpose(0, 1), weights.transpose(1, 2)).transpose(0, 1)
+    by_head = rows.transpose(0, 1).contiguous()
+    parts = [torch.nn.functional.linear(part, weight) for part, weight in zip(by_head, weights, strict=True)]
+    return torch.stack(parts, dim=1)

@@ -104,24 +104,24 @@ def _check_calls(called: list[int], expected: int, name: str) -> None:
         )
 
 
-def check_row_invariance(model: Model, vocab_size: int, block_size: int) -> RowInvariance:
-    """Compute a short sequence whole, in pieces, with a neighbour and token by token, and compare bitwise.
+def check_row_invariance(model: Model, vocab_size: int, block_size: int, *, num_blocks: int = 15) -> RowInvariance:
+    """Compute a sequence whole, in pieces, with a neighbour and token by token, and compare bitwise.
 
-    Writes to the first blocks of an otherwise unused cache (eight blocks are needed).
+    Writes to the first ``num_blocks`` (at least 5) blocks of an otherwise unused cache.
     """
-    length, blocks = 2 * block_size + 5, [5, 1, 3]
+    length, blocks = (num_blocks - 3) * block_size + 5, list(range(num_blocks - 1, 1, -1))
     tokens = [(7 + 13 * index) % vocab_size for index in range(length)]
-    neighbour = ScheduledSequence(tokens[: block_size + 1][::-1], 0, [0, 4], True)
+    neighbour = ScheduledSequence(tokens[: block_size + 1][::-1], 0, [0, 1], True)
 
     def run(cuts: Sequence[int], *others: ScheduledSequence) -> torch.Tensor:
         return _run_in_pieces(model.forward, tokens, cuts, blocks, others)[-1]
 
     whole = run([length])
     ways = {
-        "in pieces": run([block_size, 2 * block_size, length]),
+        "in pieces": run([block_size, length - 5, length]),
         "with a neighbour": run([length], neighbour),
         "in pieces with a neighbour": run([block_size, length], neighbour),
-        "token by token": run([2 * block_size, *range(2 * block_size + 1, length + 1)]),
+        "token by token": run([*range(length - 5, length + 1)]),
     }
     differing = tuple(name for name, logits in ways.items() if not torch.equal(logits, whole))
     return RowInvariance(differing, max(float((logits - whole).abs().max()) for logits in ways.values()))

@@ -39,6 +39,7 @@ class TransformersModel:
             self.cache.layout.block_size,
             num_blocks=self.cache.num_blocks,
             device=self.cache.device,
+            row_multiple=self._loaded.row_multiple,
         )
         paged = PagedPass(self._layers, batch)
         with torch.inference_mode(), answering(paged):

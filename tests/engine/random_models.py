@@ -44,7 +44,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "gemma2": {"head_dim": 32, "query_pre_attn_scalar": 16, "attn_logit_softcapping": 5.0, **_SLIDING},
     "gemma3_text": {"head_dim": 32, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"], **_SLIDING},
     "phi3": {},
-    "gpt2": {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_inner": 96},
+    "gpt2": {"n_embd": 64, "n_layer": 3, "n_head": 4},
     "mixtral": _MOE,
     "qwen3_moe": {"head_dim": 32, "decoder_sparse_step": 1, **_MOE},
     "deepseek_v3": {**_MOE, **_LATENT},
@@ -56,6 +56,7 @@ def config_of(model_type: str, **changes: Any) -> Any:
     """Return the small configuration of a model type."""
     values = BASE | CONFIGS.get(model_type, {}) | changes
     if model_type == "gpt2":
+        values["n_inner"] = values["intermediate_size"]
         renamed = ("hidden_size", "intermediate_size", "max_position_embeddings")
         values["n_positions"] = values["max_position_embeddings"]
         values = {key: value for key, value in values.items() if key not in renamed}

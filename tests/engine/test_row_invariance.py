@@ -14,7 +14,7 @@ from services.engine.transformers_model import TransformersModel
 from tests.engine.driving import CPU, Driver, bind, load
 from tests.engine.random_models import VOCAB_SIZE, config_of, save_random
 
-MODELS = ("llama", "qwen2", "gpt2", "gemma2", "mixtral", "qwen3_moe", "deepseek_v3", "gpt_oss")
+MODELS = ("llama", "qwen2", "gpt2", "gemma2", "mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v3", "gpt_oss")
 LENGTH, NUM_TOKENS = 530, 12
 CONTEXT = {"max_position_embeddings": 640}
 
@@ -67,12 +67,15 @@ def test_the_fallback_in_plain_torch_is_invariant_too(dtype: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_the_number_of_threads_changes_no_bit(dtype: str, tmp_path: Path, kernels: Path) -> None:
-    loaded = load(save_random(tmp_path, config_of("qwen3_moe", hidden_size=256, intermediate_size=512)), kernels, dtype)
-    prompt = tokens(200, 9)
+@pytest.mark.parametrize("model_type", ["qwen3_moe", "qwen2_moe", "gpt2", "deepseek_v3"])
+def test_the_number_of_threads_changes_no_bit(model_type: str, dtype: str, tmp_path: Path, kernels: Path) -> None:
+    config = config_of(model_type, intermediate_size=368, n_inner=368, shared_expert_intermediate_size=48)
+    loaded = load(save_random(tmp_path, config), kernels, dtype)
+    prompt = tokens(250, 9)
     alone = logits_of(loaded, prompt, chunk=48, neighbours=2)
-    torch.set_num_threads(2)
-    assert torch.equal(logits_of(loaded, prompt, chunk=48, neighbours=2), alone)
+    for threads in (2, 3, 5):
+        torch.set_num_threads(threads)
+        assert torch.equal(logits_of(loaded, prompt, chunk=300), alone)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "deepseek_v3"])

@@ -10,7 +10,7 @@ from services.engine.schedule import ScheduledSequence
 from services.errors import InternalError
 
 ROW_MULTIPLE = 4
-"""Rows of every matrix product come in multiples of this: below, BLAS sums in another order."""
+"""Rows of every matrix product come in multiples of this: fewer, and BLAS sums in another order."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,9 +43,15 @@ class PackedBatch:
 
     @classmethod
     def of(
-        cls, sequences: Sequence[ScheduledSequence], block_size: int, *, num_blocks: int, device: torch.device
+        cls,
+        sequences: Sequence[ScheduledSequence],
+        block_size: int,
+        *,
+        num_blocks: int,
+        device: torch.device,
+        row_multiple: int = ROW_MULTIPLE,
     ) -> "PackedBatch":
-        """Pack ``sequences``, in order.
+        """Pack ``sequences``, in order, padded to a multiple of ``row_multiple`` rows.
 
         Raises:
             InternalError: an empty sequence, or a block table that is too short or names a block outside of the pool.
@@ -56,7 +62,7 @@ class PackedBatch:
         tables = _block_tables(sequences, contexts, block_size, num_blocks)
         ends = np.cumsum(lengths, dtype=np.int32)
         num_rows = int(ends[-1])
-        num_padded_rows = padded(num_rows)
+        num_padded_rows = padded(num_rows, row_multiple)
         token_ids = np.zeros(num_padded_rows, dtype=np.int64)
         token_ids[:num_rows] = [token for sequence in sequences for token in sequence.new_token_ids]
         positions = np.zeros(num_padded_rows, dtype=np.int64)
@@ -82,9 +88,9 @@ class PackedBatch:
         )
 
 
-def padded(num_rows: int) -> int:
-    """Return ``num_rows`` rounded up to a multiple of ``ROW_MULTIPLE``."""
-    return -(-num_rows // ROW_MULTIPLE) * ROW_MULTIPLE
+def padded(num_rows: int, multiple: int = ROW_MULTIPLE) -> int:
+    """Return ``num_rows`` rounded up to a multiple of ``multiple``."""
+    return -(-num_rows // multiple) * multiple
 
 
 def _block_tables(
