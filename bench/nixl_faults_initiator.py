@@ -82,6 +82,7 @@ class Initiator:
         self._count += 1
         self._pipe.send(("spawn", f"target-{self._count}"))
         pid, metadata = self._pipe.recv()
+        self._arena.notices = 0  # only now is the previous target dead
         return pid, metadata
 
     def _connect(self, metadata: bytes, memory: mmap.mmap) -> tuple[str, Any]:
@@ -128,10 +129,11 @@ class Initiator:
                 self._watch(seen, handle, STOPPED_WATCH_S)
             return handle
         finally:
-            ended_at = time.monotonic()
             while self._arena.signalled_at == 0.0:
                 time.sleep(0.0002)
-            seen.strike = "in flight" if not seen.outcome or self._arena.signalled_at < ended_at else "too late"
+            if seen.outcome:
+                seen.outcome_s = self._ended_at - self._arena.signalled_at
+            seen.strike = "too late" if seen.outcome and seen.outcome_s < 0 else "in flight"
             time.sleep(0.002)
 
     def _warm(self) -> None:
@@ -184,7 +186,8 @@ class Initiator:
 
     def _record(self, seen: Observation, outcome: str) -> None:
         seen.outcome = outcome
-        seen.outcome_s = time.monotonic() - max(self._arena.signalled_at, getattr(self, "_posted_at", 0.0))
+        self._ended_at = time.monotonic()
+        seen.outcome_s = self._ended_at - max(self._arena.signalled_at, getattr(self, "_posted_at", 0.0))
 
     def _forget(self, seen: Observation, handle: Any) -> None:
         if seen.cleanup or not hasattr(self, "_peer"):

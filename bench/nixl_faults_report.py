@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from bench.nixl_faults_stage import PUSH_BYTES, Observation
+from bench.nixl_faults_stage import PUSH_BYTES, STEPS, Observation
 
 Key = TypeVar("Key")
 HEAD = (
@@ -23,7 +23,7 @@ ERRORS = {"nixlBackendError": "`BackendError` at connect", "nixlRemoteDisconnect
 
 def seen(observation: Observation) -> str:
     outcome = ERRORS.get(observation.outcome, observation.outcome)
-    if observation.strike == "too late":
+    if observation.strike == "too late" or (observation.step == STEPS[3] and observation.outcome == "done"):
         return f"{outcome}, before the signal"
     if observation.outcome_while_stopped == "done":
         return "done while stopped"

@@ -5,8 +5,9 @@ transfer thread of ``services.worker``): no method blocks for longer than one po
 all progress. Deadlines are kept by that thread, above this contract.
 
 There is no abort: a posted push ends with ``PushDone`` or ``PushFailed``, never before the transport
-stopped reading local memory for it. ``PushFailed`` says nothing about the receiver's memory: bytes may
-still land there, which is why a receiver quarantines (see ``docs/architecture.md``).
+stopped reading local memory for it; a push to a stopped peer may stay posted for as long as the peer is
+stopped. ``PushFailed`` says nothing about the receiver's memory: bytes may have landed or still land
+there, which is why a receiver quarantines (see ``docs/architecture.md``).
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,9 @@ from dataclasses import dataclass
 from typing import NewType, Protocol
 
 from services.errors import PeerError
+
+MAX_NOTICE_BYTES = 1 << 20
+"""Longest notice of one push."""
 
 PushId = NewType("PushId", int)
 
@@ -60,7 +64,22 @@ class NoticeArrived:
     notice: bytes
 
 
-TransferEvent = PushDone | PushFailed | NoticeArrived
+@dataclass(frozen=True)
+class PeerConnected:
+    """The answer to ``connect``: pushes to ``agent`` can be posted."""
+
+    agent: str
+
+
+@dataclass(frozen=True)
+class PeerLost:
+    """A connection ended or could not be made; each outstanding push to ``agent`` gets its own ``PushFailed``."""
+
+    agent: str
+    error: PeerError
+
+
+TransferEvent = PushDone | PushFailed | NoticeArrived | PeerConnected | PeerLost
 
 
 class Transport(Protocol):
@@ -70,23 +89,30 @@ class Transport(Protocol):
         """Return what a peer needs to push here."""
 
     def connect(self, peer: Endpoint) -> None:
-        """Make pushes to ``peer`` possible; idempotent per agent name.
+        """Begin to make pushes to ``peer`` possible; idempotent per agent name.
+
+        Each call is answered by ``PeerConnected`` or ``PeerLost`` from ``poll``, unless it raises. A push may
+        be posted before the answer came; it then shares the fate of the connection.
 
         Raises:
-            IncompatiblePeer: another transport or layout fingerprint.
-            PeerGone: the peer cannot be reached.
+            IncompatiblePeer: another transport, layout fingerprint or block size.
+            PeerGone: it is already known that the peer cannot be reached.
         """
 
     def push(self, agent: str, blocks: Sequence[BlockPair], notice: bytes) -> PushId:
         """Post a write of ``blocks`` to a connected peer; ``notice`` becomes visible there after the data.
 
+        Pushes that are outstanding together may arrive in any order, so none may overwrite another's blocks.
+        Raising means that nothing was posted.
+
         Raises:
             PeerGone: not connected (any more).
-            InvalidRequest: a block index outside of either pool.
+            InvalidRequest: no blocks, a block index outside of either pool, or a notice that is too long.
+            Overloaded: too many pushes to this peer are outstanding.
         """
 
     def poll(self) -> Sequence[TransferEvent]:
-        """Make progress and return what happened since the last call, each event once."""
+        """Make progress and return what happened since the last call, each event once; never waits."""
 
     def close(self) -> None:
         """Disconnect, deregister and free everything; idempotent."""
