@@ -1,0 +1,203 @@
+"""The gateway process: the only place that builds its objects."""
+
+import asyncio
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from random import Random
+
+import uvicorn
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+
+from services.cluster.background import Background
+from services.cluster.redis_registry import RedisRegistry
+from services.cluster.registry import Role
+from services.cluster.secret import load_or_create_secret
+from services.cluster.view import MemberView
+from services.config import load
+from services.errors import ConfigurationError
+from services.gateway.admin import Readiness, admin_routes
+from services.gateway.admission import AdmissionLimits, FifoAdmission
+from services.gateway.answers import Answers
+from services.gateway.apis.openai.service import OpenAILimits, OpenAIServices
+from services.gateway.app import AppParts, create_app
+from services.gateway.auth import Authenticator, KnownKeys
+from services.gateway.decode_client import DecodeClient, GrpcDecodeClient
+from services.gateway.drain import Drain
+from services.gateway.entrance import Entrance
+from services.gateway.generation import GenerationLimits, GenerationServices
+from services.gateway.keys import KeyStore, RedisKeyStore
+from services.gateway.models import ClusterView, ModelCatalog
+from services.gateway.observer import AnswerObserver
+from services.gateway.recorder import TimelineRecorder
+from services.gateway.redis_state import RedisState
+from services.gateway.routing.router import Router
+from services.gateway.routing.suspects import Suspects
+from services.gateway.server import HttpServer
+from services.gateway.settings import GatewaySettings
+from services.gateway.text.threads import TextThreads
+from services.gateway.timeline import RedisTimelineStore, TimelineStore
+from services.rpc.channel import PROTOCOL_VERSION, Channels
+from services.telemetry.admin_server import serve_admin
+from services.telemetry.clock import Clock, SystemClock
+from services.telemetry.logs import configure_logging, get_logger
+from services.telemetry.metrics import GatewayMetrics, process_registry
+
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a gateway reaches beyond itself; tests hand in twins."""
+
+    view: ClusterView
+    client: DecodeClient
+    keys: KeyStore
+    timelines: TimelineStore
+    executor: Executor
+    registry: CollectorRegistry
+    clock: Clock
+    random: Random
+
+
+@dataclass(frozen=True)
+class Gateway:
+    """A finished gateway."""
+
+    app: FastAPI
+    catalog: ModelCatalog
+    readiness: Readiness
+    drain: Drain
+
+
+def build(settings: GatewaySettings, around: Surroundings) -> Gateway:
+    """Return a gateway that is ready to serve."""
+    clock = around.clock
+    metrics = GatewayMetrics(around.registry)
+    drain = Drain(clock)
+    observer = AnswerObserver(metrics, clock)
+    admission = _admission(settings, clock)
+    threads = TextThreads(around.executor, settings.text_timeout_s)
+    catalog = ModelCatalog(around.view, threads, clock, PROTOCOL_VERSION)
+    readiness = Readiness(around.view, drain)
+    _watch(metrics, admission, around.view)
+    openai = OpenAIServices(
+        entrance=Entrance(_authenticator(settings, around), clock, settings.request_timeout_s),
+        catalog=catalog,
+        threads=threads,
+        answers=Answers(admission, _generation(settings, around), observer),
+        timelines=around.timelines,
+        recorder=TimelineRecorder(around.timelines),
+        limits=OpenAILimits(settings.max_choices, settings.default_max_tokens, settings.keep_alive_s),
+    )
+    parts = AppParts(
+        openai=openai,
+        observer=observer,
+        metrics=metrics,
+        drain=drain,
+        clock=clock,
+        max_body_bytes=settings.max_body_bytes,
+        admin=admin_routes(around.registry, readiness) if settings.serve_admin_on_main else None,
+    )
+    return Gateway(create_app(parts), catalog, readiness, drain)
+
+
+def _authenticator(settings: GatewaySettings, around: Surroundings) -> Authenticator:
+    known = KnownKeys(around.keys, around.clock, settings.keys_refresh_s)
+    return Authenticator(known, trust_loopback=settings.trust_loopback)
+
+
+def _admission(settings: GatewaySettings, clock: Clock) -> FifoAdmission:
+    limits = AdmissionLimits(
+        max_requests=settings.max_concurrent_requests,
+        max_tokens=settings.max_in_flight_tokens,
+        max_waiting=settings.max_queue,
+        max_wait_s=settings.queue_timeout_s,
+    )
+    return FifoAdmission(limits, clock)
+
+
+def _generation(settings: GatewaySettings, around: Surroundings) -> GenerationServices:
+    router = Router(
+        around.view,
+        Suspects(around.clock, settings.suspect_s),
+        around.random,
+        num_prefill_candidates=settings.prefill_candidates,
+        require_prefill=settings.require_prefill,
+    )
+    limits = GenerationLimits(
+        accept_timeout_s=settings.accept_timeout_s,
+        first_token_timeout_s=settings.first_token_timeout_s,
+        token_timeout_s=settings.token_timeout_s,
+        room_timeout_s=settings.queue_timeout_s,
+        max_replays=settings.max_replays,
+        require_prefill=settings.require_prefill,
+    )
+    return GenerationServices(router, around.client, around.clock, limits)
+
+
+def _watch(metrics: GatewayMetrics, admission: FifoAdmission, view: ClusterView) -> None:
+    metrics.waiting.set_function(lambda: admission.num_waiting)
+    metrics.members_stale.set_function(lambda: view.is_stale)
+    for role in Role:
+        metrics.members.labels(role=role.value).set_function(_counting(view, role))
+
+
+def _counting(view: ClusterView, role: Role) -> Callable[[], float]:
+    return lambda: sum(member.role is role for member in view.members())
+
+
+async def run(settings: GatewaySettings) -> None:
+    """Serve until told to leave.
+
+    Raises:
+        ConfigurationError: an address cannot be used, or the secret cannot be read.
+    """
+    clock = SystemClock()
+    secret = load_or_create_secret(settings.secret_file)
+    async with AsyncExitStack() as stack:
+        registry = RedisRegistry(settings.redis_url, secret, clock, timeout_s=settings.redis_timeout_s)
+        stack.push_async_callback(registry.close)
+        state = RedisState(settings.redis_url, settings.redis_timeout_s)
+        stack.push_async_callback(state.close)
+        channels = Channels(secret)
+        stack.push_async_callback(channels.close)
+        view = await stack.enter_async_context(MemberView(registry, clock, settings.members_interval_s))
+        around = Surroundings(
+            view=view,
+            client=GrpcDecodeClient(channels),
+            keys=RedisKeyStore(state, clock),
+            timelines=RedisTimelineStore(state, settings.timeline_ttl_s),
+            executor=stack.enter_context(ThreadPoolExecutor(settings.text_threads, "text")),
+            registry=process_registry(),
+            clock=clock,
+            random=Random(),
+        )
+        gateway = build(settings, around)
+        following = Background("model catalog", _log)
+        following.start(gateway.catalog.follow)
+        stack.push_async_callback(following.close)
+        await stack.enter_async_context(
+            serve_admin(settings.admin_host, settings.admin_port, around.registry, gateway.readiness)
+        )
+        await HttpServer(gateway.app, settings, gateway.drain).run()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a gateway; return the exit status."""
+    try:
+        settings = load(GatewaySettings, sys.argv[1:] if argv is None else argv, prog="tandem gateway").settings
+        configure_logging(level=settings.log_level, as_json=settings.log_format == "json", process="gateway")
+        with asyncio.Runner(loop_factory=uvicorn.Config("").get_loop_factory()) as runner:
+            runner.run(run(settings))
+    except ConfigurationError as error:
+        sys.stderr.write(f"{error.message}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""One answer: every sequence that a request asks for, from prompt ids to text."""
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+
+from services.gateway.admission import Admission
+from services.gateway.exchange import Exchange
+from services.gateway.generation import Generation, GenerationServices
+from services.gateway.merge import merged
+from services.gateway.models import ServedModel
+from services.gateway.observer import AnswerObserver
+from services.gateway.proof import PathProof
+from services.gateway.sequence import Accepted, FinishReason, NewTokens, SequenceRequest
+from services.gateway.text.choice import ChoiceText, Piece
+from services.kv.sampling import SamplingParams
+
+
+@dataclass(frozen=True)
+class AnswerPlan:
+    """What to generate: ``num_choices`` sequences for each prompt."""
+
+    model: ServedModel
+    prompts: tuple[tuple[int, ...], ...]
+    sampling: SamplingParams
+    num_choices: int = 1
+    stops: tuple[str, ...] = ()
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens of all prompts; each counts once, however many answers it gets."""
+        return sum(map(len, self.prompts))
+
+    @property
+    def num_reserved_tokens(self) -> int:
+        """Most tokens that the answer can hold at once."""
+        return self.num_choices * (self.num_prompt_tokens + len(self.prompts) * self.sampling.max_tokens)
+
+
+@dataclass(frozen=True)
+class Started:
+    """A worker took the first sequence of the answer or a later one."""
+
+
+@dataclass(frozen=True)
+class ChoicePiece:
+    """More text of one choice."""
+
+    index: int
+    piece: Piece
+
+
+@dataclass(frozen=True)
+class ChoiceEnd:
+    """One choice is complete."""
+
+    index: int
+    reason: FinishReason
+    num_tokens: int
+    proof: PathProof
+
+
+AnswerEvent = Started | ChoicePiece | ChoiceEnd
+
+
+class Answers:
+    """Runs answer plans."""
+
+    def __init__(self, admission: Admission, services: GenerationServices, observer: AnswerObserver) -> None:
+        self._admission = admission
+        self._services = services
+        self._observer = observer
+
+    async def run(self, plan: AnswerPlan, exchange: Exchange) -> AsyncGenerator[AnswerEvent, None]:
+        """Yield the events of all choices as they come; closing the generator cancels what still runs.
+
+        Raises:
+            TandemError: the first failure that no replay could mend.
+        """
+        async with self._admission.admitted(exchange.project, plan.num_reserved_tokens):
+            gateway_ms = 1e3 * (self._services.clock.now() - exchange.started_s)
+            exchange.timeline.add("gateway", start_ms=0.0, duration_ms=gateway_ms)
+            choices = [
+                self._choice(plan, exchange, index=index, gateway_ms=gateway_ms)
+                for index in range(len(plan.prompts) * plan.num_choices)
+            ]
+            async with aclosing(merged(choices)) as events:
+                async for event in events:
+                    yield event
+
+    async def _choice(
+        self, plan: AnswerPlan, exchange: Exchange, *, index: int, gateway_ms: float
+    ) -> AsyncGenerator[AnswerEvent, None]:
+        request = _sequence(plan, exchange, index, gateway_ms)
+        generation = Generation(request, self._services)
+        text = ChoiceText(plan.model.tokenizer, request.sampling, plan.stops)
+        reason: FinishReason = "stop"
+        with self._observer.sequence(request, exchange, generation) as observed:
+            async with aclosing(generation.events()) as events:
+                async for event in events:
+                    if isinstance(event, Accepted):
+                        yield Started()
+                    elif isinstance(event, NewTokens):
+                        observed.tokens(len(event.tokens))
+                        piece = text.push(event.tokens)
+                        if not piece.is_empty:
+                            yield ChoicePiece(index, piece)
+                        if text.has_stopped:
+                            break
+                    else:
+                        reason = event.reason
+            tail = text.finish()
+            if not tail.is_empty:
+                yield ChoicePiece(index, tail)
+            observed.ended(reason)
+        yield ChoiceEnd(index, reason, text.num_tokens, generation.proof)
+
+
+def _sequence(plan: AnswerPlan, exchange: Exchange, index: int, gateway_ms: float) -> SequenceRequest:
+    prompt_index, choice_index = divmod(index, plan.num_choices)
+    return SequenceRequest(
+        request_id=f"{exchange.request_id}.{index}" if index else exchange.request_id,
+        project=exchange.project,
+        requirements=plan.model.requirements,
+        block_size=plan.model.card.block_size,
+        prompt_token_ids=plan.prompts[prompt_index],
+        sampling=replace(plan.sampling, choice_index=choice_index),
+        deadline_s=exchange.deadline_s,
+        timings_ms={"gateway": gateway_ms},
+    )

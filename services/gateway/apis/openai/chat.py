@@ -1,0 +1,169 @@
+"""``POST /v1/chat/completions``."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from services.errors import InvalidRequest
+from services.gateway.answers import AnswerPlan, ChoiceEnd
+from services.gateway.apis.openai.collected import CollectedChoice
+from services.gateway.apis.openai.sampling import (
+    check_stream_options,
+    choice_count,
+    room_for_output,
+    sampling_params,
+    wants_usage,
+)
+from services.gateway.apis.openai.schemas import ChatBody, ContentPart, Message
+from services.gateway.apis.openai.service import Answering, OpenAIServices, answer_head
+from services.gateway.apis.openai.sse import ChunkStream
+from services.gateway.text.choice import Piece, TokenText
+from services.gateway.validation import parse_body
+
+
+class ChatCompletions:
+    """Answers conversations."""
+
+    def __init__(self, services: OpenAIServices) -> None:
+        self._services = services
+        self._answering = Answering(services)
+
+    async def create(self, request: Request) -> Response:
+        """Answer one conversation, whole or as a stream."""
+        exchange = await self._services.entrance.exchange(request)
+        body = parse_body(ChatBody, await request.body())
+        _check_supported(body)
+        with exchange.timeline.step("encode"):
+            plan = await self._plan(body)
+        head = answer_head(exchange, plan, "chatcmpl", "chat.completion.chunk" if body.stream else "chat.completion")
+        if body.stream:
+            writer = ChatChunks(with_logprobs=bool(body.logprobs))
+            return self._answering.stream(
+                exchange, plan, ChunkStream(plan, head, writer, include_usage=wants_usage(body))
+            )
+        with_logprobs = bool(body.logprobs)
+        return await self._answering.whole(
+            request, exchange, plan, lambda choices: {**head, "choices": _choices(choices, with_logprobs)}
+        )
+
+    async def _plan(self, body: ChatBody) -> AnswerPlan:
+        limits = self._services.limits
+        num_choices = choice_count(body, 1, limits.max_choices)
+        logprobs = _num_logprobs(body)
+        messages = plain_messages(body.messages)
+        model = await self._services.catalog.resolve(body.model)
+        # The ranges are checked before the text is touched, with the largest output that could be meant.
+        wanted = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
+        sampling_params(body, model.card, max_tokens=wanted or model.card.context_length, logprobs=logprobs)
+        prompt = await self._services.threads.run(lambda: model.encode_conversation(messages))
+        max_tokens = room_for_output(model.card, [prompt], wanted, default=limits.default_max_tokens, param="messages")
+        sampling = sampling_params(body, model.card, max_tokens=max_tokens, logprobs=logprobs)
+        return AnswerPlan(model, (tuple(prompt),), sampling, num_choices, tuple(body.stop or ()))
+
+
+class ChatChunks:
+    """The chunks of a chat stream."""
+
+    def __init__(self, *, with_logprobs: bool) -> None:
+        self._with_logprobs = with_logprobs
+
+    def opening(self, index: int) -> dict[str, Any]:
+        """Return the chunk that names the role."""
+        return self._choice(index, {"role": "assistant", "content": "", "refusal": None})
+
+    def piece(self, index: int, piece: Piece) -> dict[str, Any]:
+        """Return more text."""
+        return self._choice(index, {"content": piece.text}, tokens=piece.tokens)
+
+    def ending(self, end: ChoiceEnd) -> dict[str, Any]:
+        """Return the end of a choice."""
+        return {**self._choice(end.index, {}), "finish_reason": end.reason}
+
+    def _choice(self, index: int, delta: dict[str, Any], *, tokens: Sequence[TokenText] = ()) -> dict[str, Any]:
+        logprobs = _logprobs(tokens) if self._with_logprobs and tokens else None
+        return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
+
+
+def plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Return messages as templates expect them: text content, no developer role.
+
+    Raises:
+        InvalidRequest: a message lacks what its role needs, or holds what the model cannot read.
+    """
+    return [_plain(message, f"messages[{index}]") for index, message in enumerate(messages)]
+
+
+def _plain(message: Message, path: str) -> dict[str, Any]:
+    values = message.model_dump(exclude_none=True)
+    if message.role == "developer":
+        values["role"] = "system"
+    if message.role == "tool" and message.tool_call_id is None:
+        raise InvalidRequest(f"Missing required parameter: '{path}.tool_call_id'.", param=f"{path}.tool_call_id")
+    if message.content is None and not (message.role == "assistant" and message.tool_calls):
+        raise InvalidRequest(f"Missing required parameter: '{path}.content'.", param=f"{path}.content")
+    if isinstance(message.content, list):
+        values["content"] = "".join(
+            _part_text(part, f"{path}.content[{index}]") for index, part in enumerate(message.content)
+        )
+    return values
+
+
+def _part_text(part: ContentPart, path: str) -> str:
+    if part.type != "text":
+        raise InvalidRequest(f"This model reads text only, not content of type '{part.type}'.", param=f"{path}.type")
+    if part.text is None:
+        raise InvalidRequest(f"Missing required parameter: '{path}.text'.", param=f"{path}.text")
+    return part.text
+
+
+def _check_supported(body: ChatBody) -> None:
+    check_stream_options(body)
+    if body.tools and body.tool_choice != "none":
+        raise InvalidRequest("Tools are not supported yet.", param="tools")
+    if body.functions:
+        raise InvalidRequest("Functions are not supported yet.", param="functions")
+    if body.response_format is not None and body.response_format.type != "text":
+        raise InvalidRequest(
+            f"The response format '{body.response_format.type}' is not supported yet.", param="response_format.type"
+        )
+    if body.modalities is not None and body.modalities != ["text"]:
+        raise InvalidRequest("This model writes text only.", param="modalities")
+
+
+def _num_logprobs(body: ChatBody) -> int | None:
+    if not body.logprobs:
+        if body.top_logprobs:
+            raise InvalidRequest("'top_logprobs' needs 'logprobs' to be true.", param="top_logprobs")
+        return None
+    if body.top_logprobs is not None and not 0 <= body.top_logprobs <= 20:
+        raise InvalidRequest("'top_logprobs' must be between 0 and 20.", param="top_logprobs")
+    return body.top_logprobs or 0
+
+
+def _choices(choices: Sequence[CollectedChoice], with_logprobs: bool) -> list[dict[str, Any]]:
+    return [
+        {
+            "index": index,
+            "message": {"role": "assistant", "content": choice.text, "refusal": None, "annotations": []},
+            "logprobs": _logprobs(choice.tokens) if with_logprobs else None,
+            "finish_reason": choice.finish_reason,
+        }
+        for index, choice in enumerate(choices)
+    ]
+
+
+def _logprobs(tokens: Sequence[TokenText]) -> dict[str, Any]:
+    content = [
+        {
+            **_logprob(token.data, token.logprob),
+            "top_logprobs": [_logprob(data, logprob) for data, logprob in token.top],
+        }
+        for token in tokens
+    ]
+    return {"content": content, "refusal": None}
+
+
+def _logprob(data: bytes, logprob: float) -> dict[str, Any]:
+    return {"token": data.decode(errors="replace"), "logprob": logprob, "bytes": list(data)}

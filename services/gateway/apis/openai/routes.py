@@ -1,0 +1,29 @@
+"""The OpenAI endpoints."""
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from services.gateway.apis.openai.chat import ChatCompletions
+from services.gateway.apis.openai.completions import Completions
+from services.gateway.apis.openai.models import Models
+from services.gateway.apis.openai.service import OpenAIServices
+from services.gateway.replies import JsonReply
+
+
+def openai_routes(services: OpenAIServices) -> APIRouter:
+    """Return the routes under ``/v1``."""
+    router = APIRouter(prefix="/v1")
+    models = Models(services)
+
+    async def timeline(request: Request) -> Response:
+        """Return the timeline of a recent request of the caller's project."""
+        exchange = await services.entrance.exchange(request)
+        return JsonReply(await services.timelines.get(exchange.project, request.path_params["request_id"]))
+
+    router.add_api_route("/chat/completions", ChatCompletions(services).create, methods=["POST"])
+    router.add_api_route("/completions", Completions(services).create, methods=["POST"])
+    router.add_api_route("/models", models.list, methods=["GET"])
+    router.add_api_route("/models/{name:path}", models.get, methods=["GET"])
+    router.add_api_route("/requests/{request_id}/timeline", timeline, methods=["GET"])
+    return router

@@ -1,0 +1,131 @@
+"""Request bodies of the OpenAI API, with vLLM's extensions."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Discriminator, Field, Tag
+
+from services.gateway.validation import TAG_MARK, Body
+
+MAX_STOPS = 16
+MAX_STOP_LENGTH = 1024
+_TEXT = f"{TAG_MARK}text"
+_LIST = f"{TAG_MARK}list"
+
+
+def _text_or_list(value: Any) -> str | None:
+    if isinstance(value, str):
+        return _TEXT
+    return _LIST if isinstance(value, list) else None
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+class StreamOptions(Body):
+    """``stream_options``."""
+
+    include_usage: bool | None = None
+
+
+class SamplingFields(Body):
+    """What chat and text completions have in common."""
+
+    model: str
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: int | None = Field(default=None, ge=1)
+    max_tokens: int | None = Field(default=None, ge=1)
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    stop: (
+        Annotated[
+            list[Annotated[str, Field(max_length=MAX_STOP_LENGTH)]],
+            BeforeValidator(_as_list),
+            Field(max_length=MAX_STOPS),
+        ]
+        | None
+    ) = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    ignore_eos: bool | None = None
+    min_tokens: int | None = Field(default=None, ge=0)
+    top_k: int | None = Field(default=None, ge=-1)
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    stop_token_ids: list[int] | None = None
+
+
+class ContentPart(Body):
+    """One part of a message's content."""
+
+    type: str
+    text: str | None = None
+
+
+Content = Annotated[
+    Annotated[str, Tag(_TEXT)] | Annotated[list[ContentPart], Tag(_LIST)],
+    Discriminator(
+        _text_or_list,
+        custom_error_type="content_type",
+        custom_error_message="Expected a string or an array of content parts",
+    ),
+]
+
+
+class FunctionCall(Body):
+    """The function that a tool call names; ``arguments`` is JSON in a string."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(Body):
+    """A tool call that the model made earlier."""
+
+    id: str
+    type: Literal["function"]
+    function: FunctionCall
+
+
+class Message(Body):
+    """One message of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Content | None = None
+    name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
+
+
+class ResponseFormat(Body):
+    """``response_format``."""
+
+    type: str
+
+
+class ChatBody(SamplingFields):
+    """Body of ``POST /v1/chat/completions``."""
+
+    messages: list[Message] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    response_format: ResponseFormat | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: Any = None
+    functions: list[dict[str, Any]] | None = None
+    modalities: list[str] | None = None
+
+
+class CompletionBody(SamplingFields):
+    """Body of ``POST /v1/completions``."""
+
+    prompt: Any = None
+    suffix: str | None = None
+    echo: bool | None = None
+    logprobs: int | None = None
+    best_of: int | None = None

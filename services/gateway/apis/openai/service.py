@@ -1,0 +1,90 @@
+"""What the OpenAI endpoints work with, and how they answer: whole or as a stream."""
+
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from services.gateway.answers import AnswerPlan, Answers
+from services.gateway.apis.openai.collected import CollectedChoice, collect, usage_json
+from services.gateway.apis.openai.sse import DONE, ChunkStream, last_words
+from services.gateway.connection import while_connected
+from services.gateway.entrance import Entrance
+from services.gateway.exchange import Exchange
+from services.gateway.models import ModelCatalog
+from services.gateway.recorder import TimelineRecorder
+from services.gateway.replies import JsonReply
+from services.gateway.stream import EventStream
+from services.gateway.text.threads import TextThreads
+from services.gateway.timeline import TimelineStore
+
+
+@dataclass(frozen=True)
+class OpenAILimits:
+    """Bounds on what one request may ask for, and the rhythm of its stream."""
+
+    max_choices: int
+    default_max_tokens: int
+    keep_alive_s: float
+
+
+@dataclass(frozen=True)
+class OpenAIServices:
+    """Finished collaborators of the endpoints."""
+
+    entrance: Entrance
+    catalog: ModelCatalog
+    threads: TextThreads
+    answers: Answers
+    timelines: TimelineStore
+    recorder: TimelineRecorder
+    limits: OpenAILimits
+
+
+class Answering:
+    """Runs a plan and answers with the result."""
+
+    def __init__(self, services: OpenAIServices) -> None:
+        self._services = services
+
+    async def whole(
+        self,
+        request: Request,
+        exchange: Exchange,
+        plan: AnswerPlan,
+        body_of: Callable[[list[CollectedChoice]], dict[str, Any]],
+    ) -> Response:
+        """Return the complete answer; ``body_of`` gives all but the usage."""
+        async with self._services.recorder.recording(exchange):
+            num_choices = len(plan.prompts) * plan.num_choices
+            events = self._services.answers.run(plan, exchange)
+            choices = await while_connected(request.receive, collect(events, num_choices))
+        ends = [choice.end for choice in choices if choice.end is not None]
+        return JsonReply({**body_of(choices), "usage": usage_json(plan, ends)})
+
+    def stream(self, exchange: Exchange, plan: AnswerPlan, chunks: ChunkStream) -> Response:
+        """Return the answer as server-sent events."""
+        return EventStream(
+            self._events(exchange, plan, chunks),
+            keep_alive_s=self._services.limits.keep_alive_s,
+            last_words=last_words,
+        )
+
+    async def _events(self, exchange: Exchange, plan: AnswerPlan, chunks: ChunkStream) -> AsyncGenerator[bytes, None]:
+        async with self._services.recorder.recording(exchange):
+            async for chunk in chunks.chunks(self._services.answers.run(plan, exchange)):
+                yield chunk
+        yield DONE
+
+
+def answer_head(exchange: Exchange, plan: AnswerPlan, prefix: str, kind: str) -> dict[str, Any]:
+    """Return what an answer, or each chunk of it, begins with."""
+    return {
+        "id": f"{prefix}-{exchange.token}",
+        "object": kind,
+        "created": exchange.created,
+        "model": plan.model.card.model_name,
+        "system_fingerprint": plan.model.system_fingerprint,
+    }

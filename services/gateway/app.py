@@ -1,0 +1,45 @@
+"""The ASGI application, made of finished objects."""
+
+from dataclasses import dataclass
+
+from fastapi import APIRouter, FastAPI
+
+from services.gateway.apis.openai.routes import openai_routes
+from services.gateway.apis.openai.service import OpenAIServices
+from services.gateway.drain import Drain
+from services.gateway.envelope import Envelope
+from services.gateway.handlers import add_error_handlers
+from services.gateway.observer import AnswerObserver
+from services.telemetry.clock import Clock
+from services.telemetry.metrics import GatewayMetrics
+
+
+@dataclass(frozen=True)
+class AppParts:
+    """What the application is made of."""
+
+    openai: OpenAIServices
+    observer: AnswerObserver
+    metrics: GatewayMetrics
+    drain: Drain
+    clock: Clock
+    max_body_bytes: int
+    admin: APIRouter | None = None
+    """Health and metrics, if they shall be answered here too."""
+
+
+def create_app(parts: AppParts) -> FastAPI:
+    """Return the application; it starts and stops nothing."""
+    app = FastAPI(title="Tandem", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
+    app.include_router(openai_routes(parts.openai))
+    if parts.admin is not None:
+        app.include_router(parts.admin)
+    add_error_handlers(app, parts.observer)
+    app.add_middleware(
+        Envelope,
+        clock=parts.clock,
+        drain=parts.drain,
+        metrics=parts.metrics,
+        max_body_bytes=parts.max_body_bytes,
+    )
+    return app

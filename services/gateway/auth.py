@@ -1,0 +1,107 @@
+"""Who calls: from the headers of a request to a project."""
+
+from collections.abc import Mapping
+from ipaddress import ip_address
+
+from services.errors import AuthenticationFailed, StateUnavailable
+from services.gateway.keys import KeyStore, key_digest
+from services.telemetry.clock import Clock
+from services.telemetry.logs import get_logger
+
+DEFAULT_PROJECT = "default"
+# An unknown key may have been made a moment ago by another process, so it is looked up anew, but not endlessly often.
+_UNKNOWN_REFRESH_S = 0.25
+
+_log = get_logger(__name__)
+
+
+class KnownKeys:
+    """The keys last seen in the store; while it is away they stay known."""
+
+    def __init__(self, store: KeyStore, clock: Clock, refresh_s: float) -> None:
+        self._store = store
+        self._clock = clock
+        self._refresh_s = refresh_s
+        self._projects: Mapping[str, str] | None = None
+        self._read_at_s = 0.0
+
+    async def project_of(self, key: str) -> str | None:
+        """Return the project of a key, or None for an unknown one.
+
+        Raises:
+            StateUnavailable: the keys were never read and cannot be read now.
+        """
+        digest = key_digest(key)
+        project = (await self._known(self._refresh_s)).get(digest)
+        return project or (await self._known(_UNKNOWN_REFRESH_S)).get(digest)
+
+    async def is_empty(self) -> bool:
+        """Return whether no key exists at all.
+
+        Raises:
+            StateUnavailable: the keys were never read and cannot be read now.
+        """
+        return not await self._known(self._refresh_s)
+
+    async def _known(self, max_age_s: float) -> Mapping[str, str]:
+        if self._projects is not None and self._clock.now() - self._read_at_s < max_age_s:
+            return self._projects
+        try:
+            self._projects = await self._store.projects()
+        except StateUnavailable as error:
+            if self._projects is None:
+                raise
+            _log.warning("keys.stale", reason=error.message)
+        self._read_at_s = self._clock.now()
+        return self._projects
+
+
+class Authenticator:
+    """Maps a caller to a project."""
+
+    def __init__(self, keys: KnownKeys, *, trust_loopback: bool) -> None:
+        self._keys = keys
+        self._trust_loopback = trust_loopback
+
+    async def project_of(self, headers: Mapping[str, str], client_host: str | None) -> str:
+        """Return the caller's project.
+
+        Raises:
+            AuthenticationFailed: no key, or an unknown one, where one is needed.
+            StateUnavailable: the keys were never read and cannot be read now.
+        """
+        key = key_in(headers)
+        if key is not None and (project := await self._keys.project_of(key)) is not None:
+            return project
+        if self._trust_loopback and _is_from_here(headers, client_host) and await self._keys.is_empty():
+            return DEFAULT_PROJECT
+        if key is None:
+            raise AuthenticationFailed(
+                "You didn't provide an API key. Provide it in an Authorization header using Bearer auth "
+                "(i.e. Authorization: Bearer YOUR_KEY); `tandem keys create` makes one."
+            )
+        raise AuthenticationFailed(f"Incorrect API key provided: {_redacted(key)}.")
+
+
+def key_in(headers: Mapping[str, str]) -> str | None:
+    """Return the API key of a request: ``Authorization: Bearer`` or ``x-api-key``."""
+    authorization = headers.get("authorization", "")
+    if authorization[:7].lower() == "bearer ":
+        return authorization[7:].strip() or None
+    return headers.get("x-api-key") or None
+
+
+def _is_from_here(headers: Mapping[str, str], client_host: str | None) -> bool:
+    # What a proxy on this host forwards comes from anywhere.
+    if "x-forwarded-for" in headers or "forwarded" in headers:
+        return False
+    if client_host is None:  # a unix socket
+        return True
+    try:
+        return ip_address(client_host).is_loopback
+    except ValueError:
+        return False
+
+
+def _redacted(key: str) -> str:
+    return f"{key[:3]}...{key[-4:]}" if len(key) > 16 else "..."

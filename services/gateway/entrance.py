@@ -1,0 +1,33 @@
+"""From an HTTP request to an exchange: who calls, and under which id."""
+
+from starlette.requests import Request
+
+from services.gateway.auth import Authenticator
+from services.gateway.exchange import Exchange, open_exchange
+from services.telemetry.clock import Clock
+
+
+class Entrance:
+    """Lets callers in."""
+
+    def __init__(self, authenticator: Authenticator, clock: Clock, request_timeout_s: float) -> None:
+        self._authenticator = authenticator
+        self._clock = clock
+        self._request_timeout_s = request_timeout_s
+
+    async def exchange(self, request: Request) -> Exchange:
+        """Return the exchange of a request.
+
+        Raises:
+            AuthenticationFailed: the caller is not known and has to be.
+            StateUnavailable: the API keys were never read and cannot be read now.
+        """
+        client_host = request.client.host if request.client else None
+        project = await self._authenticator.project_of(request.headers, client_host)
+        return open_exchange(
+            request.state.token,
+            project,
+            self._clock,
+            started_s=request.state.started_s,
+            timeout_s=self._request_timeout_s,
+        )

@@ -1,0 +1,282 @@
+"""One sequence from prompt ids to output ids, whatever happens to the workers on the way.
+
+route -> Generate -> tokens ... -> end
+  ^          |           |
+  |       refused    worker lost        the next worker gets prompt + emitted tokens
+  +----------+-----------+
+"""
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+from math import ceil
+
+from services.errors import (
+    DeadlineExceeded,
+    Draining,
+    IntegrityError,
+    InternalError,
+    NoDecodeWorker,
+    NoPrefillWorker,
+    Overloaded,
+    PeerError,
+    PeerGone,
+    PeerStalled,
+    TandemError,
+    Unavailable,
+)
+from services.gateway.decode_client import DecodeClient, PacedEvents
+from services.gateway.proof import PathProof
+from services.gateway.routing.router import Flight, Route, Router, RouteRequest
+from services.gateway.sequence import (
+    Accepted,
+    Ended,
+    FinishReason,
+    NewTokens,
+    SequenceEvent,
+    SequenceRequest,
+    completed_proof,
+    load_of,
+    proof_of,
+    tokens_of,
+    unknown_proof,
+)
+from services.rpc import tandem_pb2 as pb
+from services.rpc.convert import sampling_to_message
+from services.telemetry.clock import Clock
+from services.telemetry.logs import get_logger
+
+_FIRST_PAUSE_S = 0.05
+_MAX_PAUSE_S = 1.0
+_REASONS: dict[int, FinishReason] = {pb.FINISH_REASON_STOP: "stop", pb.FINISH_REASON_LENGTH: "length"}
+
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class GenerationLimits:
+    """How long to wait for what, and how often to try again."""
+
+    accept_timeout_s: float
+    first_token_timeout_s: float
+    token_timeout_s: float
+    room_timeout_s: float
+    """For room on a worker, and for a worker to appear after the last one was lost in mid-stream."""
+    max_replays: int
+    require_prefill: bool
+
+
+@dataclass(frozen=True)
+class GenerationServices:
+    """What every generation works with."""
+
+    router: Router
+    client: DecodeClient
+    clock: Clock
+    limits: GenerationLimits
+
+
+class Generation:
+    """The life of one sequence; read ``events`` once, ``proof`` at any time."""
+
+    def __init__(self, request: SequenceRequest, services: GenerationServices) -> None:
+        self._request = request
+        self._router = services.router
+        self._client = services.client
+        self._clock = services.clock
+        self._limits = services.limits
+        self._output: list[int] = []
+        self._avoid: set[str] = set()
+        self._refusal: Overloaded | None = None
+        self._is_accepted = False
+        self._waiting_since_s: float | None = None
+        self._pause_s = _FIRST_PAUSE_S
+        self._num_attempts = 0
+        self.replay_codes: list[str] = []
+        """Error code of each loss of a worker that was made good so far."""
+        self._timings_ms = dict(request.timings_ms)
+        self._proof = unknown_proof("")
+
+    @property
+    def proof(self) -> PathProof:
+        """Which way the sequence went, as far as is known."""
+        return completed_proof(self._proof, timings_ms=self._timings_ms, num_replays=len(self.replay_codes))
+
+    async def events(self) -> AsyncGenerator[SequenceEvent, None]:
+        """Yield what happens, ending with ``Ended``; closing the generator cancels the sequence.
+
+        Raises:
+            NoDecodeWorker, NoPrefillWorker: nobody can take the sequence.
+            Overloaded: nobody had room in time.
+            DeadlineExceeded: the request's deadline passed.
+            TandemError: what the last worker raised.
+        """
+        while True:
+            route = await self._route()
+            try:
+                async with aclosing(self._attempt(route)) as events:
+                    async for event in events:
+                        yield event
+                return
+            except TandemError as error:
+                self._recover(route, error)
+            if (reason := self._own_end()) is not None:
+                yield Ended(reason)
+                return
+
+    async def _route(self) -> Route:
+        """Return the next route; wait where waiting helps."""
+        started_s = self._clock.now()
+        while True:
+            try:
+                route = self._router.pick(self._route_request(), avoid=self._avoid)
+            except NoDecodeWorker as error:
+                if not self._may_wait():
+                    raise self._refusal or error from None
+            else:
+                self._timings_ms["route"] = self._timings_ms.get("route", 0.0) + 1e3 * (self._clock.now() - started_s)
+                return route
+            await self._wait_for_room()
+
+    async def _wait_for_room(self) -> None:
+        """Let some time pass, more each time, and give everybody another chance."""
+        remaining_s = self._remaining_s()
+        if self._waiting_since_s is None:
+            self._waiting_since_s = self._clock.now()
+        await self._clock.sleep(min(self._pause_s, remaining_s))
+        self._pause_s = min(2 * self._pause_s, _MAX_PAUSE_S)
+        self._avoid.clear()
+
+    def _may_wait(self) -> bool:
+        # Fullness passes, and a stream that has begun is worth waiting for; who has nothing yet may ask again.
+        is_worth_it = self._refusal is not None or bool(self._output)
+        since_s = self._waiting_since_s
+        return is_worth_it and (since_s is None or self._clock.now() - since_s < self._limits.room_timeout_s)
+
+    async def _attempt(self, route: Route) -> AsyncGenerator[SequenceEvent, None]:
+        message = self._message(route)
+        num_tokens = len(self._request.prompt_token_ids) + len(self._output)
+        with self._router.flight(route, num_tokens) as flight:
+            events = PacedEvents(self._client.generate(route.decode.address, message))
+            async with events.closing():
+                event = await self._next(events, self._limits.accept_timeout_s, "acceptance")
+                if self._accept(route, flight, event):
+                    yield Accepted()
+                timeout_s = self._limits.first_token_timeout_s
+                while not (event := await self._next(events, timeout_s, "token")).HasField("finished"):
+                    if event.HasField("tokens"):
+                        timeout_s = self._limits.token_timeout_s
+                        yield self._tokens(flight, event.tokens)
+                    elif event.HasField("path"):
+                        self._proof = proof_of(event.path)
+                yield self._finish(flight, event.finished)
+
+    def _accept(self, route: Route, flight: Flight, event: pb.GenerateEvent) -> bool:
+        """Take the first event; return whether it is the first acceptance of this sequence."""
+        if not event.HasField("accepted"):
+            raise PeerGone("The decode worker did not begin with its acceptance.")
+        self._router.trust(route.decode.member_id)
+        flight.loaded(load_of(event.accepted.load))
+        self._refusal = self._waiting_since_s = None
+        self._pause_s = _FIRST_PAUSE_S
+        self._proof = unknown_proof(route.decode.member_id, event.accepted.cached_tokens)
+        is_first, self._is_accepted = not self._is_accepted, True
+        return is_first
+
+    def _tokens(self, flight: Flight, message: pb.Tokens) -> NewTokens:
+        flight.prefilled()
+        tokens = tokens_of(message)
+        self._output.extend(token.token_id for token in tokens)
+        return NewTokens(tokens)
+
+    def _finish(self, flight: Flight, message: pb.Finished) -> Ended:
+        flight.loaded(load_of(message.load))
+        self._proof = proof_of(message.proof)
+        reason = _REASONS.get(message.reason)
+        if reason is None:
+            raise InternalError("The decode worker gave no reason for the end.")
+        return Ended(reason)
+
+    async def _next(self, events: PacedEvents, timeout_s: float, waiting_for: str) -> pb.GenerateEvent:
+        remaining_s = self._remaining_s()
+        try:
+            event = await events.next(min(timeout_s, remaining_s), waiting_for)
+        except PeerStalled:
+            if remaining_s <= timeout_s:
+                raise _deadline_passed() from None
+            raise
+        if event is None:
+            raise PeerGone("The decode worker ended the stream before the sequence ended.")
+        return event
+
+    def _remaining_s(self) -> float:
+        remaining_s = self._request.deadline_s - self._clock.now()
+        if remaining_s <= 0:
+            raise _deadline_passed()
+        return remaining_s
+
+    def _recover(self, route: Route, error: TandemError) -> None:
+        """Prepare the next attempt, or raise ``error`` when another worker would not help."""
+        member_id = route.decode.member_id
+        if isinstance(error, Overloaded):
+            self._refusal = error
+        elif isinstance(error, Draining):
+            self._router.suspect(member_id)
+        elif isinstance(error, NoPrefillWorker) or not isinstance(
+            error, (PeerError, IntegrityError, InternalError, Unavailable)
+        ):
+            raise error
+        else:
+            self._router.suspect(member_id)
+            if len(self.replay_codes) >= self._limits.max_replays:
+                raise error
+            self.replay_codes.append(error.code)
+        self._avoid.add(member_id)
+        _log.warning(
+            "sequence.moves",
+            request_id=self._request.request_id,
+            decode=member_id,
+            reason=error.code,
+            emitted_tokens=len(self._output),
+        )
+
+    def _own_end(self) -> FinishReason | None:
+        """Return why the sequence is over, if its worker was lost after the last token."""
+        sampling = self._request.sampling
+        if self._output and self._output[-1] in sampling.stop_token_ids:
+            return "stop"
+        return "length" if len(self._output) >= sampling.max_tokens else None
+
+    def _route_request(self) -> RouteRequest:
+        num_tokens = len(self._request.prompt_token_ids) + len(self._output)
+        longest = len(self._request.prompt_token_ids) + self._request.sampling.max_tokens
+        num_blocks = ceil(longest / self._request.block_size)
+        return RouteRequest(self._request.requirements, num_tokens, num_blocks)
+
+    def _message(self, route: Route) -> pb.GenerateRequest:
+        request = self._request
+        # A worker may still hold an earlier attempt of this sequence, so each attempt has its own name.
+        suffix = f"~{self._num_attempts}" if self._num_attempts else ""
+        self._num_attempts += 1
+        return pb.GenerateRequest(
+            request_id=request.request_id + suffix,
+            fingerprint=request.requirements.fingerprint,
+            prompt_token_ids=request.prompt_token_ids,
+            resumed_output_token_ids=self._output,
+            sampling=sampling_to_message(request.sampling),
+            prefill_candidates=[
+                pb.PrefillCandidate(
+                    member_id=member.member_id,
+                    address=member.address,
+                    queued_tokens=self._router.queued_tokens(member),
+                )
+                for member in route.prefill
+            ],
+            project=request.project,
+            require_prefill=self._limits.require_prefill,
+            timeout_s=self._remaining_s(),
+        )
+
+
+def _deadline_passed() -> DeadlineExceeded:
+    return DeadlineExceeded("The request did not end within its deadline.")

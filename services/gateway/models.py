@@ -1,0 +1,172 @@
+"""The served models: from a name to a card, a tokenizer and a template."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from services.cluster.registry import Member, Role
+from services.cluster.view import MembershipChange
+from services.errors import InvalidRequest, ModelNotFound, NoDecodeWorker, TandemError
+from services.gateway.routing.candidates import Requirements
+from services.gateway.text.template import ChatTemplate
+from services.gateway.text.threads import TextThreads
+from services.gateway.text.tokenizer import ModelTokenizer
+from services.kv.card import ModelCard
+from services.telemetry.clock import Clock
+from services.telemetry.logs import get_logger
+
+MAX_LOADED_MODELS = 16
+
+_log = get_logger(__name__)
+
+
+class ClusterView(Protocol):
+    """What the gateway asks of ``services.cluster.view.MemberView``."""
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether the members are the last known ones, not the present ones."""
+
+    def members(self) -> Sequence[Member]:
+        """Return the last known members."""
+
+    async def card(self, digest: str) -> ModelCard:
+        """Return the card published under ``digest``."""
+
+    def changes(self) -> AsyncIterator[MembershipChange]:
+        """Yield who came and went."""
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """One version of a model: everything that a request needs before and after its tokens."""
+
+    card: ModelCard
+    tokenizer: ModelTokenizer
+    template: ChatTemplate | None
+    requirements: Requirements
+
+    @property
+    def system_fingerprint(self) -> str:
+        """Short name of the layout; answers with the same one and the same seed are equal."""
+        return f"fp_{self.card.fingerprint[:12]}"
+
+    def encode_conversation(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Return the prompt ids of a conversation, ready for the assistant's turn; CPU work.
+
+        Raises:
+            InvalidRequest: the model has no chat template, or it refuses the messages.
+        """
+        template = self.template
+        if template is None:
+            raise InvalidRequest(
+                f"The model '{self.card.model_name}' has no chat template; use /v1/completions.", param="model"
+            )
+        return self.tokenizer.encode_conversation(messages, template.render)
+
+
+@dataclass(frozen=True)
+class ListedModel:
+    """A model that clients may name."""
+
+    name: str
+    created: int
+    context_length: int
+
+
+class ModelCatalog:
+    """Finds models by name among the decode workers; loads each card's text tools once."""
+
+    def __init__(self, view: ClusterView, threads: TextThreads, clock: Clock, protocol_version: int) -> None:
+        self._view = view
+        self._threads = threads
+        self._clock = clock
+        self._protocol_version = protocol_version
+        self._loaded: dict[str, ServedModel] = {}
+        self._loading = asyncio.Lock()
+        self._seen: set[str] = set()
+
+    @property
+    def num_loaded(self) -> int:
+        """How many versions of models are ready to be used."""
+        return len(self._loaded)
+
+    async def resolve(self, name: str) -> ServedModel:
+        """Return the version of ``name`` that most decode workers serve.
+
+        Raises:
+            ModelNotFound: no worker ever served it here.
+            NoDecodeWorker: it is known, but nobody decodes it now.
+            StateUnavailable: its card was never read and Redis cannot be reached.
+        """
+        digest = self._digest_of(name)
+        if digest is None:
+            raise self._absent(name)
+        return await self._load(digest)
+
+    async def listed(self) -> list[ListedModel]:
+        """Return all models with a decode worker, by name."""
+        digests = {name: self._digest_of(name) for name in sorted(self._names())}
+        cards = [await self._view.card(digest) for digest in digests.values() if digest is not None]
+        return [ListedModel(card.model_name, card.created, card.context_length) for card in cards]
+
+    async def follow(self) -> None:
+        """Load the text tools of models as their workers come, until cancelled."""
+        async for change in self._view.changes():
+            self._seen.update(member.model_name for member in change.joined)
+            for digest in {member.card_digest for member in change.joined if member.role is Role.DECODE}:
+                await self._preload(digest)
+
+    def _digest_of(self, name: str) -> str | None:
+        decoders = [member for member in self._decoders() if member.model_name == name]
+        counts = Counter(member.card_digest for member in decoders if not member.draining)
+        counts = counts or Counter(member.card_digest for member in decoders)
+        return min(counts, key=lambda digest: (-counts[digest], digest), default=None)
+
+    def _absent(self, name: str) -> TandemError:
+        is_known = name in self._seen or any(member.model_name == name for member in self._view.members())
+        if is_known or not self._decoders():
+            return NoDecodeWorker(f"No decode worker serves the model '{name}' now.")
+        return ModelNotFound(f"The model '{name}' does not exist or you do not have access to it.", param="model")
+
+    def _names(self) -> set[str]:
+        return {member.model_name for member in self._decoders()}
+
+    def _decoders(self) -> list[Member]:
+        return [
+            member
+            for member in self._view.members()
+            if member.role is Role.DECODE and member.protocol_version == self._protocol_version
+        ]
+
+    async def _preload(self, digest: str) -> None:
+        try:
+            await self._load(digest)
+        except TandemError as error:  # told again to whoever asks for the model
+            _log.warning("model.not_loaded", card=digest, reason=error.message)
+
+    async def _load(self, digest: str) -> ServedModel:
+        if (model := self._loaded.get(digest)) is not None:
+            return model
+        async with self._loading:
+            if digest not in self._loaded:
+                card = await self._view.card(digest)
+                model = await self._threads.run(lambda: self._build(card))
+                self._keep(digest, model)
+                _log.event("model.loaded", model=card.model_name, card=digest, fingerprint=card.fingerprint)
+        return self._loaded[digest]
+
+    def _keep(self, digest: str, model: ServedModel) -> None:
+        self._loaded[digest] = model
+        self._seen.add(model.card.model_name)
+        while len(self._loaded) > MAX_LOADED_MODELS:
+            del self._loaded[next(iter(self._loaded))]
+
+    def _build(self, card: ModelCard) -> ServedModel:
+        template = None
+        if card.chat_template is not None:
+            template = ChatTemplate(card.chat_template, card.special_tokens, self._clock)
+        requirements = Requirements(card.fingerprint, self._protocol_version)
+        return ServedModel(card, ModelTokenizer(card), template, requirements)

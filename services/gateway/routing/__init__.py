@@ -1,0 +1,1 @@
+"""Routing: filter, score, pick."""

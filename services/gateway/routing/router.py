@@ -1,0 +1,152 @@
+"""Pick: who decodes a request, and who may prefill it."""
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from random import Random
+from typing import Protocol
+
+from services.cluster.registry import Member, MemberLoad
+from services.errors import NoDecodeWorker, NoPrefillWorker
+from services.gateway.routing.candidates import Requirements, decode_candidates, prefill_candidates
+from services.gateway.routing.in_flight import InFlight
+from services.gateway.routing.score import JITTER, decode_cost, prefill_cost
+from services.gateway.routing.suspects import Suspects
+
+
+class Members(Protocol):
+    """Who belongs to the cluster, as far as this gateway knows."""
+
+    def members(self) -> Sequence[Member]:
+        """Return the members last seen."""
+
+
+@dataclass(frozen=True)
+class RouteRequest:
+    """What routing must know of a sequence."""
+
+    requirements: Requirements
+    num_tokens: int
+    """Prompt and resumed tokens whose KV is needed."""
+    num_blocks: int
+    """KV blocks that the whole sequence may take."""
+
+
+@dataclass(frozen=True)
+class Route:
+    """Where a sequence goes."""
+
+    decode: Member
+    prefill: tuple[Member, ...]
+    """Best first; empty means that the decode worker computes the prompt."""
+
+
+class Flight:
+    """One sequence on its way; tells the router what it learns."""
+
+    def __init__(self, in_flight: InFlight, route: Route, num_tokens: int) -> None:
+        self._in_flight = in_flight
+        self._decode_id = route.decode.member_id
+        self._prefill_id = route.prefill[0].member_id if route.prefill else self._decode_id
+        self._num_uncomputed = num_tokens
+
+    def loaded(self, load: MemberLoad) -> None:
+        """Take the load that the decode worker told."""
+        self._in_flight.reported(self._decode_id, load)
+
+    def prefilled(self) -> None:
+        """The first token came: the prompt needs no computing any more."""
+        self._in_flight.computed(self._prefill_id, self._num_uncomputed)
+        self._num_uncomputed = 0
+
+    @property
+    def prefill_id(self) -> str:
+        """Member that is counted as computing the prompt."""
+        return self._prefill_id
+
+
+class Router:
+    """Chooses members for sequences; plain Python, no waiting."""
+
+    def __init__(
+        self,
+        members: Members,
+        suspects: Suspects,
+        random: Random,
+        *,
+        num_prefill_candidates: int = 3,
+        require_prefill: bool = False,
+    ) -> None:
+        self._members = members
+        self._suspects = suspects
+        self._random = random
+        self._num_prefill_candidates = num_prefill_candidates
+        self._require_prefill = require_prefill
+        self._in_flight = InFlight()
+
+    def pick(self, request: RouteRequest, *, avoid: Collection[str] = ()) -> Route:
+        """Return the cheapest decode worker outside ``avoid`` and the cheapest prefill workers.
+
+        Raises:
+            NoDecodeWorker: nobody is left who could decode.
+            NoPrefillWorker: prefill workers are required and none is there.
+        """
+        members = self._refreshed()
+        suspects = self._suspects.now()
+        decoders = decode_candidates(members, request.requirements, avoid=avoid, suspects=suspects)
+        if not decoders:
+            raise NoDecodeWorker("No decode worker can take this request now.")
+        prefillers = prefill_candidates(members, request.requirements, suspects=suspects)
+        if self._require_prefill and not prefillers:
+            raise NoPrefillWorker("No prefill worker can take this request now.")
+        decode = min(decoders, key=lambda member: self._decode_cost(member, request))
+        ranked = sorted(prefillers, key=lambda member: self._prefill_cost(member, request))
+        return Route(decode, tuple(ranked[: self._num_prefill_candidates]))
+
+    def num_decode_workers(self, requirements: Requirements) -> int:
+        """Return how many decode workers could take such a request."""
+        return len(decode_candidates(self._members.members(), requirements, avoid=(), suspects=()))
+
+    def queued_tokens(self, member: Member) -> int:
+        """Return the prompt tokens that wait at a member, as far as is known here."""
+        return self._in_flight.estimate(member.member_id).queued_tokens
+
+    @contextmanager
+    def flight(self, route: Route, num_tokens: int) -> Iterator[Flight]:
+        """Count a sequence as running on its route until the block is left."""
+        flight = Flight(self._in_flight, route, num_tokens)
+        same_worker = flight.prefill_id == route.decode.member_id
+        self._in_flight.started(route.decode.member_id, num_tokens if same_worker else 0)
+        if not same_worker:
+            self._in_flight.started(flight.prefill_id, num_tokens)
+        try:
+            yield flight
+        finally:
+            flight.prefilled()
+            self._in_flight.ended(route.decode.member_id)
+            if not same_worker:
+                self._in_flight.ended(flight.prefill_id)
+
+    def suspect(self, member_id: str) -> None:
+        """Avoid a member that failed a request."""
+        self._suspects.mark(member_id)
+
+    def trust(self, member_id: str) -> None:
+        """A member took a request."""
+        self._suspects.clear(member_id)
+
+    def _refreshed(self) -> Sequence[Member]:
+        members = self._members.members()
+        for member in members:
+            self._in_flight.published(member.member_id, member.load)
+        self._in_flight.keep_only({member.member_id for member in members})
+        return members
+
+    def _decode_cost(self, member: Member, request: RouteRequest) -> float:
+        estimate = self._in_flight.estimate(member.member_id)
+        return decode_cost(estimate, request.num_blocks) + JITTER * self._random.random()
+
+    def _prefill_cost(self, member: Member, request: RouteRequest) -> float:
+        # The term stands for a few per cent, so that equal workers share what several gateways send.
+        estimate = self._in_flight.estimate(member.member_id)
+        return prefill_cost(estimate, request.num_tokens) * (1.0 + 0.05 * self._random.random())

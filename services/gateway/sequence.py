@@ -1,0 +1,126 @@
+"""One sequence: what is asked, and what is heard of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from services.cluster.registry import MemberLoad
+from services.gateway.proof import PathProof
+from services.gateway.routing.candidates import Requirements
+from services.kv.sampling import SamplingParams
+from services.rpc import tandem_pb2 as pb
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class SequenceRequest:
+    """A prompt to continue."""
+
+    request_id: str
+    project: str
+    requirements: Requirements
+    block_size: int
+    prompt_token_ids: tuple[int, ...]
+    sampling: SamplingParams
+    deadline_s: float
+    """On the clock's ``now``."""
+    timings_ms: Mapping[str, float]
+    """What was measured before routing."""
+
+
+@dataclass(frozen=True)
+class GeneratedToken:
+    """One token; ``logprob`` and ``top`` (token id, log probability; best first) are there when asked for."""
+
+    token_id: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A decode worker took the sequence; said once, whatever happens later."""
+
+
+@dataclass(frozen=True)
+class NewTokens:
+    """The next tokens."""
+
+    tokens: tuple[GeneratedToken, ...]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The sequence ended normally."""
+
+    reason: FinishReason
+
+
+SequenceEvent = Accepted | NewTokens | Ended
+
+
+def tokens_of(message: pb.Tokens) -> tuple[GeneratedToken, ...]:
+    """Return the tokens of a message."""
+    return tuple(
+        GeneratedToken(
+            token.id,
+            token.logprob if token.HasField("logprob") else None,
+            tuple((entry.token_id, entry.logprob) for entry in token.top),
+        )
+        for token in message.tokens
+    )
+
+
+def load_of(message: pb.Load) -> MemberLoad:
+    """Return the load of a message."""
+    return MemberLoad(
+        running=message.running,
+        waiting=message.waiting,
+        queued_tokens=message.queued_tokens,
+        available_blocks=message.available_blocks,
+        total_blocks=message.total_blocks,
+        prefill_tokens_per_s=message.prefill_tokens_per_s,
+    )
+
+
+def proof_of(message: pb.PathProof) -> PathProof:
+    """Return the proof of a message."""
+    return PathProof(
+        path=message.path,
+        prefill=message.prefill or None,
+        decode=message.decode,
+        cached_tokens=message.cached_tokens,
+        prefill_cached_tokens=message.prefill_cached_tokens,
+        transferred_tokens=message.transferred_tokens,
+        recomputed_tokens=message.recomputed_tokens,
+        kv_bytes=message.kv_bytes,
+        transport=message.transport or None,
+        verified=message.verified,
+        attempts=message.attempts,
+        reason=message.reason or None,
+        timings_ms=dict(message.timings_ms),
+    )
+
+
+def unknown_proof(decode_id: str, cached_tokens: int = 0) -> PathProof:
+    """Return the proof of a sequence whose worker did not tell the way."""
+    return PathProof(
+        path="unknown",
+        prefill=None,
+        decode=decode_id,
+        cached_tokens=cached_tokens,
+        prefill_cached_tokens=0,
+        transferred_tokens=0,
+        recomputed_tokens=0,
+        kv_bytes=0,
+        transport=None,
+        verified=False,
+        attempts=0,
+        reason="the answer ended before the decode worker told its way",
+    )
+
+
+def completed_proof(proof: PathProof, *, timings_ms: Mapping[str, float], num_replays: int) -> PathProof:
+    """Return ``proof`` with what the gateway knows itself."""
+    return replace(proof, timings_ms={**proof.timings_ms, **timings_ms}, replays=num_replays)

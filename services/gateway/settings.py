@@ -1,0 +1,86 @@
+"""Settings of the gateway process."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from services.config import Settings
+
+
+class GatewaySettings(Settings):
+    """Everything that can be set about a gateway."""
+
+    host: str = "127.0.0.1"
+    """Address that the API listens on."""
+    port: int = Field(default=8000, ge=0, le=65535)
+    """Port that the API listens on; 0 lets the system choose."""
+    admin_host: str = "127.0.0.1"
+    """Address that health and metrics listen on."""
+    admin_port: int = Field(default=8001, ge=0, le=65535)
+    """Port that health and metrics listen on; 0 lets the system choose."""
+    serve_admin_on_main: bool = False
+    """Also answer /livez, /readyz and /metrics on the API's port."""
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    """Where membership, keys and timelines are kept: redis://, rediss:// or unix://."""
+    redis_timeout_s: float = Field(default=2.0, gt=0)
+    """Longest wait for one answer of Redis."""
+    secret_file: Path = Path("~/.local/share/tandem/secret")
+    """File with the cluster secret, the same for all services; made there if missing."""
+    members_interval_s: float = Field(default=1.0, gt=0)
+    """How often the list of workers is read."""
+
+    max_body_bytes: int = Field(default=4 * 2**20, gt=0)
+    """Largest accepted request body."""
+    max_choices: int = Field(default=128, gt=0)
+    """Most sequences that one request may ask for (prompts times n)."""
+    default_max_tokens: int = Field(default=4096, gt=0)
+    """Most output tokens of a request that names no limit; the context length bounds it further."""
+    max_concurrent_requests: int = Field(default=512, gt=0)
+    """Requests that may run at once."""
+    max_in_flight_tokens: int = Field(default=4 * 2**20, gt=0)
+    """Prompt and output tokens that running requests may hold together."""
+    max_queue: int = Field(default=1024, ge=0)
+    """Requests that may wait for their turn; further ones get 429."""
+    queue_timeout_s: float = Field(default=30.0, gt=0)
+    """Longest wait for a turn or for room on a worker before 429."""
+    request_timeout_s: float = Field(default=600.0, gt=0)
+    """Longest life of one request."""
+
+    accept_timeout_s: float = Field(default=40.0, gt=0)
+    """Longest wait for a decode worker to take a request; longer than its `reserve_timeout_s`."""
+    first_token_timeout_s: float = Field(default=180.0, gt=0)
+    """Longest wait, after a worker took a request, for its first token: prefill, transfer and queues."""
+    token_timeout_s: float = Field(default=30.0, gt=0)
+    """Longest wait between two tokens."""
+    max_replays: int = Field(default=3, ge=0)
+    """How often one sequence may be continued on another decode worker."""
+    suspect_s: float = Field(default=5.0, gt=0)
+    """How long a worker that failed a request is avoided."""
+    prefill_candidates: int = Field(default=3, gt=0)
+    """How many prefill workers are suggested to the decode worker."""
+    require_prefill: bool = False
+    """Answer 503 instead of prefilling on the decode worker when no prefill worker can."""
+
+    trust_loopback: bool = True
+    """While no API key exists, callers from this host need none and belong to the project ``default``."""
+    keys_refresh_s: float = Field(default=2.0, gt=0)
+    """How old the known API keys may be."""
+
+    keep_alive_s: float = Field(default=10.0, gt=0)
+    """How long a stream may be silent before a comment is sent."""
+    timeline_ttl_s: int = Field(default=900, gt=0)
+    """How long the timeline of a request is kept."""
+    text_threads: int = Field(default=2, gt=0)
+    """Threads that render templates and encode long texts."""
+    text_timeout_s: float = Field(default=10.0, gt=0)
+    """Longest time for rendering and encoding one request."""
+    drain_delay_s: float = Field(default=0.0, ge=0)
+    """How long new requests are still taken after SIGTERM, while load balancers notice."""
+    drain_timeout_s: float = Field(default=60.0, ge=0)
+    """How long running streams may take to end after that."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least level that is logged."""
+    log_format: Literal["text", "json"] = "text"
+    """Form of the log lines."""

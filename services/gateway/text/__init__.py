@@ -1,0 +1,1 @@
+"""Text at the gateway: templates, tokens, incremental detokenising, stop strings."""

@@ -1,0 +1,58 @@
+"""Token ids to text as they come; cut characters wait until they are whole."""
+
+from collections.abc import Sequence
+
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
+
+# A character takes at most four byte tokens, so at most three can be waiting for the fourth.
+_MAX_PARTIAL_TOKENS = 3
+# DecodeStream decodes all held tokens anew at each step; beyond this many they are no character.
+_MAX_HELD_TOKENS = 16
+# Decoders treat the start of a text specially (a leading space is dropped), so late text is decoded after these.
+_CONTEXT_TOKENS = 4
+
+
+class Detokenizer:
+    """Incremental decoding of one sequence; special tokens give no text."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._stream = DecodeStream(skip_special_tokens=True)
+        self._context: list[int] = []
+        self._held: list[int] = []
+
+    def push(self, token_id: int) -> str:
+        """Return the text that ``token_id`` completes; empty while a character is cut."""
+        self._held.append(token_id)
+        text: str | None = self._stream.step(self._tokenizer, token_id)
+        if text is not None:
+            self._advance(self._held)
+            self._held = []
+            return text
+        return self._release_junk() if len(self._held) >= _MAX_HELD_TOKENS else ""
+
+    def flush(self) -> str:
+        """Return the text of what is still held, cut characters as U+FFFD; nothing may be pushed afterwards."""
+        text = self._text_of(self._held)
+        self._held = []
+        return text
+
+    def _release_junk(self) -> str:
+        """Give out held tokens that cannot become a character, and start anew with the few that may."""
+        junk, partial = self._held[:-_MAX_PARTIAL_TOKENS], self._held[-_MAX_PARTIAL_TOKENS:]
+        text = self._text_of(junk)
+        self._stream = DecodeStream(skip_special_tokens=True)
+        if self._context:
+            self._stream.step(self._tokenizer, self._context)
+        self._held = []
+        return text + "".join(self.push(token_id) for token_id in partial)
+
+    def _text_of(self, token_ids: Sequence[int]) -> str:
+        if not token_ids:
+            return ""
+        before = self._tokenizer.decode(self._context)
+        return str(self._tokenizer.decode([*self._context, *token_ids])[len(before) :])
+
+    def _advance(self, token_ids: Sequence[int]) -> None:
+        self._context = [*self._context, *token_ids][-_CONTEXT_TOKENS:]

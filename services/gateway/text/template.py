@@ -1,0 +1,127 @@
+"""Renders a model's own chat template in a sandbox, to the letter of transformers' renderer."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from jinja2 import Template, TemplateError, nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from services.errors import InvalidRequest, ModelRefused
+from services.telemetry.clock import Clock
+
+# What a template can raise on messages that it was not written for.
+_TEMPLATE_FAILURES = (
+    TemplateError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+
+
+class ChatTemplate:
+    """A compiled chat template; ``render`` is CPU work and safe to call from any thread."""
+
+    def __init__(self, source: str, variables: Mapping[str, str], clock: Clock) -> None:
+        """Compile ``source``; ``variables`` are ``bos_token``, ``eos_token`` and the like.
+
+        Raises:
+            ModelRefused: the template is not valid Jinja.
+        """
+        self.source = source
+        self._variables = dict(variables)
+        self._template = _compile(source, clock)
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+    ) -> str:
+        """Return the prompt text of a conversation.
+
+        Raises:
+            InvalidRequest: the template refuses these messages.
+        """
+        try:
+            return self._template.render(
+                **self._variables,
+                messages=[plain_message(message) for message in messages],
+                tools=list(tools) if tools else None,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+            )
+        except _TEMPLATE_FAILURES as error:
+            raise InvalidRequest(
+                f"The chat template of this model refuses these messages: {error}", param="messages"
+            ) from error
+
+
+def plain_message(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a message as templates expect it: no None values, tool call arguments as objects."""
+    kept = {key: value for key, value in message.items() if value is not None}
+    if "tool_calls" in kept:
+        kept["tool_calls"] = [_plain_tool_call(call) for call in kept["tool_calls"]]
+    return kept
+
+
+def _plain_tool_call(call: Mapping[str, Any]) -> dict[str, Any]:
+    function = dict(call.get("function") or {})
+    if isinstance(function.get("arguments"), str):
+        try:
+            function["arguments"] = json.loads(function["arguments"] or "{}")
+        except ValueError as error:
+            raise InvalidRequest(
+                "The arguments of a tool call must be a JSON object in a string.", param="messages"
+            ) from error
+    return {**call, "function": function}
+
+
+class _Generation(Extension):
+    """``{% generation %}...{% endgeneration %}``: marks assistant text for training; here only its body counts."""
+
+    tags = {"generation"}  # noqa: RUF012 - declared so by jinja2
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        """Return the body of the block."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _compile(source: str, clock: Clock) -> Template:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime(clock)
+    try:
+        return environment.from_string(source)
+    except TemplateError as error:
+        raise ModelRefused(f"The chat template of the model is not valid: {error}") from error
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    # Unlike Jinja's own filter this escapes nothing for HTML.
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise_exception(message: str) -> None:
+    raise TemplateError(message)
+
+
+def _strftime(clock: Clock) -> Callable[[str], str]:
+    return lambda format_text: datetime.fromtimestamp(clock.wall()).strftime(format_text)

@@ -1,0 +1,291 @@
+import asyncio
+from collections.abc import Sequence
+from contextlib import aclosing
+from random import Random
+
+import pytest
+
+from services.cluster.registry import Member, Role
+from services.errors import (
+    DeadlineExceeded,
+    Draining,
+    IncompatiblePeer,
+    InternalError,
+    InvalidRequest,
+    NoDecodeWorker,
+    NoPrefillWorker,
+    Overloaded,
+    PeerGone,
+    PeerStalled,
+    TandemError,
+)
+from services.gateway.generation import Generation, GenerationLimits, GenerationServices
+from services.gateway.routing.candidates import Requirements
+from services.gateway.routing.router import Router
+from services.gateway.routing.suspects import Suspects
+from services.gateway.sequence import Accepted, Ended, NewTokens, SequenceEvent, SequenceRequest
+from services.kv.sampling import SamplingParams
+from services.rpc import tandem_pb2 as pb
+from services.rpc.channel import PROTOCOL_VERSION
+from services.telemetry.clock import ManualClock
+from tests.gateway.twins import END_ID, DecodeTwin, Script, member
+
+OUTPUT = [10, 11, 12, 13, END_ID]
+D1, D2 = "d1:1", "d2:1"
+
+
+class Cluster:
+    def __init__(self, *members: Member, max_replays: int = 3, require_prefill: bool = False) -> None:
+        self.clock = ManualClock()
+        self.decode = DecodeTwin()
+        self.decode.default = Script(OUTPUT)
+        self.listed: Sequence[Member] = members
+        router = Router(self, Suspects(self.clock, 5.0), Random(1))
+        limits = GenerationLimits(
+            accept_timeout_s=0.05,
+            first_token_timeout_s=0.05,
+            token_timeout_s=0.05,
+            room_timeout_s=10.0,
+            max_replays=max_replays,
+            require_prefill=require_prefill,
+        )
+        self.services = GenerationServices(router, self.decode, self.clock, limits)
+
+    def members(self) -> Sequence[Member]:
+        return self.listed
+
+    def generation(self, *, max_tokens: int = 100, timeout_s: float = 60.0) -> Generation:
+        return Generation(
+            SequenceRequest(
+                request_id="req_1",
+                project="team",
+                requirements=Requirements("f" * 64, PROTOCOL_VERSION),
+                block_size=16,
+                prompt_token_ids=(1, 2, 3),
+                sampling=SamplingParams(seed=7, max_tokens=max_tokens, stop_token_ids=frozenset({END_ID})),
+                deadline_s=self.clock.now() + timeout_s,
+                timings_ms={"gateway": 2.0},
+            ),
+            self.services,
+        )
+
+
+async def heard(generation: Generation) -> list[SequenceEvent]:
+    async with aclosing(generation.events()) as events:
+        return [event async for event in events]
+
+
+def token_ids(events: Sequence[SequenceEvent]) -> list[int]:
+    return [token.token_id for event in events if isinstance(event, NewTokens) for token in event.tokens]
+
+
+async def test_tokens_come_in_order_between_acceptance_and_end() -> None:
+    cluster = Cluster(member("d1"), member("p1", Role.PREFILL))
+    generation = cluster.generation()
+
+    events = await heard(generation)
+
+    assert events[0] == Accepted()
+    assert token_ids(events) == OUTPUT
+    assert events[-1] == Ended("stop")
+
+
+async def test_the_decode_worker_is_told_everything() -> None:
+    cluster = Cluster(member("d1"), member("p1", Role.PREFILL), require_prefill=True)
+
+    await heard(cluster.generation())
+
+    [request] = cluster.decode.requests
+    assert list(request.prompt_token_ids) == [1, 2, 3]
+    assert list(request.resumed_output_token_ids) == []
+    assert [each.member_id for each in request.prefill_candidates] == ["p1"]
+    assert (request.project, request.sampling.seed, request.require_prefill) == ("team", 7, True)
+    assert request.fingerprint == "f" * 64
+    assert 0 < request.timeout_s <= 60
+
+
+async def test_the_proof_has_the_gateways_own_times() -> None:
+    generation = Cluster(member("d1")).generation()
+    await heard(generation)
+
+    assert generation.proof.path == "pd"
+    assert list(generation.proof.to_json()["timings_ms"]) == ["gateway", "route", "reserve", "prefill", "first_token"]
+
+
+@pytest.mark.parametrize("error", [PeerGone("x"), PeerStalled("x"), InternalError("x"), IncompatiblePeer("x")])
+@pytest.mark.parametrize("fail_after", range(len(OUTPUT) + 1))
+async def test_a_lost_worker_is_replaced_wherever_it_is_lost(error: TandemError, fail_after: int) -> None:
+    cluster = Cluster(member("d1"), member("d2"))
+    cluster.decode.first = [Script(OUTPUT, error=error, fail_after=fail_after)]
+    generation = cluster.generation()
+
+    events = await heard(generation)
+
+    assert token_ids(events) == OUTPUT
+    assert events.count(Accepted()) == 1
+    assert events[-1] == Ended("stop")
+    assert [list(request.resumed_output_token_ids) for request in cluster.decode.requests[1:]] in (
+        [OUTPUT[:fail_after]],
+        [],  # the worker was lost after its last token
+    )
+    assert len(set(cluster.decode.addresses)) == len(cluster.decode.addresses)
+    assert generation.proof.replays == 1
+    assert generation.replay_codes == [error.code]
+
+
+async def test_each_attempt_has_its_own_name() -> None:
+    cluster = Cluster(member("d1"), member("d2"))
+    cluster.decode.scripts = {D1: [Script(refuse=PeerGone("x"))], D2: [Script(refuse=PeerGone("x"))]}
+    cluster.listed = [*cluster.listed, member("d3")]
+
+    await heard(cluster.generation())
+
+    names = [request.request_id for request in cluster.decode.requests]
+    assert len(set(names)) == len(names)
+
+
+async def test_the_end_is_known_even_if_the_worker_is_lost_before_saying_it() -> None:
+    cluster = Cluster(member("d1"))
+    cluster.decode.scripts = {D1: [Script(OUTPUT, error=PeerGone("x"), fail_after=3)]}
+
+    events = await heard(cluster.generation(max_tokens=3))
+
+    assert events[-1] == Ended("length")
+    assert len(cluster.decode.requests) == 1
+
+
+async def test_a_stalled_worker_is_replaced() -> None:
+    cluster = Cluster(member("d1"))
+    cluster.decode.scripts = {D1: [Script(OUTPUT, hang_after=2)]}
+    cluster.listed = [member("d1")]
+
+    events = await heard(cluster.generation())
+
+    assert token_ids(events) == OUTPUT
+    assert cluster.decode.num_closed == 2
+
+
+async def test_a_stream_that_began_waits_for_a_new_worker() -> None:
+    cluster = Cluster(member("d1"))
+    cluster.decode.scripts = {D1: [Script(OUTPUT, error=PeerGone("x"), fail_after=2)]}
+    asked = 0
+
+    def members() -> Sequence[Member]:
+        nonlocal asked
+        asked += 1
+        return [member("d1")] if asked == 1 else [] if asked < 6 else [member("d9")]
+
+    cluster.members = members  # type: ignore[method-assign]
+
+    assert token_ids(await heard(cluster.generation())) == OUTPUT
+    assert cluster.decode.addresses == [D1, "d9:1"]
+
+
+async def test_a_request_without_any_token_is_told_at_once_that_nobody_is_left() -> None:
+    cluster = Cluster(member("d1"))
+    cluster.decode.scripts = {D1: [Script(refuse=PeerGone("x"))]}
+
+    with pytest.raises(NoDecodeWorker):
+        await heard(cluster.generation())
+    assert len(cluster.decode.requests) == 1
+
+
+async def test_replays_are_bounded() -> None:
+    cluster = Cluster(member("d1"), member("d2"), max_replays=2)
+    cluster.decode.default = Script(OUTPUT, error=PeerGone("again"), fail_after=1)
+
+    with pytest.raises(PeerGone):
+        await heard(cluster.generation())
+    assert len(cluster.decode.requests) == 3
+
+
+async def test_a_full_worker_refuses_and_the_next_is_taken() -> None:
+    cluster = Cluster(member("d1"), member("d2"))
+    cluster.decode.scripts = {D1: [Script(refuse=Overloaded("full"))], D2: [Script(refuse=Draining("leaving"))]}
+    cluster.listed = [*cluster.listed, member("d3")]
+    generation = cluster.generation()
+
+    assert token_ids(await heard(generation)) == OUTPUT
+    assert generation.proof.replays == 0
+
+
+async def test_when_all_are_full_the_request_waits_for_room() -> None:
+    cluster = Cluster(member("d1"))
+    cluster.decode.scripts = {D1: [Script(refuse=Overloaded("full"))] * 4}
+
+    assert token_ids(await heard(cluster.generation())) == OUTPUT
+    assert len(cluster.decode.requests) == 5
+
+
+async def test_waiting_for_room_is_bounded() -> None:
+    cluster = Cluster(member("d1"))
+    cluster.decode.default = Script(refuse=Overloaded("full", retry_after_s=3))
+    started_s = cluster.clock.now()
+
+    with pytest.raises(Overloaded) as caught:
+        await heard(cluster.generation())
+
+    assert caught.value.retry_after_s == 3
+    assert cluster.clock.now() - started_s <= 20
+
+
+@pytest.mark.parametrize("error", [InvalidRequest("bad"), NoPrefillWorker("none"), DeadlineExceeded("late")])
+async def test_what_another_worker_would_say_too_is_final(error: TandemError) -> None:
+    cluster = Cluster(member("d1"), member("d2"))
+    cluster.decode.default = Script(refuse=error)
+
+    with pytest.raises(type(error)):
+        await heard(cluster.generation())
+    assert len(cluster.decode.requests) == 1
+
+
+async def test_the_deadline_of_the_request_ends_it() -> None:
+    cluster = Cluster(member("d1"))
+    cluster.decode.default = Script(OUTPUT, hang_after=1)
+
+    with pytest.raises(DeadlineExceeded):
+        await heard(cluster.generation(timeout_s=0.01))
+    assert len(cluster.decode.requests) == 1
+
+
+async def test_closing_cancels_the_sequence_on_the_worker() -> None:
+    cluster = Cluster(member("d1"))
+    generation = cluster.generation()
+    async with aclosing(generation.events()) as events:
+        async for event in events:
+            if isinstance(event, NewTokens):
+                break
+
+    assert cluster.decode.num_closed == 1
+    assert generation.proof.path == "unknown"
+
+
+async def test_an_answer_that_ends_early_has_its_proof_if_the_worker_told_the_way() -> None:
+    cluster = Cluster(member("d1"))
+    cluster.decode.default = Script(OUTPUT, tell_path=True)
+    generation = cluster.generation()
+    async with aclosing(generation.events()) as events:
+        async for event in events:
+            if isinstance(event, NewTokens):
+                break
+
+    assert (generation.proof.path, generation.proof.kv_bytes) == ("pd", 4096)
+
+
+async def test_cancelling_the_caller_ends_the_call() -> None:
+    cluster = Cluster(member("d1"))
+    cluster.decode.default = Script(OUTPUT, hang_after=1)
+    task = asyncio.create_task(heard(cluster.generation()))
+    await cluster.decode.hanging.wait()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+    assert cluster.decode.num_closed == 1
+
+
+async def test_an_end_without_a_reason_is_a_defect() -> None:
+    cluster = Cluster(member("d1"), max_replays=0)
+    cluster.decode.default = Script([10], reason=pb.FINISH_REASON_UNSPECIFIED)
+
+    with pytest.raises(InternalError):
+        await heard(cluster.generation())
