@@ -1,0 +1,132 @@
+"""One child process: started with its cores, read line by line, ended by a deadline; it dies with its parent."""
+
+import asyncio
+import ctypes
+import os
+import signal
+from asyncio.subprocess import Process
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from services.errors import Unavailable
+
+_PR_SET_PDEATHSIG = 1
+_READ_BYTES = 65_536
+
+
+@dataclass(frozen=True)
+class ProcessSpec:
+    """What to run."""
+
+    name: str
+    """Stands in the log; unique within the cluster."""
+    command: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """The child's whole environment."""
+    cores: tuple[int, ...] = ()
+    """Cores to stay on; empty means those of this process."""
+    stop_timeout_s: float = 10.0
+    """Seconds between SIGTERM and SIGKILL."""
+
+
+class ChildProcess:
+    """Starts, watches and stops one process; may be started again after it ended."""
+
+    def __init__(self, spec: ProcessSpec, write_line: Callable[[str, str], None]) -> None:
+        self.name = spec.name
+        self._spec = spec
+        self._write_line = write_line
+        self._process: Process | None = None
+        self._reader: asyncio.Task[None] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Its process id, also that of its process group; None while it does not run."""
+        return self._process.pid if self._process is not None and self._process.returncode is None else None
+
+    async def start(self) -> None:
+        """Start the process.
+
+        Raises:
+            Unavailable: the system cannot run the command.
+        """
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *self._spec.command,
+                env=dict(self._spec.environment),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is for the parent, which stops its children in order
+                preexec_fn=_prepare_child(self._spec.cores),
+            )
+        except OSError as error:
+            raise Unavailable(f"{self.name} cannot be started: {error}") from error
+        self._process = process
+        self._reader = asyncio.create_task(self._copy_output(process))
+
+    async def wait_exit(self) -> int:
+        """Return the exit status (negative: the signal) once the process ended and its output is written.
+
+        Raises:
+            Unavailable: it was never started.
+        """
+        if self._process is None or self._reader is None:
+            raise Unavailable(f"{self.name} was not started")
+        status = await self._process.wait()
+        kill_group(self._process.pid)  # its own children hold the pipe open, and nobody else would end them
+        await self._reader
+        return status
+
+    async def stop(self) -> None:
+        """Ask the process to end, kill it when its time is over; idempotent."""
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        with suppress(ProcessLookupError):
+            process.terminate()
+        try:
+            async with asyncio.timeout(self._spec.stop_timeout_s):
+                await process.wait()
+        except TimeoutError:
+            self._write_line(self.name, f"killed: it did not end within {self._spec.stop_timeout_s:g} s")
+        finally:
+            kill_group(process.pid)
+        await self.wait_exit()
+
+    async def _copy_output(self, process: Process) -> None:
+        if process.stdout is not None:
+            async for line in _lines(process.stdout):
+                self._write_line(self.name, line)
+
+
+def kill_group(process_id: int) -> None:
+    """Kill a process that leads its group, and every process of that group."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process_id, signal.SIGKILL)
+
+
+async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[str]:
+    """Yield lines of any length; a carriage return ends a line too, as progress bars use it."""
+    rest = b""
+    while chunk := await stream.read(_READ_BYTES):
+        *complete, rest = (rest + chunk).replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
+        for line in complete:
+            yield line.decode(errors="replace")
+    if rest:
+        yield rest.decode(errors="replace")
+
+
+def _prepare_child(cores: tuple[int, ...]) -> Callable[[], None]:
+    """Return what the child runs before its command; everything is looked up before the fork."""
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+    parent = os.getpid()
+
+    def prepare() -> None:
+        if prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0 or os.getppid() != parent:
+            os._exit(1)  # the parent is gone already, or nobody would tell us
+        if cores:
+            os.sched_setaffinity(0, cores)
+
+    return prepare

@@ -1,0 +1,102 @@
+"""Settings of the commands that are not services: up, chat, keys and status."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr
+
+from services.config import Settings, default_data_dir
+
+
+class ClusterSettings(Settings):
+    """Where a cluster keeps its state."""
+
+    data_dir: Path = Field(default_factory=default_data_dir)
+    """Folder with the cluster secret, the embedded Redis's data and the logs."""
+    redis_url: str | None = None
+    """Redis or Valkey to use (redis://, rediss:// or unix://); the embedded one of `data_dir` if not given."""
+
+
+class UpSettings(ClusterSettings):
+    """Start a whole cluster on this machine: Redis, one gateway, prefill and decode workers.
+
+    Fields that name nothing by default are handed on to the processes, whose own settings say the rest.
+    """
+
+    host: str = "127.0.0.1"
+    """Address that the API listens on."""
+    port: int = Field(default=8000, ge=1, le=65535)
+    """Port that the API listens on."""
+    prefill: int = Field(default=1, ge=0)
+    """Number of prefill workers."""
+    decode: int = Field(default=1, ge=1)
+    """Number of decode workers."""
+    model: str | None = None
+    """What to serve: smollm2, a Hugging Face id, a folder in Hugging Face format or a .gguf file."""
+    served_model_name: str | None = None
+    """Name that clients use for the model."""
+    dtype: str | None = None
+    """Type of weights, activations and KV cache."""
+    device: str | None = None
+    """cpu or cuda; GPUs are shared out between the workers."""
+    transport: str | None = None
+    """How KV blocks move between workers: nixl or tcp."""
+    max_model_len: int | None = None
+    """Longest sequence, prompt and output."""
+    cache_dir: Path | None = None
+    """Where downloaded and converted models are kept."""
+    log_level: str | None = None
+    """debug, info, warning or error."""
+    log_json: bool | None = None
+    """Let the processes write their log as JSON lines."""
+    pin_cores: bool = True
+    """Give each worker cores of its own, if there are enough."""
+    kv_memory_share_of_all: float = Field(default=0.4, gt=0, lt=1)
+    """Share of the free memory that the KV pools of all workers take together."""
+    ready_timeout_s: float = Field(default=900.0, gt=0)
+    """Longest wait until the cluster is ready, downloads of the model not counted."""
+    stop_timeout_s: float = Field(default=60.0, gt=0)
+    """Longest wait for each process to finish its work when the cluster stops; then it is killed."""
+
+
+class ChatSettings(Settings):
+    """Chat with a model over the HTTP API; a prompt on standard input is answered once."""
+
+    data_dir: Path = Field(default_factory=default_data_dir)
+    """Folder of a cluster that runs here; its API is used if `base_url` is not given."""
+    base_url: str | None = None
+    """Address of the API, such as http://127.0.0.1:8000."""
+    api_key: SecretStr | None = None
+    """API key to present."""
+    model: str | None = None
+    """Model to ask; the first one that is served if not given."""
+    system: str | None = None
+    """System message that opens the conversation."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Most tokens of one answer."""
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    """Randomness; 0 is greedy."""
+    proof: bool = False
+    """Show after each answer which way it went through the cluster."""
+    timeout_s: float = Field(default=120.0, gt=0)
+    """Longest silence of the server."""
+
+
+class KeysSettings(ClusterSettings):
+    """Make, list and revoke API keys."""
+
+    project: str | None = None
+    """Project that the new key belongs to."""
+    timeout_s: float = Field(default=5.0, gt=0)
+    """Longest wait for Redis."""
+
+
+class StatusSettings(ClusterSettings):
+    """Show who belongs to the cluster, how busy they are, and their block ledgers."""
+
+    secret_file: Path | None = None
+    """File with the cluster secret; the one of `data_dir` if not given."""
+    format: Literal["table", "json"] = "table"
+    """How to print."""
+    timeout_s: float = Field(default=5.0, gt=0)
+    """Longest wait for Redis and for each worker."""

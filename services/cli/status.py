@@ -1,0 +1,135 @@
+"""``tandem status``: who belongs to the cluster, how busy they are, and their block ledgers."""
+
+import asyncio
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Protocol
+
+import grpc
+
+from services.cli.settings import StatusSettings
+from services.cli.state import find_redis_url, secret_path
+from services.cluster.redis_registry import RedisRegistry
+from services.cluster.registry import Member, Registry
+from services.cluster.secret import load_secret
+from services.config import load
+from services.rpc import tandem_pb2 as pb
+from services.rpc.channel import Channels
+from services.telemetry.clock import SystemClock
+
+CLAIMS = ("quarantined", "reserved", "leased", "used", "cached", "free")
+
+
+@dataclass(frozen=True)
+class WorkerStatus:
+    """One worker as it describes itself now, or as the registry knows it when it does not answer."""
+
+    member_id: str
+    role: str
+    address: str
+    model: str
+    state: str
+    """``serving``, ``draining``, or why it does not answer."""
+    running: int
+    waiting: int
+    queued_tokens: int
+    prefill_tokens_per_s: float
+    ledger: dict[str, int]
+    """Blocks by strongest claim; empty when it does not answer."""
+    counters: dict[str, float]
+
+
+class Asker(Protocol):
+    """Asks a worker for its state."""
+
+    async def __call__(self, address: str) -> pb.StatusReply:
+        """Return the reply; raises grpc.RpcError or TimeoutError."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the cluster's state as a table or, with ``--json``, as JSON."""
+    options = ["--format=json" if word == "--json" else word for word in argv]
+    settings = load(StatusSettings, options, prog="tandem status").settings
+    statuses = asyncio.run(_read(settings))
+    if settings.format == "json":
+        print(json.dumps([asdict(status) for status in statuses], indent=2))
+    else:
+        print(status_table(statuses))
+    return 0
+
+
+async def read_statuses(registry: Registry, ask: Asker) -> list[WorkerStatus]:
+    """Return every member's state, asked all at once."""
+    members = sorted(await registry.members(), key=lambda member: (member.role.value, member.member_id))
+    return list(await asyncio.gather(*(_status_of(member, ask) for member in members)))
+
+
+def status_table(statuses: Sequence[WorkerStatus]) -> str:
+    """Return the statuses for people."""
+    if not statuses:
+        return "no workers"
+    header = ["WORKER", "ROLE", "ADDRESS", "MODEL", "STATE", "RUN", "WAIT", "QUEUED", *map(str.upper, CLAIMS)]
+    rows = [header, *map(_row, statuses)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+async def _read(settings: StatusSettings) -> list[WorkerStatus]:
+    secret = load_secret(settings.secret_file or secret_path(settings.data_dir))
+    redis_url = find_redis_url(settings.data_dir, settings.redis_url)
+    registry = RedisRegistry(redis_url, secret, SystemClock(), timeout_s=settings.timeout_s)
+    channels = Channels(secret)
+
+    async def ask(address: str) -> pb.StatusReply:
+        return await channels.admin(address).Status(pb.StatusRequest(), timeout=settings.timeout_s)
+
+    try:
+        return await read_statuses(registry, ask)
+    finally:
+        await channels.close()
+        await registry.close()
+
+
+async def _status_of(member: Member, ask: Asker) -> WorkerStatus:
+    try:
+        reply = await ask(member.address)
+    except grpc.aio.AioRpcError as error:
+        return _unanswered(member, f"no answer: {error.code().name.lower()}")
+    return WorkerStatus(
+        member_id=reply.member_id,
+        role=reply.role,
+        address=member.address,
+        model=reply.model,
+        state="draining" if reply.draining else "serving",
+        running=reply.load.running,
+        waiting=reply.load.waiting,
+        queued_tokens=reply.load.queued_tokens,
+        prefill_tokens_per_s=reply.load.prefill_tokens_per_s,
+        ledger={claim: reply.ledger.get(claim, 0) for claim in CLAIMS},
+        counters=dict(sorted(reply.counters.items())),
+    )
+
+
+def _unanswered(member: Member, state: str) -> WorkerStatus:
+    return WorkerStatus(
+        member_id=member.member_id,
+        role=member.role.value,
+        address=member.address,
+        model=member.model_name,
+        state=state,
+        running=member.load.running,
+        waiting=member.load.waiting,
+        queued_tokens=member.load.queued_tokens,
+        prefill_tokens_per_s=member.load.prefill_tokens_per_s,
+        ledger={},
+        counters={},
+    )
+
+
+def _row(status: WorkerStatus) -> list[str]:
+    numbers = (status.running, status.waiting, status.queued_tokens)
+    blocks = [str(status.ledger.get(claim, "-")) for claim in CLAIMS]
+    return [status.member_id, status.role, status.address, status.model, status.state, *map(str, numbers), *blocks]

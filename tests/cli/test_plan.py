@@ -1,0 +1,119 @@
+"""Which processes ``tandem up`` starts and what they are told."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from services.cli.child import ProcessSpec
+from services.cli.plan import HANDED_ON, Machine, Plan, make_plan
+from services.cli.settings import UpSettings
+from services.config import load
+from services.decode.settings import DecodeSettings
+from services.errors import ConfigurationError
+from services.gateway.settings import GatewaySettings
+from services.prefill.settings import PrefillSettings
+from services.resources import Cpus
+from services.worker.settings import WorkerSettings
+
+REDIS_URL = "redis://user:password@127.0.0.1:6379/0"
+LAPTOP = Machine(Cpus((0, 1), None), 8 * 2**30, ())
+
+
+def plan(
+    *argv: str, machine: Machine = LAPTOP, environment: dict[str, str] | None = None, config_file: Path | None = None
+) -> Plan:
+    environment = {"PATH": "/bin", **(environment or {})}
+    loaded = load(UpSettings, argv, prog="tandem up", environment=environment, config_file=config_file)
+    return make_plan(loaded, machine, redis_url=REDIS_URL, environment=environment)
+
+
+def options(spec: ProcessSpec, kind: str) -> list[str]:
+    assert spec.command[:4] == (sys.executable, "-m", "services.cli", kind)
+    return list(spec.command[4:])
+
+
+def worker_settings(spec: ProcessSpec, settings_class: type[WorkerSettings] = DecodeSettings) -> WorkerSettings:
+    kind = spec.name.split("-")[0]
+    return load(settings_class, options(spec, kind), prog=f"tandem {kind}", environment=spec.environment).settings
+
+
+def test_the_default_is_one_of_each_with_a_core_each() -> None:
+    made = plan("--data-dir", "/data")
+    assert [worker.spec.name for worker in made.workers] == ["prefill-0", "decode-0"]
+    assert [worker.spec.cores for worker in made.workers] == [(0,), (1,)]
+    assert made.gateway.cores == ()
+    prefill = worker_settings(made.prefill[0].spec, PrefillSettings)
+    assert (prefill.host, prefill.port, prefill.admin_port, prefill.threads) == ("127.0.0.1", 0, 0, 1)
+    assert prefill.secret_file == Path("/data/secret")
+    assert prefill.kv_memory_bytes == int(8 * 2**30 * 0.4) // 2
+    gateway = load(
+        GatewaySettings, options(made.gateway, "gateway"), prog="tandem gateway", environment=made.gateway.environment
+    ).settings
+    assert (gateway.port, gateway.admin_port, gateway.serve_admin_on_main) == (8000, 0, True)
+    assert gateway.redis_url == prefill.redis_url == REDIS_URL
+
+
+def test_the_redis_password_is_in_no_command_line() -> None:
+    made = plan()
+    for spec in (made.gateway, *(worker.spec for worker in made.workers)):
+        assert "password" not in " ".join(spec.command)
+
+
+def test_pools_have_the_wanted_sizes_and_share_all_cores() -> None:
+    made = plan("--prefill", "1", "--decode", "3", machine=Machine(Cpus(tuple(range(8)), None), 2**33, ()))
+    assert [worker.spec.name for worker in made.workers] == ["prefill-0", "decode-0", "decode-1", "decode-2"]
+    assert [core for worker in made.workers for core in worker.spec.cores] == list(range(8))
+
+
+def test_given_settings_are_handed_on_and_others_are_left_to_the_processes() -> None:
+    made = plan("--model", "m", "--dtype", "float32", "--transport", "tcp", "--log-json")
+    settings = worker_settings(made.decode[0].spec)
+    assert (settings.model, settings.dtype, settings.transport, settings.log_json) == ("m", "float32", "tcp", True)
+    assert "--device" not in made.decode[0].spec.command
+    assert made.preparations[0].model == "m"
+    assert made.preparations[0].dtype == "float32"
+    assert len(made.preparations) == 1
+
+
+def test_a_section_of_the_file_wins_over_its_top_level_and_over_what_up_would_suggest(tmp_path: Path) -> None:
+    file = tmp_path / "tandem.yaml"
+    file.write_text("model: top\ndecode:\n  model: own\n  threads: 7\n  kv_memory_share: 0.1\nup:\n  dtype: float32\n")
+    made = plan("--config", str(file))
+    decode = worker_settings(made.decode[0].spec)
+    prefill = worker_settings(made.prefill[0].spec, PrefillSettings)
+    assert (decode.model, decode.threads, decode.kv_memory_bytes, decode.dtype) == ("own", 7, 0, "float32")
+    assert (prefill.model, prefill.threads) == ("top", 1)
+    assert {preparation.model for preparation in made.preparations} == {"top", "own"}
+
+
+def test_the_environment_of_up_does_not_move_the_workers_ports() -> None:
+    made = plan(environment={"TANDEM_PORT": "9000", "TANDEM_HOST": "0.0.0.0", "TANDEM_THREADS": "3"})
+    settings = worker_settings(made.decode[0].spec)
+    assert (settings.host, settings.port, settings.threads) == ("127.0.0.1", 0, 3)
+    assert made.gateway.command[made.gateway.command.index("--port") + 1] == "9000"
+
+
+def test_gpus_are_shared_out_by_the_environment() -> None:
+    machine = Machine(Cpus((0, 1), None), 2**33, ("0", "1"))
+    made = plan("--device", "cuda", machine=machine)
+    assert [worker.spec.environment["CUDA_VISIBLE_DEVICES"] for worker in made.workers] == ["0", "1"]
+    assert "--kv-memory-bytes" not in made.decode[0].spec.command
+    assert "CUDA_VISIBLE_DEVICES" not in plan(machine=machine).decode[0].spec.environment
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--device", "cuda"], "no GPU"),
+        (["--dtype", "int3"], "prefill: dtype, from command line --dtype: expected one of bfloat16"),
+    ],
+)
+def test_what_a_process_would_refuse_is_refused_before_anything_starts(argv: list[str], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        plan(*argv)
+
+
+def test_every_handed_on_field_is_one_of_up_and_of_the_workers() -> None:
+    assert set(HANDED_ON) <= set(UpSettings.model_fields)
+    assert set(HANDED_ON) <= set(WorkerSettings.model_fields)
