@@ -10,6 +10,7 @@ from services.errors import Draining, InternalError, PayloadTooLarge, TandemErro
 from services.gateway.drain import Drain
 from services.gateway.exchange import new_token, request_id
 from services.gateway.replies import error_reply
+from services.gateway.stream import LAST_WORDS
 from services.telemetry.clock import Clock
 from services.telemetry.logs import get_logger
 from services.telemetry.metrics import GatewayMetrics
@@ -64,8 +65,11 @@ class Envelope:
             name = request_id(scope["state"]["token"])
             _log.failure("request.failed", error, request_id=name)
             error = InternalError(f"The server had an error while processing your request ({name}).")
+        last_words = scope["state"].get(LAST_WORDS)
         if not reply.has_started:
             await error_reply(error)(scope, receive, reply)
+        elif last_words is not None:
+            await reply({"type": "http.response.body", "body": last_words(error), "more_body": False})
 
     def _headers(self, state: MutableMapping[str, Any]) -> "_Headers":
         return _Headers(self._clock, self._drain, state)

@@ -11,6 +11,8 @@ from services.gateway.connection import while_connected
 from services.gateway.merge import Pump
 from services.telemetry.logs import get_logger
 
+LAST_WORDS = "last_words"
+"""Key in the request's state: how a stream that has begun tells a failure that only the outermost layer sees."""
 KEEP_ALIVE = b": keep-alive\n\n"
 
 _log = get_logger(__name__)
@@ -48,6 +50,7 @@ class EventStream(Response):
         Raises:
             TandemError: the answer failed before anything was sent.
         """
+        scope["state"][LAST_WORDS] = self._last_words
         try:
             await while_connected(receive, self._send_all(send))
         except Cancelled:

@@ -3,6 +3,7 @@
 The status code is for proxies and dashboards; the class travels as its stable code in the trailing metadata.
 """
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -67,11 +68,16 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> errors.TandemError:
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Raise the peer's own error instead of gRPC's."""
+    """Raise the peer's own error instead of gRPC's, and ``PeerGone`` when the channel was closed under the call."""
     try:
         yield
     except grpc.aio.AioRpcError as error:
         raise from_rpc_error(error) from error
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise errors.PeerGone("The connection to the peer was closed here.") from error  # nobody cancelled this task
 
 
 def _by_code() -> dict[str, type[errors.TandemError]]:

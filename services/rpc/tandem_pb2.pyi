@@ -325,7 +325,9 @@ class GenerateEvent(_message.Message):
 
     @_builtins.property
     def path(self) -> Global___PathProof:
-        """Sent once, when the prompt's KV is in place, so that a sequence that the gateway ends early has its proof."""
+        """Sent when the prompt's KV is in place and again with the first step after it, so that a sequence that the
+        gateway ends early has its proof.
+        """
 
     def __init__(
         self,

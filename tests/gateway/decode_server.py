@@ -26,7 +26,7 @@ class Servicer(tandem_pb2_grpc.DecodeServicer):
 async def serving(twin: DecodeTwin) -> AsyncIterator[str]:
     """Serve on a free port of this host; yields the address."""
     server = new_server(SECRET)
-    tandem_pb2_grpc.add_DecodeServicer_to_server(Servicer(twin), server)  # type: ignore[no-untyped-call]
+    tandem_pb2_grpc.add_DecodeServicer_to_server(Servicer(twin), server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:

@@ -41,8 +41,8 @@ CORPUS = ["hello world, what is the capital of France? Paris is the capital of F
 @cache
 def tokenizer_json() -> str:
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
         vocab_size=320, special_tokens=SPECIAL_TOKENS, initial_alphabet=alphabet, show_progress=False
@@ -236,13 +236,13 @@ async def world(
     for each in listed:
         await registry.join(each, model or card())
     await view.refresh()
-    metrics = CollectorRegistry()
+    keys, timelines, metrics = MemoryKeyStore(clock), MemoryTimelineStore(clock, 900), CollectorRegistry()
     with ThreadPoolExecutor(1) as executor:
         around = Surroundings(
             view=view,
             client=decode,
-            keys=MemoryKeyStore(clock),
-            timelines=MemoryTimelineStore(clock, 900),
+            keys=keys,
+            timelines=timelines,
             executor=executor,
             registry=metrics,
             clock=clock,
@@ -251,14 +251,4 @@ async def world(
         gateway = build(GatewaySettings(serve_admin_on_main=True, **changes), around)
         transport = httpx.ASGITransport(gateway.app, client=(client_host, 5000))
         async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
-            yield World(
-                gateway,
-                client,
-                decode,
-                registry,
-                view,
-                around.keys,
-                around.timelines,
-                clock,
-                metrics,  # type: ignore[arg-type]
-            )
+            yield World(gateway, client, decode, registry, view, keys, timelines, clock, metrics)

@@ -25,7 +25,7 @@ async def test_a_whole_chat() -> None:
     assert answer.choices[0].message.content == "Paris"
     assert answer._request_id == "req_" + answer.id.removeprefix("chatcmpl-")
     assert answer.usage is not None
-    assert answer.usage.to_dict()["tandem"]["path"] == "pd"  # type: ignore[index,call-overload]
+    assert answer.usage.to_dict()["tandem"]["path"] == "pd"  # type: ignore[index]
 
 
 async def test_a_streamed_chat_through_the_helper() -> None:

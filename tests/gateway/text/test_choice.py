@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.gateway.sequence import GeneratedToken
-from services.gateway.text.choice import ChoiceText, Piece
+from services.gateway.text.choice import ChoiceText, Piece, TokenText
 from services.gateway.text.tokenizer import ModelTokenizer
 from services.kv.sampling import SamplingParams
 from tests.gateway.twins import END_ID, card, tokens
@@ -70,7 +70,8 @@ def test_a_held_back_end_is_shown_when_the_sequence_ends() -> None:
 
 @given(st.text(max_size=30), st.lists(st.text(min_size=1, max_size=3), max_size=2))
 def test_tokens_are_shown_with_the_text_that_they_complete(content: str, stops: list[str]) -> None:
-    shown, num_chars = [], 0
+    shown: list[TokenText] = []
+    num_chars = 0
     for piece in pushed(choice(*stops), tokens(content)):
         num_chars += len(piece.text)
         shown += piece.tokens
