@@ -28,8 +28,14 @@ def variable_name(field: str) -> str:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean X?"`` for the known name most like ``name``, else an empty string."""
-    matches = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
-    return f"; did you mean {matches[0]}?" if matches else ""
+    by_word = {_word(candidate): candidate for candidate in sorted(known)}
+    matches = difflib.get_close_matches(_word(name), by_word, n=1, cutoff=0.6)
+    return f"; did you mean {by_word[matches[0]]}?" if matches else ""
+
+
+def _word(name: str) -> str:
+    """Return what a person chose of a name: prefixes are alike in all of them."""
+    return name.lstrip("-").removeprefix(ENVIRONMENT_PREFIX)
 
 
 def parse_options(settings_class: type[BaseModel], argv: Sequence[str], *, prog: str) -> dict[str, Any]:

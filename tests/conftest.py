@@ -1,4 +1,10 @@
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
+
+CACHE_DIR = Path("~/.cache/tandem").expanduser()
+"""Where set-up put the default model; tests convert and download nothing twice."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -13,3 +19,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session")
 def device_name(request: pytest.FixtureRequest) -> str:
     return str(request.config.getoption("--device"))
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Callable[[str], Path]:
+    """The folder of the default model in a dtype."""
+    from services.engine.weights.sources import resolve_model
+
+    def folder(dtype: str) -> Path:
+        return resolve_model("smollm2", cache_dir=CACHE_DIR, dtype=dtype, progress=lambda text, share: None).path
+
+    return folder

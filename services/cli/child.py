@@ -13,6 +13,8 @@ from services.errors import Unavailable
 
 _PR_SET_PDEATHSIG = 1
 _READ_BYTES = 65_536
+_LAST_WORDS_S = 2.0
+"""How long the output of a dead process is read on, should somebody else hold it open."""
 
 
 @dataclass(frozen=True)
@@ -51,20 +53,15 @@ class ChildProcess:
         Raises:
             Unavailable: the system cannot run the command.
         """
+        read_end, write_end = os.pipe()
         try:
-            process = await asyncio.create_subprocess_exec(
-                *self._spec.command,
-                env=dict(self._spec.environment),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C is for the parent, which stops its children in order
-                preexec_fn=_prepare_child(self._spec.cores),
-            )
+            self._process = await self._spawn(write_end)
         except OSError as error:
+            os.close(read_end)
             raise Unavailable(f"{self.name} cannot be started: {error}") from error
-        self._process = process
-        self._reader = asyncio.create_task(self._copy_output(process))
+        finally:
+            os.close(write_end)
+        self._reader = asyncio.create_task(self._copy_output(read_end))
 
     async def wait_exit(self) -> int:
         """Return the exit status (negative: the signal) once the process ended and its output is written.
@@ -75,8 +72,9 @@ class ChildProcess:
         if self._process is None or self._reader is None:
             raise Unavailable(f"{self.name} was not started")
         status = await self._process.wait()
-        kill_group(self._process.pid)  # its own children hold the pipe open, and nobody else would end them
-        await self._reader
+        kill_group(self._process.pid)  # nobody else would end its own children
+        await asyncio.wait([self._reader], timeout=_LAST_WORDS_S)
+        self._reader.cancel()
         return status
 
     async def stop(self) -> None:
@@ -95,10 +93,28 @@ class ChildProcess:
             kill_group(process.pid)
         await self.wait_exit()
 
-    async def _copy_output(self, process: Process) -> None:
-        if process.stdout is not None:
-            async for line in _lines(process.stdout):
+    async def _spawn(self, output: int) -> Process:
+        """Start it with a pipe of ours: asyncio counts a process as running while its own pipes are held open."""
+        return await asyncio.create_subprocess_exec(
+            *self._spec.command,
+            env=dict(self._spec.environment),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,  # Ctrl-C is for the parent, which stops its children in order
+            preexec_fn=_prepare_child(self._spec.cores),
+        )
+
+    async def _copy_output(self, read_end: int) -> None:
+        stream = asyncio.StreamReader()
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(stream), os.fdopen(read_end, "rb", buffering=0)
+        )
+        try:
+            async for line in _lines(stream):
                 self._write_line(self.name, line)
+        finally:
+            transport.close()
 
 
 def kill_group(process_id: int) -> None:

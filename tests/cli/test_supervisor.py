@@ -199,6 +199,19 @@ async def test_grandchildren_end_with_their_parent(cluster: Cluster) -> None:
     await cluster.until(lambda: not is_alive(grandchild))
 
 
+async def test_a_death_is_seen_although_a_grandchild_holds_the_output(cluster: Cluster) -> None:
+    code = (
+        "import os, subprocess, sys\n"
+        "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(3600)'])\n"
+        "print('born', flush=True)\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    async with cluster.supervisor:
+        await cluster.start("family", code)
+        await cluster.until_said("family", "born", times=2)
+    assert str(cluster.exits[0]) == "family was ended by SIGKILL"
+
+
 async def test_no_child_outlives_a_killed_parent(cluster: Cluster, tmp_path: Path) -> None:
     code = f"""
 import asyncio, sys
