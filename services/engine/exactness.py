@@ -11,6 +11,7 @@ What depends on the number of rows in torch on CPU, and what is done about it:
   some number of rows on: they run on one thread (``OneThread``).
 """
 
+from itertools import pairwise
 from math import gcd
 from typing import Any
 
@@ -75,7 +76,7 @@ class TiledActivation(torch.nn.Module):
             result: torch.Tensor = self.activation(values)
             return result
         rows = values.view(-1, values.shape[-1])
-        parts = [self.activation(rows[start:end]) for start, end in _tiles(*rows.shape, threads)]
+        parts = [self.activation(rows[start:end]) for start, end in _tiles(rows.shape[0], rows.shape[1], threads)]
         return torch.cat(parts).view_as(values)
 
 
@@ -88,7 +89,7 @@ def _tiles(num_rows: int, width: int, threads: int) -> list[tuple[int, int]]:
     small = rows_for_width(width)
     step = max(small, (GRAIN_ELEMENTS - 1) // width // small * small)
     cuts = [0, *range(shared, num_rows, step), num_rows] if shared else [*range(0, num_rows, step), num_rows]
-    return [(start, end) for start, end in zip(cuts, cuts[1:], strict=False) if start < end]
+    return [(start, end) for start, end in pairwise(cuts) if start < end]
 
 
 class OneThread(torch.nn.Module):

@@ -37,8 +37,9 @@ def run_experts(
 
 
 def _run_expert(experts: torch.nn.Module, expert: int, rows: torch.Tensor) -> torch.Tensor:
-    width = experts.down_proj.shape[1 if experts.is_transposed else 2]  # type: ignore[union-attr]
-    missing = padded(rows.shape[0], rows_for_width(int(width))) - rows.shape[0]
+    down: torch.Tensor = experts.down_proj  # type: ignore[assignment]
+    width = down.shape[1 if experts.is_transposed else 2]
+    missing = padded(rows.shape[0], rows_for_width(width)) - rows.shape[0]
     if missing:
         rows = torch.cat((rows, rows.new_zeros(missing, rows.shape[1])))
     up = "gate_up_proj" if experts.has_gate else "up_proj"
@@ -54,5 +55,3 @@ def _project(experts: torch.nn.Module, name: str, expert: int, rows: torch.Tenso
     weight = getattr(experts, name)[expert]
     bias = getattr(experts, f"{name}_bias")[expert] if experts.has_bias else None
     return torch.nn.functional.linear(rows, weight.t() if experts.is_transposed else weight, bias)
-
-

@@ -1,7 +1,7 @@
 """The memory that holds the KV cache: block-major, one contiguous run of bytes per block.
 
-    memory = | block 0 | block 1 | ...          starts on a page
-    block  = | plane 0 | plane 1 | ...          plane = [heads, block_size, width], see services.kv.layout
+memory = | block 0 | block 1 | ...          starts on a page
+block  = | plane 0 | plane 1 | ...          plane = [heads, block_size, width], see services.kv.layout
 """
 
 import mmap
@@ -55,11 +55,6 @@ class KVCache:
     @property
     def view(self) -> memoryview:
         """The whole memory as writable bytes; empty on a GPU."""
-        return memoryview(b"") if self._pages is None else memoryview(self._pages)
-
-    @property
-    def view(self) -> memoryview:
-        """All bytes, writable and shared; empty for memory that the CPU cannot address."""
         return memoryview(b"") if self._pages is None else memoryview(self._pages)
 
     def block_view(self, block_id: int) -> memoryview:

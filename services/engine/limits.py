@@ -43,7 +43,8 @@ class SchedulerConfig:
         """Refuse a request that could not run here even if it were alone.
 
         Raises:
-            ContextLengthExceeded: prompt + max_tokens exceed the context or the pool.
+            ContextLengthExceeded: prompt + max_tokens exceed the context or the pool. An exported request ends
+                with its first token, so that only what is known of it must fit into the pool.
             InvalidRequest: empty prompt, or nothing left to generate.
         """
         num_prompt, num_completion = len(spec.prompt_token_ids), spec.params.max_tokens
@@ -52,7 +53,8 @@ class SchedulerConfig:
         if len(spec.resumed_output_token_ids) >= num_completion:
             raise InvalidRequest("The resumed output has max_tokens tokens already.", param="max_tokens")
         num_pool_tokens = self.num_blocks * self.block_size
-        if num_prompt + num_completion > min(self.context_length, num_pool_tokens):
+        num_held = num_prompt + (len(spec.resumed_output_token_ids) if spec.export else num_completion)
+        if num_prompt + num_completion > self.context_length or num_held > num_pool_tokens:
             refusal = (
                 f"This model's maximum context length is {self.context_length} tokens. However, you requested "
                 f"{num_prompt + num_completion} tokens ({num_prompt} in the messages, {num_completion} in the "

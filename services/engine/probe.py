@@ -62,7 +62,8 @@ class _Recorder:
         latent = LatentProjection.of(module) if is_latent(module) else None
         if latent is None:
             planes = tuple(
-                Plane(layer, name, rows.shape[1], rows.shape[2], dtype) for name, rows in (("key", key), ("value", value))
+                Plane(layer, name, rows.shape[1], rows.shape[2], dtype)
+                for name, rows in (("key", key), ("value", value))
             )
             value_width = value.shape[2]
         else:

@@ -1,8 +1,8 @@
 """Rotary embeddings whose frequencies depend on the longest position of a batch, frozen to one regime.
 
 Transformers' ``longrope`` and ``dynamic`` types look at the largest position in the whole packed batch: a short
-sequence would change with its neighbours, and within itself as it grows. They are frozen, when a model is loaded, to what
-its context length needs.
+sequence would change with its neighbours, and within itself as it grows. Loading freezes them to what the context
+length needs.
 """
 
 from typing import Any

@@ -132,7 +132,7 @@ class Pool:
 def run(
     backend: AttentionBackend, problem: Problem, pool: Pool, pieces: Sequence[tuple[int, int, int]]
 ) -> list[torch.Tensor]:
-    """Store and attend ``(sequence, start, count)`` pieces as one batch; return ``[count, heads, value_width]`` each."""
+    """Run ``(sequence, start, count)`` pieces as one batch; return ``[count, heads, value_width]`` each."""
     scheduled = [ScheduledSequence([0] * count, start, pool.tables[index], True) for index, start, count in pieces]
     device = pool.keys.device
     batch = PackedBatch.of(scheduled, pool.block_size, num_blocks=pool.num_blocks, device=device)
@@ -150,7 +150,7 @@ def run(
     assert output.is_contiguous()
     assert output.shape[0] == batch.num_padded_rows
     assert not output[batch.num_rows :].any()
-    return list(output[: batch.num_rows].split([count for _, _, count in pieces]))
+    return list(torch.split(output[: batch.num_rows], [count for _, _, count in pieces]))
 
 
 def prefill_prefixes(backend: AttentionBackend, problem: Problem, pool: Pool, starts: Sequence[int]) -> None:

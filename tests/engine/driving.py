@@ -64,7 +64,9 @@ class Running:
 class Driver:
     """Runs several prompts through one model."""
 
-    def __init__(self, model: TransformersModel, *, num_blocks: int = NUM_BLOCKS, block_size: int = 16, seed: int = 0) -> None:
+    def __init__(
+        self, model: TransformersModel, *, num_blocks: int = NUM_BLOCKS, block_size: int = 16, seed: int = 0
+    ) -> None:
         self._model = model
         self._block_size = block_size
         self._free = list(range(num_blocks))

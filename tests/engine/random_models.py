@@ -42,7 +42,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "qwen3": {"head_dim": 32},
     "mistral": _SLIDING,
     "gemma2": {"head_dim": 32, "query_pre_attn_scalar": 16, "attn_logit_softcapping": 5.0, **_SLIDING},
-    "gemma3_text": {"head_dim": 32, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"], **_SLIDING},
+    "gemma3_text": {
+        "head_dim": 32,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        **_SLIDING,
+    },
     "phi3": {},
     "gpt2": {"n_embd": 64, "n_layer": 3, "n_head": 4},
     "mixtral": _MOE,
@@ -85,7 +89,9 @@ def _randomise(name: str, parameter: torch.Tensor, generator: torch.Generator) -
     elif "embed" in name or "wte" in name:
         parameter.copy_(noise)
     else:
-        gain = 2.5 if any(part in name for part in ("q_proj", "k_proj", "qkv", "q_b_proj", "c_attn", "lm_head")) else 1.2
+        gain = (
+            2.5 if any(part in name for part in ("q_proj", "k_proj", "qkv", "q_b_proj", "c_attn", "lm_head")) else 1.2
+        )
         fan_in = parameter.shape[-1] if "c_" not in name and "experts" not in name else min(parameter.shape[-2:])
         parameter.copy_(noise * gain * fan_in**-0.5)
 

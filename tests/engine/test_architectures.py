@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -42,12 +43,14 @@ def test_greedy_tokens_are_those_of_generate(model_type: str, tmp_path: Path, ke
 
 
 @pytest.mark.parametrize(
-    ("model_type", "option"), [("mistral", "window"), ("gemma3_text", "window"), ("gemma2", "softcap"), ("gpt_oss", "sinks")]
+    ("model_type", "option"),
+    [("mistral", "window"), ("gemma3_text", "window"), ("gemma2", "softcap"), ("gpt_oss", "sinks")],
 )
 def test_dropping_an_option_changes_the_tokens(model_type: str, option: str, tmp_path: Path, kernels: Path) -> None:
     loaded = load(save_random(tmp_path, config_of(model_type)), kernels)
     assert any(getattr(layer.options, option) is not None for layer in loaded.layers)
-    crippled = [replace(layer, options=replace(layer.options, **{option: None})) for layer in loaded.layers]
+    dropped: dict[str, Any] = {option: None}
+    crippled = [replace(layer, options=replace(layer.options, **dropped)) for layer in loaded.layers]
     assert chosen(replace(loaded, layers=tuple(crippled)))[1:] != chosen(loaded)[1:]
 
 
@@ -59,14 +62,21 @@ def test_latent_attention_keeps_one_narrow_plane_per_layer(tmp_path: Path, kerne
 @pytest.mark.parametrize("model_type", ["qwen2_moe", "phimoe"])
 def test_a_window_that_only_the_mask_knows_is_kept(model_type: str, tmp_path: Path, kernels: Path) -> None:
     extra = {"shared_expert_intermediate_size": 48, "use_sliding_window": True, "max_window_layers": 3}
-    config = config_of(model_type, sliding_window=24, **CONFIGS["mixtral"], **(extra if model_type == "qwen2_moe" else {}))
+    config = config_of(
+        model_type, sliding_window=24, **CONFIGS["mixtral"], **(extra if model_type == "qwen2_moe" else {})
+    )
     folder = save_random(tmp_path, config)
     assert chosen(load(folder, kernels)) == reference_tokens(folder, prompts(), NUM_TOKENS)
 
 
 def test_chunked_attention_is_kept(tmp_path: Path, kernels: Path) -> None:
     config = config_of(
-        "llama4_text", attention_chunk_size=32, head_dim=32, intermediate_size_mlp=96, interleave_moe_layer_step=2, **CONFIGS["mixtral"]
+        "llama4_text",
+        attention_chunk_size=32,
+        head_dim=32,
+        intermediate_size_mlp=96,
+        interleave_moe_layer_step=2,
+        **CONFIGS["mixtral"],
     )
     folder = save_random(tmp_path, config)
     loaded = load(folder, kernels)

@@ -10,7 +10,7 @@ from services.engine.attention.batch import PackedBatch
 
 @dataclass(frozen=True, eq=False)
 class AttentionOptions:
-    """How one layer attends; the same in every forward pass. Key ``k`` is seen by query ``q`` where ``k <= q`` and ..."""
+    """How one layer attends, in every forward pass. Query ``q`` sees key ``k`` where ``k <= q`` and ..."""
 
     scaling: float
     window: int | None = None

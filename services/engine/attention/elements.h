@@ -48,22 +48,26 @@ struct BFloat16 {
 // rows[i] = 16 units of token i  ->  rows[u] = unit u of 16 tokens
 inline void transpose(__m512i rows[16]) {
   __m512i t[16];
+  TANDEM_UNROLL
   for (int i = 0; i < 16; i += 2) {
     t[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
     t[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
   }
+  TANDEM_UNROLL
   for (int i = 0; i < 16; i += 4) {
     rows[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
     rows[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
     rows[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
     rows[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
   }
+  TANDEM_UNROLL
   for (int i = 0; i < 4; ++i) {
     t[i] = _mm512_shuffle_i32x4(rows[i], rows[i + 4], 0x88);
     t[i + 4] = _mm512_shuffle_i32x4(rows[i], rows[i + 4], 0xdd);
     t[i + 8] = _mm512_shuffle_i32x4(rows[i + 8], rows[i + 12], 0x88);
     t[i + 12] = _mm512_shuffle_i32x4(rows[i + 8], rows[i + 12], 0xdd);
   }
+  TANDEM_UNROLL
   for (int i = 0; i < 4; ++i) {
     rows[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
     rows[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
@@ -80,14 +84,17 @@ void pack_keys(const typename D::Element* keys, int64_t token_stride, int width,
 #if defined(TANDEM_AVX512)
   for (; (unit + 16) * D::kPerUnit <= width; unit += 16) {
     __m512i rows[16];
+    TANDEM_UNROLL
     for (int token = 0; token < 16; ++token) rows[token] = _mm512_loadu_si512(keys + token * token_stride + unit * D::kPerUnit);
     transpose(rows);
+    TANDEM_UNROLL
     for (int u = 0; u < 16; ++u) _mm512_storeu_si512(out + (unit + u) * kLanes, rows[u]);
   }
 #endif
   const int units = (width + D::kPerUnit - 1) / D::kPerUnit;
   for (; unit < units; ++unit) {
     const int present = std::min(D::kPerUnit, width - unit * D::kPerUnit);
+    TANDEM_UNROLL
     for (int token = 0; token < kLanes; ++token) {
       uint32_t bits = 0;
       std::memcpy(&bits, keys + token * token_stride + unit * D::kPerUnit, present * sizeof(*keys));

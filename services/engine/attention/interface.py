@@ -76,8 +76,13 @@ def _attention_function(
     if attention_mask is not None:
         raise InternalError("the model built an attention mask, which paged attention cannot follow")
     arguments = LayerArguments(scaling, others.get("sliding_window"), others.get("softcap"), others.get("s_aux"))
-    rows = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-    return _current.get().attend(module, *rows, arguments)[None], None
+    attended = _current.get().attend(module, _rows(query), _rows(key), _rows(value), arguments)
+    return attended[None], None
+
+
+def _rows(tensor: torch.Tensor) -> torch.Tensor:
+    """``[1, heads, num_rows, width]`` as the view ``[num_rows, heads, width]``."""
+    return tensor[0].transpose(0, 1)
 
 
 def resolve_options(

@@ -171,14 +171,20 @@ struct Walk {
   template <int R, int S>
   void scores(int row, int strip) {
     Vector sum[R][S];
+    TANDEM_UNROLL
     for (int r = 0; r < R; ++r)
+      TANDEM_UNROLL
       for (int s = 0; s < S; ++s) sum[r][s] = broadcast(0.0f);
     const uint32_t* q = query + row * units;
     const uint32_t* k = keys + size_t(strip) * units * kLanes;
     for (int unit = 0; unit < units; ++unit)
+      TANDEM_UNROLL
       for (int s = 0; s < S; ++s)
+        TANDEM_UNROLL
         for (int r = 0; r < R; ++r) sum[r][s] = D::dot(sum[r][s], q + r * units + unit, k + (size_t(s) * units + unit) * kLanes);
+    TANDEM_UNROLL
     for (int r = 0; r < R; ++r)
+      TANDEM_UNROLL
       for (int s = 0; s < S; ++s) store(weights + r * kSpan + (strip + s) * kLanes, sum[r][s]);
   }
 
@@ -217,7 +223,9 @@ struct Walk {
   template <int R, int C, bool Shared>
   void accumulate(int row, int column, const float* factors, int start, int first, int last) {
     Vector sum[R][C];
+    TANDEM_UNROLL
     for (int r = 0; r < R; ++r)
+      TANDEM_UNROLL
       for (int c = 0; c < C; ++c)
         sum[r][c] = mul(load(sums + (row + r) * padded_values + column + c * kLanes), broadcast(factors[r]));
     for (int j = first; j < last;) {
@@ -225,12 +233,16 @@ struct Walk {
       const float* shared = values + j * padded_values + column;
       const Element* own = Shared ? nullptr : value(start + j) + column;
       for (; j < until; ++j, shared += padded_values, own += Shared ? 0 : call.value_token_stride)
+        TANDEM_UNROLL
         for (int c = 0; c < C; ++c) {
           const Vector v = Shared ? load(shared + c * kLanes) : D::load_values(own + c * kLanes);
+          TANDEM_UNROLL
           for (int r = 0; r < R; ++r) sum[r][c] = fma(broadcast(weights[r * kSpan + j]), v, sum[r][c]);
         }
     }
+    TANDEM_UNROLL
     for (int r = 0; r < R; ++r)
+      TANDEM_UNROLL
       for (int c = 0; c < C; ++c) store(sums + (row + r) * padded_values + column + c * kLanes, sum[r][c]);
   }
 
@@ -252,6 +264,7 @@ struct Walk {
       for (int strip = 0; strip < strips; ++strip) scores<R, 1>(row, strip);
     }
     float factors[R];
+    TANDEM_UNROLL
     for (int r = 0; r < R; ++r) factors[r] = soften(r, row + r, start, strips);
     if (share_values) {
       accumulate_all<R, true>(row, factors, start, first, last);

@@ -51,7 +51,9 @@ class ReferenceAttention:
                 rows = slice(first_row, first_row + count)
                 tile = _Tile(query[rows], position, keys.shape[1], values.shape[3], options)
                 for start in range(tile.first_key // KEY_TILE * KEY_TILE, position + count, KEY_TILE):
-                    table = batch.block_tables[index, start // batch.block_size : -(-(start + KEY_TILE) // batch.block_size)]
+                    table = batch.block_tables[
+                        index, start // batch.block_size : -(-(start + KEY_TILE) // batch.block_size)
+                    ]
                     present = min(context - start, KEY_TILE)
                     tile.add(start, _gather(keys, table, present), _gather(values, table, present))
                 output[rows] = tile.result()

@@ -4,10 +4,13 @@ from pathlib import Path
 
 import torch
 
-from services.engine.attention import cuda, native_build
+from services.engine.attention import cuda, native_build, self_check
 from services.engine.attention.backend import AttentionBackend
 from services.engine.attention.native import DTYPES, NativeAttention
 from services.engine.attention.reference import ReferenceAttention
+from services.telemetry.logs import get_logger
+
+_log = get_logger(__name__)
 
 
 def default_backend(
@@ -16,7 +19,7 @@ def default_backend(
     """Return the best backend for ``device`` and ``dtype``.
 
     On CPU: our kernels, compiled into ``cache_folder`` at the first start; plain torch where the host has no
-    C++ compiler or the kernels do not know ``dtype``.
+    C++ compiler, the kernels do not know ``dtype``, or what was compiled disagrees with plain torch.
 
     Raises:
         ConfigurationError: the compiler fails.
@@ -27,4 +30,8 @@ def default_backend(
     compiler = native_build.find_compiler()
     if compiler is None or dtype not in DTYPES:
         return ReferenceAttention()
-    return NativeAttention(native_build.build(cache_folder, compiler), num_threads=num_threads)
+    native = NativeAttention(native_build.build(cache_folder, compiler), num_threads=num_threads)
+    if self_check.agrees(native, dtype):
+        return native
+    _log.warning("kernels.refused", compiler=compiler, dtype=str(dtype), reason="they disagree with plain torch")
+    return ReferenceAttention()

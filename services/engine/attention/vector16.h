@@ -16,6 +16,13 @@
 #include <immintrin.h>
 #endif
 
+// Small arrays of vectors live in registers only if the loops over them vanish.
+#if defined(TANDEM_AVX512) || defined(TANDEM_AVX2)
+#define TANDEM_UNROLL _Pragma("GCC unroll 16")
+#else
+#define TANDEM_UNROLL
+#endif
+
 namespace tandem {
 
 constexpr int kLanes = 16;
