@@ -1,0 +1,246 @@
+"""``tandem up``, as a person meets it: real processes, real model, the openai client."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from tests.e2e.harness import CACHE_DIR
+from tests.e2e.processes import REPOSITORY, START_TIMEOUT_S
+
+MODEL = "smollm2"
+STOP_TIMEOUT_S = 60.0
+RECOVERY_TIMEOUT_S = 60.0
+FRANCE: list[Any] = [{"role": "user", "content": "What is the capital of France?"}]
+FACTS = " ".join(f"Fact {number}: the house number {number * 37 % 101} is blue." for number in range(60))
+LONG: list[Any] = [{"role": "user", "content": f"{FACTS} What is the capital of France?"}]
+
+
+@dataclass
+class Up:
+    """One running ``tandem up``."""
+
+    process: "subprocess.Popen[bytes]"
+    port: int
+    data_dir: Path
+    log: Path
+
+    def __post_init__(self) -> None:
+        self.caller = self.client()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def client(self, api_key: str = "none") -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=api_key, max_retries=0)
+
+    def chat(self, messages: list[Any] | None = None, **options: Any) -> Any:
+        return self.caller.chat.completions.create(
+            model=MODEL, messages=messages or FRANCE, temperature=0, max_tokens=24, **options
+        )
+
+    def tandem(self, *arguments: str) -> str:
+        """Run a ``tandem`` command against this cluster."""
+        command = [sys.executable, "-m", "services.cli", *arguments, "--data-dir", str(self.data_dir)]
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=True)
+        return done.stdout
+
+    def pids(self, pattern: str) -> list[int]:
+        """Return the descendants of the cluster whose command line has ``pattern``."""
+        found = subprocess.run(["pgrep", "-P", str(self.process.pid), "-f", pattern], capture_output=True, text=True)
+        return [int(pid) for pid in found.stdout.split()]
+
+    def until(self, condition: Callable[[], bool], what: str) -> None:
+        deadline_s = time.monotonic() + RECOVERY_TIMEOUT_S
+        while not condition():
+            assert self.process.poll() is None, self.log_tail()
+            assert time.monotonic() < deadline_s, f"no {what}; the log ends with:\n{self.log_tail()}"
+            time.sleep(0.1)
+
+    def log_tail(self) -> str:
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-30:])
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    folder = tmp_path_factory.mktemp("up")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    options = {"data-dir": folder / "state", "port": port, "cache-dir": CACHE_DIR, "stop-timeout-s": 30}
+    arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TANDEM_")}
+    environment["TANDEM_PREFILL_STEP_TIMEOUT_S"] = "3"  # handed on to the decode worker
+    log = folder / "up.log"
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "services.cli", "up", *arguments],
+            cwd=REPOSITORY,
+            env=environment,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    cluster = Up(process, port, folder / "state", log)
+    try:
+        _wait_ready(cluster)
+        with cluster.caller:
+            yield cluster
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            raise
+
+
+def _wait_ready(cluster: Up) -> None:
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+    while "curl" not in cluster.log.read_text(errors="replace"):
+        assert cluster.process.poll() is None, cluster.log_tail()
+        assert time.monotonic() < deadline_s, cluster.log_tail()
+        time.sleep(0.2)
+
+
+def _fresh() -> list[Any]:
+    """Return a long prompt that nobody has cached."""
+    return [{"role": "user", "content": f"{time.monotonic_ns()} {FACTS} What is the capital of France?"}]
+
+
+def test_the_capital_of_france_is_paris_streamed(up: Up) -> None:
+    with up.chat(stream=True) as stream:
+        chunks = list(stream)
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert "Paris" in text
+    assert sum(bool(chunk.choices and chunk.choices[0].delta.content) for chunk in chunks) > 1
+    assert chunks[-1].choices[0].finish_reason == "stop"
+    assert chunks[-1].model_extra["tandem"]["path"] == "local"
+
+
+def test_a_long_prompt_goes_to_the_prefill_worker_over_nixl(up: Up) -> None:
+    answer = up.chat(LONG)
+    proof = answer.usage.tandem
+    assert proof["path"] == "pd"
+    assert proof["kv_bytes"] > 0
+    assert proof["transport"] == "nixl"
+    assert proof["verified"] is True
+    assert proof["prefill"].startswith("prefill-")
+    assert (
+        proof["cached_tokens"] + proof["transferred_tokens"] + proof["recomputed_tokens"] == answer.usage.prompt_tokens
+    )
+    assert set(proof["timings_ms"]) == {
+        *("gateway", "route", "reserve", "prefill_queue", "prefill", "transfer", "decode_queue", "first_token")
+    }
+
+
+def test_the_second_time_the_same_prompt_is_cached_and_answered_the_same(up: Up) -> None:
+    first, second = up.chat(LONG), up.chat(LONG)
+    assert second.choices[0].message.content == first.choices[0].message.content
+    assert second.usage.prompt_tokens_details.cached_tokens >= second.usage.prompt_tokens - 16
+
+
+def test_the_timeline_of_a_request_can_be_read_afterwards(up: Up) -> None:
+    answer = httpx.post(f"{up.url}/v1/chat/completions", json={"model": MODEL, "messages": FRANCE, "max_tokens": 4})
+    timeline = httpx.get(f"{up.url}/v1/requests/{answer.headers['x-request-id']}/timeline")
+    assert timeline.status_code == 200
+    assert "route" in timeline.text
+
+
+def test_readiness_and_metrics_answer_on_the_main_port(up: Up) -> None:
+    assert httpx.get(f"{up.url}/readyz").status_code == 200
+    assert 'tandem_requests_total{path="pd"}' in httpx.get(f"{up.url}/metrics").text
+
+
+def test_status_and_chat_talk_to_the_cluster(up: Up) -> None:
+    status = json.loads(up.tandem("status", "--format", "json"))
+    assert {"prefill", "decode"} <= set(re.findall(r"prefill|decode", json.dumps(status)))
+    done = subprocess.run(
+        [sys.executable, "-m", "services.cli", "chat", "--data-dir", str(up.data_dir), "--temperature", "0"],
+        cwd=REPOSITORY,
+        input="What is the capital of France?\n",
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert "Paris" in done.stdout
+
+
+def test_without_a_prefill_worker_long_prompts_fall_back_and_say_so(up: Up) -> None:
+    undisturbed = up.chat(LONG).choices[0].message.content
+    (prefill,) = up.pids("services.*prefill")
+    os.kill(prefill, signal.SIGSTOP)  # alive to the supervisor, which would replace a dead one at once
+    try:
+        answer = up.chat(_fresh(), timeout=120)
+    finally:
+        os.kill(prefill, signal.SIGKILL)
+    assert answer.usage.tandem["path"] == "fallback"
+    up.until(lambda: up.pids("services.*prefill") not in ([], [prefill]), "new prefill worker")
+    up.until(lambda: up.chat(_fresh()).usage.tandem["path"] == "pd", "path pd")
+    assert up.chat(LONG).choices[0].message.content == undisturbed
+
+
+def test_without_a_decode_worker_the_answer_is_503_with_retry_after(up: Up) -> None:
+    (decode,) = up.pids("services.*decode")
+    os.kill(decode, signal.SIGKILL)
+    answers: list[httpx.Response] = []
+
+    def is_served() -> bool:
+        body = {"model": MODEL, "messages": FRANCE, "max_tokens": 4}
+        answers.append(httpx.post(f"{up.url}/v1/chat/completions", json=body, timeout=60))
+        return answers[-1].status_code == 200
+
+    up.until(is_served, "answer from the next decode worker")
+    refused = answers[:-1]
+    assert refused
+    assert {answer.status_code for answer in refused} == {503}
+    assert all("retry-after" in answer.headers and answer.json()["error"]["code"] for answer in refused)
+
+
+def test_with_redis_away_new_stateless_chats_are_served(up: Up) -> None:
+    (redis,) = up.pids("redis-server")
+    os.kill(redis, signal.SIGSTOP)
+    try:
+        assert "Paris" in up.chat().choices[0].message.content
+    finally:
+        os.kill(redis, signal.SIGCONT)
+
+
+def test_once_a_key_exists_callers_need_one(up: Up) -> None:
+    created = up.tandem("keys", "create", "--project", "school")
+    (key,) = re.findall(r"sk-tandem-\S+", created)
+    with up.client() as stranger, pytest.raises(openai.AuthenticationError):
+        stranger.chat.completions.create(model=MODEL, messages=FRANCE, max_tokens=4)
+    with up.client(key) as friend:
+        assert friend.chat.completions.create(model=MODEL, messages=FRANCE, max_tokens=4).usage
+
+
+def test_ctrl_c_drains_an_open_stream_and_leaves_no_process(up: Up) -> None:
+    (key,) = re.findall(r"sk-tandem-\S+", up.tandem("keys", "create", "--project", "last"))
+    children = up.pids(".")
+    with up.client(key) as client:
+        stream = client.chat.completions.create(
+            model=MODEL, messages=FRANCE, max_tokens=64, stream=True, extra_body={"ignore_eos": True}
+        )
+        chunks = iter(stream)
+        next(chunks)
+        up.process.send_signal(signal.SIGINT)
+        finish = [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices]
+    assert finish[-1] == "length"
+    assert up.process.wait(STOP_TIMEOUT_S) == 0
+    assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
