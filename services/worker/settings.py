@@ -56,8 +56,10 @@ class WorkerSettings(Settings):
     """Where converted models and compiled kernels are kept."""
     transport: Literal["nixl", "tcp"] = "nixl"
     """How KV blocks move between workers."""
+    drain_delay_s: float = Field(default=0.0, ge=0)
+    """How long new work is still taken after SIGTERM, while the others learn that this worker leaves."""
     drain_timeout_s: float = Field(default=120.0, gt=0)
-    """Longest wait for running work when the worker leaves."""
+    """Longest wait for running work after that."""
     payload_digests: bool = True
     """Digest every block's bytes; without, answers are marked `verified: false`."""
     log_level: str = "info"

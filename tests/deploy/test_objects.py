@@ -1,0 +1,210 @@
+"""What schemas cannot see between the objects: selectors, names, policies and scaling."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from tests.deploy.chart import (
+    RELEASE,
+    ROLES,
+    WORKER_ROLES,
+    Manifest,
+    Rendered,
+    changed,
+    component,
+    containers,
+    render,
+    values_of,
+)
+
+_Labels = dict[str, str]
+
+
+def _matches(selector: _Labels, pod: Manifest) -> bool:
+    labels: _Labels = pod["metadata"]["labels"]
+    return selector.items() <= labels.items()
+
+
+def _selected(rendered: Rendered, selector: _Labels) -> set[str]:
+    return {role for role, pod in rendered.pods() if _matches(selector, pod)}
+
+
+def _selectors(rendered: Rendered) -> Iterator[tuple[str, _Labels]]:
+    """Yield the role of every object that selects pods, and its selector."""
+    for manifest in rendered.workloads + rendered.of_kind("PodDisruptionBudget"):
+        yield component(manifest), manifest["spec"]["selector"]["matchLabels"]
+    for manifest in rendered.of_kind("Service"):
+        yield component(manifest), manifest["spec"]["selector"]
+    for manifest in rendered.of_kind("NetworkPolicy"):
+        yield component(manifest), manifest["spec"]["podSelector"]["matchLabels"]
+
+
+def _secret_references(node: Any) -> Iterator[tuple[str, str]]:
+    """Yield name and key of every reference to a Secret below ``node``."""
+    if isinstance(node, dict):
+        if "secretKeyRef" in node:
+            yield node["secretKeyRef"]["name"], node["secretKeyRef"]["key"]
+        if "secretName" in node:
+            for item in node["items"]:
+                yield node["secretName"], item["key"]
+        for child in node.values():
+            yield from _secret_references(child)
+    elif isinstance(node, list):
+        for child in node:
+            yield from _secret_references(child)
+
+
+def _allowed(rendered: Rendered, role: str) -> dict[str, set[str]]:
+    """Return which components may reach which port of a role; ``*`` stands for all ports or everybody."""
+    allowed: dict[str, set[str]] = {}
+    for rule in rendered.get("NetworkPolicy", role)["spec"]["ingress"]:
+        peers: set[str] = set() if "from" in rule else {"*"}
+        for peer in rule.get("from", []):
+            is_here = "namespaceSelector" not in peer
+            peers |= _selected(rendered, peer["podSelector"]["matchLabels"]) if is_here else {json.dumps(peer)}
+        for port in [one["port"] for one in rule.get("ports", [])] or ["*"]:
+            allowed.setdefault(port, set()).update(peers)
+    return allowed
+
+
+def test_objects_select_the_pods_of_their_role_and_no_others(rendered: Rendered) -> None:
+    for role, selector in _selectors(rendered):
+        assert _selected(rendered, selector) == {role}
+
+
+def test_releases_do_not_select_each_others_pods(rendered: Rendered) -> None:
+    assert all(selector["app.kubernetes.io/instance"] == RELEASE for _, selector in _selectors(rendered))
+
+
+def test_long_names_stay_valid() -> None:
+    rendered = render({"fullnameOverride": "x" * 45})
+
+    assert max(len(one["metadata"]["name"]) for one in rendered.manifests) <= 63
+    # Its pods carry the name and a hash of ten characters in a label.
+    assert max(len(one["metadata"]["name"]) for one in rendered.of_kind("StatefulSet")) <= 52
+
+
+def test_services_lead_to_ports_that_exist(rendered: Rendered) -> None:
+    pods = dict(rendered.pods())
+    for service in rendered.of_kind("Service"):
+        names = {port["name"] for one in containers(pods[component(service)]) for port in one["ports"]}
+        assert {port["targetPort"] for port in service["spec"]["ports"]} <= names
+    for role in WORKER_ROLES:
+        assert rendered.get("Service", role)["spec"]["clusterIP"] == "None"
+
+
+def test_replicas_are_rendered_unless_something_scales_the_pool(rendered: Rendered) -> None:
+    scaled = {component(one) for one in rendered.of_kind("HorizontalPodAutoscaler")}
+
+    assert scaled == (set(ROLES) if "autoscaling" in str(rendered.values) else set())
+    for role in ROLES:
+        assert ("replicas" in rendered.get("Deployment", role)["spec"]) == (role not in scaled)
+
+
+def test_autoscalers_have_targets_of_their_own_and_room(rendered: Rendered) -> None:
+    scalers = [one["spec"] for one in rendered.of_kind("HorizontalPodAutoscaler")]
+    targets = [one["scaleTargetRef"]["name"] for one in scalers]
+
+    assert len(set(targets)) == len(targets)
+    for spec in scalers:
+        assert rendered.find(spec["scaleTargetRef"]["kind"], spec["scaleTargetRef"]["name"])
+        assert 1 <= spec["minReplicas"] <= spec["maxReplicas"]
+        assert spec["metrics"]
+
+
+def test_disruption_budgets_never_block_a_node(rendered: Rendered) -> None:
+    assert {component(one) for one in rendered.of_kind("PodDisruptionBudget")} == set(ROLES)
+    for budget in rendered.of_kind("PodDisruptionBudget"):
+        assert budget["spec"]["maxUnavailable"] == 1
+        assert "minAvailable" not in budget["spec"]
+
+
+def test_referenced_secrets_are_made_or_named_in_the_values(rendered: Rendered) -> None:
+    made = {(one["metadata"]["name"], key) for one in rendered.of_kind("Secret") for key in one["data"]}
+    for name, key in set(_secret_references(rendered.manifests)):
+        assert (name, key) in made or f"'name': '{name}'" in str(rendered.values)
+
+
+def test_the_secret_is_made_only_if_it_is_not_given() -> None:
+    given = changed(values_of("cpu"), "redis.internal.passwordSecret.name", "tandem-redis")
+
+    assert len(render({}).of_kind("Secret")) == 1
+    assert render(given).of_kind("Secret") == []
+
+
+def test_the_cluster_secret_is_a_file_that_only_its_group_may_read(rendered: Rendered) -> None:
+    for role in ROLES:
+        spec = rendered.get("Deployment", role)["spec"]["template"]["spec"]
+        volume = next(one for one in spec["volumes"] if one["name"] == "cluster-secret")
+        assert volume["secret"]["defaultMode"] == 0o440
+        assert spec["securityContext"].get("fsGroup") == (None if rendered.values.get("openshift") else 10001)
+
+
+def test_every_component_has_an_account_without_a_token(rendered: Rendered) -> None:
+    for _, pod in rendered.pods():
+        account = rendered.find("ServiceAccount", pod["spec"]["serviceAccountName"])
+        assert account is not None
+        assert account["automountServiceAccountToken"] is False
+    assert rendered.of_kind("Role") == rendered.of_kind("ClusterRole") == []
+
+
+def test_redis_confirms_only_what_is_on_disk() -> None:
+    redis = render({}).get("StatefulSet", "redis")["spec"]
+    command = containers(redis["template"])[0]["command"][-1]
+
+    assert redis["replicas"] == 1
+    assert "--appendonly yes --appendfsync always" in command
+    assert [one["metadata"]["name"] for one in redis["volumeClaimTemplates"]] == ["data"]
+
+
+def test_an_external_redis_replaces_the_own_one() -> None:
+    rendered = render(values_of("external-redis"))
+
+    assert rendered.of_kind("StatefulSet") == []
+    assert all("redis" not in manifest["metadata"]["name"] for manifest in rendered.manifests)
+
+
+def test_policies_close_everything_but_what_is_needed() -> None:
+    rendered = render({})
+
+    assert _allowed(rendered, "gateway") == {"http": {"*"}}
+    assert _allowed(rendered, "redis") == {"redis": {"gateway", "prefill", "decode", "test"}}
+    for role in WORKER_ROLES:
+        assert _allowed(rendered, role) == {"grpc": {"gateway"}, "*": {"prefill", "decode"}}
+
+
+def test_policies_open_the_api_and_admin_ports_to_configured_namespaces() -> None:
+    values = values_of("cpu")
+    rendered = render(values)
+    api, admin = (json.dumps(values["networkPolicy"][name][0]) for name in ("apiFrom", "adminFrom"))
+
+    assert _allowed(rendered, "gateway") == {"http": {api, "test"}, "admin": {admin}}
+    assert _allowed(rendered, "decode")["admin"] == {admin}
+
+
+def test_policies_name_ports_that_exist(rendered: Rendered) -> None:
+    pods = dict(rendered.pods())
+    policies = rendered.of_kind("NetworkPolicy")
+
+    is_enabled = rendered.values.get("networkPolicy", {}).get("enabled", True)
+    assert {component(one) for one in policies} == ({role for role in pods if role != "test"} if is_enabled else set())
+    for policy in policies:
+        names = {port["name"] for one in containers(pods[component(policy)]) for port in one["ports"]}
+        assert policy["spec"]["policyTypes"] == ["Ingress"]
+        for rule in policy["spec"]["ingress"]:
+            assert {port["port"] for port in rule.get("ports", [])} <= names
+
+
+def test_pods_are_spread_over_nodes(rendered: Rendered) -> None:
+    for role in ROLES:
+        pod = rendered.get("Deployment", role)["spec"]["template"]
+        (spread,) = pod["spec"]["topologySpreadConstraints"]
+        assert spread["topologyKey"] == "kubernetes.io/hostname"
+        assert _matches(spread["labelSelector"]["matchLabels"], pod)
+
+
+def test_notes_warn_of_what_a_release_lacks() -> None:
+    assert "WARNING" not in render({}).notes
+    assert "every pod of this cluster can reach" in render(values_of("external-redis")).notes
+    one_gpu = changed(changed(values_of("gpu"), "prefill.replicas", 1), "decode.replicas", 2)
+    assert "prefill has one replica" in render(one_gpu).notes

@@ -1,0 +1,140 @@
+"""What the chart's schema and its checks accept and refuse."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import helm_python
+import pytest
+import yaml
+
+from tests.deploy.chart import CHART, NAMESPACE, changed, render, values_of
+from tests.deploy.settings_schema import SCHEMA_FILE, definitions
+
+Schema = dict[str, Any]
+
+
+def _objects(schema: Schema, path: str = "") -> Iterator[tuple[str, Schema]]:
+    """Yield every schema of an object below ``schema``, with its path."""
+    if schema.get("type") == "object":
+        yield path, schema
+    for name, child in schema.items():
+        if isinstance(child, dict):
+            yield from _objects(child, f"{path}/{name}")
+        elif isinstance(child, list):
+            for index, item in enumerate(child):
+                if isinstance(item, dict):
+                    yield from _objects(item, f"{path}/{name}/{index}")
+
+
+def _schema() -> Schema:
+    schema: Schema = json.loads(SCHEMA_FILE.read_text())
+    return schema
+
+
+def test_the_schema_is_closed_at_every_level() -> None:
+    for path, schema in _objects(_schema()):
+        rest = schema.get("additionalProperties")
+        assert rest is False or (isinstance(rest, dict) and ("type" in rest or "$ref" in rest)), path
+
+
+def test_the_settings_in_the_schema_are_those_of_the_processes() -> None:
+    found = {name: _schema()["definitions"][name] for name in definitions()}
+
+    assert found == definitions(), "run: python -m tests.deploy.settings_schema"
+
+
+def test_every_value_has_a_default_and_a_place_in_the_readme() -> None:
+    defaults = yaml.safe_load((CHART / "values.yaml").read_text())
+    readme = (CHART / "README.md").read_text()
+
+    assert set(defaults) == set(_schema()["properties"])
+    for role in ("gateway", "prefill", "decode"):
+        properties = _schema()["properties"][role]["properties"]
+        assert set(defaults[role]) == set(properties)
+        assert all(f"`{name}" in readme for name in properties), role
+    assert all(f"`{name}" in readme for name in defaults)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("gatway", {}),
+        ("prefill.replica", 2),
+        ("prefill.replicas", -1),
+        ("prefill.gpu.count", 2),
+        ("prefill.resources.limits.memory", 4),
+        ("prefill.settings.max_runing", 3),
+        ("prefill.settings.max_running", 0),
+        ("prefill.settings.push_timeout_s", "long"),
+        ("decode.settings.push_timeout_s", 3),
+        ("decode.settings.port", 1),
+        ("decode.extraEnv", [{"name": "TANDEM_MAX_RUNNING", "value": "3"}]),
+        ("decode.autoscaling.mode", "vpa"),
+        ("decode.podDisruptionBudget.minAvailable", 1),
+        ("decode.tolerations", [{"effekt": "NoSchedule"}]),
+        ("decode.affinity", {"podAffinity": {"required": []}}),
+        ("image.tag", "latest"),
+        ("image.workerCuda.digest", "sha256:1"),
+        ("model.source", "s3"),
+        ("redis.external.url", "redis://user:password@redis:6379"),
+        ("networkPolicy.adminFrom", [{}]),
+    ],
+)
+def test_wrong_values_are_refused_by_the_schema(path: str, value: object) -> None:
+    with pytest.raises(helm_python.HelmValuesError, match=path.split(".")[0]):
+        render(changed({}, path, value))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"decode": {"autoscaling": {"mode": "hpa", "minReplicas": 9, "cpuUtilization": 50}}},
+            "minReplicas is greater",
+        ),
+        ({"decode": {"autoscaling": {"mode": "hpa"}}}, "set cpuUtilization or podMetrics"),
+        (
+            {"gateway": {"autoscaling": {"mode": "hpa"}, "resources": {"requests": {"cpu": None}}}},
+            "needs gateway.resources.requests.cpu",
+        ),
+        ({"model": {"id": ""}}, "set model.id"),
+        ({"model": {"source": "claim"}}, "set model.claim"),
+        ({"model": {"source": "image", "path": "models/x"}}, "absolute path"),
+        ({"redis": {"mode": "external"}}, "redis.external.url"),
+        ({"redis": {"mode": "external", "external": {"url": "redis://r", "urlSecret": {"name": "u"}}}}, "either"),
+    ],
+)
+def test_values_that_do_not_fit_together_are_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(helm_python.HelmError, match=message):
+        render(values)
+
+
+@pytest.mark.parametrize(
+    ("url", "rendered_url"),
+    [
+        ("redis://cache:6379/0", "redis://:$(REDIS_PASSWORD)@cache:6379/0"),
+        ("rediss://tandem@cache:6380", "rediss://tandem:$(REDIS_PASSWORD)@cache:6380"),
+    ],
+)
+def test_the_password_of_an_external_redis_goes_into_its_url(url: str, rendered_url: str) -> None:
+    external = {"url": url, "passwordSecret": {"name": "redis"}}
+
+    gateway = render({"redis": {"mode": "external", "external": external}}).get("Deployment", "gateway")
+
+    names = [one["name"] for one in gateway["spec"]["template"]["spec"]["containers"][0]["env"]]
+    values = {one["name"]: one.get("value") for one in gateway["spec"]["template"]["spec"]["containers"][0]["env"]}
+    assert values["TANDEM_REDIS_URL"] == rendered_url
+    assert names.index("REDIS_PASSWORD") < names.index("TANDEM_REDIS_URL")
+
+
+def test_an_install_and_a_package_can_be_made(tmp_path: Any) -> None:
+    with (
+        helm_python.Chart.load(CHART) as chart,
+        helm_python.Config(storage_driver="memory", kube_apiserver="http://127.0.0.1:1") as config,
+    ):
+        release = config.install(chart, "demo", values_of("gpu"), namespace=NAMESPACE, dry_run="client")
+    archive = helm_python.package(CHART, destination=tmp_path)
+
+    assert "kind: Deployment" in release["manifest"]
+    assert archive.endswith("tandem-0.1.0.tgz")
