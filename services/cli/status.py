@@ -17,8 +17,7 @@ from services.config import load
 from services.rpc import tandem_pb2 as pb
 from services.rpc.channel import Channels
 from services.telemetry.clock import SystemClock
-
-CLAIMS = ("quarantined", "reserved", "leased", "used", "cached", "free")
+from services.telemetry.metrics import CLAIMS
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ back later by somebody without the cluster secret.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 
 from redis.asyncio import Redis
@@ -65,14 +65,23 @@ class RedisRegistry:
     """A ``Registry`` in the Redis at ``redis_url`` (``redis://``, ``rediss://`` or ``unix://``); close it after use."""
 
     def __init__(
-        self, redis_url: str, secret: bytes, clock: Clock, lease_s: float = 15.0, *, timeout_s: float = 2.0
+        self,
+        redis_url: str,
+        secret: bytes,
+        clock: Clock,
+        lease_s: float = 15.0,
+        *,
+        timeout_s: float = 2.0,
+        on_ignored: Callable[[], None] | None = None,
     ) -> None:
+        """``on_ignored`` is called whenever ``num_ignored`` grows."""
         self.num_ignored = 0
         """Records that were not believed; each member id counts once while it stays listed."""
         self._secret = secret
         self._clock = clock
         self._lease_ms = round(lease_s * 1000)
         self._timeout_s = timeout_s
+        self._on_ignored = on_ignored
         self._ignored_ids: set[str] = set()
         self._redis_ahead_ms: int | None = None
         self._client = Redis.from_url(
@@ -167,6 +176,8 @@ class RedisRegistry:
         if member_id not in self._ignored_ids:
             self._ignored_ids.add(member_id)
             self.num_ignored += 1
+            if self._on_ignored is not None:
+                self._on_ignored()
             _log.warning("member.ignored", member=member_id, reason=reason)
 
     @asynccontextmanager

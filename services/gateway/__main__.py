@@ -59,6 +59,8 @@ class Surroundings:
     timelines: TimelineStore
     executor: Executor
     registry: CollectorRegistry
+    metrics: GatewayMetrics
+    """Declared in ``registry``."""
     clock: Clock
     random: Random
 
@@ -76,7 +78,7 @@ class Gateway:
 def build(settings: GatewaySettings, around: Surroundings) -> Gateway:
     """Return a gateway that is ready to serve."""
     clock = around.clock
-    metrics = GatewayMetrics(around.registry)
+    metrics = around.metrics
     drain = Drain(clock)
     observer = AnswerObserver(metrics, clock)
     admission = _admission(settings, clock)
@@ -158,8 +160,16 @@ async def run(settings: GatewaySettings) -> None:
     """
     clock = SystemClock()
     secret = load_or_create_secret(settings.secret_file)
+    prometheus = process_registry()
+    metrics = GatewayMetrics(prometheus)
     async with AsyncExitStack() as stack:
-        registry = RedisRegistry(settings.redis_url, secret, clock, timeout_s=settings.redis_timeout_s)
+        registry = RedisRegistry(
+            settings.redis_url,
+            secret,
+            clock,
+            timeout_s=settings.redis_timeout_s,
+            on_ignored=metrics.members_ignored.inc,
+        )
         stack.push_async_callback(registry.close)
         state = RedisState(settings.redis_url, settings.redis_timeout_s)
         stack.push_async_callback(state.close)
@@ -172,7 +182,8 @@ async def run(settings: GatewaySettings) -> None:
             keys=RedisKeyStore(state, clock),
             timelines=RedisTimelineStore(state, settings.timeline_ttl_s),
             executor=stack.enter_context(ThreadPoolExecutor(settings.text_threads, "text")),
-            registry=process_registry(),
+            registry=prometheus,
+            metrics=metrics,
             clock=clock,
             random=Random(),
         )

@@ -67,6 +67,7 @@ class Envelope:
             error = InternalError(f"The server had an error while processing your request ({name}).")
         last_words = scope["state"].get(LAST_WORDS)
         if not reply.has_started:
+            self._metrics.refusals.labels(code=error.code).inc()
             await error_reply(error)(scope, receive, reply)
         elif last_words is not None:
             await reply({"type": "http.response.body", "body": last_words(error), "more_body": False})

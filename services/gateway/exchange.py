@@ -52,7 +52,7 @@ def open_exchange(token: str, project: str, clock: Clock, *, started_s: float, t
     return Exchange(
         token=token,
         project=project,
-        timeline=Timeline(request_id(token), clock, project=project),
+        timeline=Timeline(request_id(token), clock, project=project, started_s=started_s),
         created=int(clock.wall()),
         started_s=started_s,
         deadline_s=started_s + timeout_s,

@@ -66,6 +66,10 @@ class AnswerObserver:
         try:
             with exchange.timeline.step("generate", sequence=request.request_id) as step:
                 yield observed
+        except TandemError as error:
+            self._metrics.failures.labels(code=error.code).inc()
+            _log.warning("sequence.failed", request_id=request.request_id, code=error.code, reason=error.message)
+            raise
         finally:
             self._metrics.running.dec()
             self._metrics.in_flight_tokens.dec(reserved)
@@ -75,7 +79,7 @@ class AnswerObserver:
         self._count(request, observed, generation.proof)
 
     def refused(self, error: TandemError) -> None:
-        """Count a request that got an error before any compute."""
+        """Count a request that got an error and nothing else."""
         self._metrics.refusals.labels(code=error.code).inc()
 
     def _count(self, request: SequenceRequest, observed: ObservedSequence, proof: PathProof) -> None:
@@ -98,7 +102,8 @@ class AnswerObserver:
         sources = self._metrics.prompt_tokens
         sources.labels(source="cached").inc(proof.cached_tokens)
         sources.labels(source="transferred").inc(proof.transferred_tokens)
-        sources.labels(source="recomputed").inc(proof.recomputed_tokens)
+        computed = "recomputed" if proof.path == "fallback" else "computed"
+        sources.labels(source=computed).inc(proof.recomputed_tokens)
 
     @staticmethod
     def _note(
@@ -106,7 +111,10 @@ class AnswerObserver:
     ) -> None:
         step.note(
             path=proof.path,
+            prefill=proof.prefill or "none",
             decode=proof.decode,
+            transport=proof.transport or "none",
+            kv_bytes=proof.kv_bytes,
             output_tokens=observed.num_tokens,
             finish_reason=observed.reason or "none",
             replays=proof.replays,

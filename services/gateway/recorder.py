@@ -1,4 +1,4 @@
-"""Keeps the timeline of each request, whichever way it ends."""
+"""Keeps the timeline of each answer, whichever way it ends."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

@@ -218,22 +218,26 @@ class PrefillCandidate(_message.Message):
     MEMBER_ID_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
     QUEUED_TOKENS_FIELD_NUMBER: _builtins.int
+    PREFILL_TOKENS_PER_S_FIELD_NUMBER: _builtins.int
     member_id: _builtins.str
     """Member id (one per incarnation)."""
     address: _builtins.str
     """host:port of its gRPC server."""
     queued_tokens: _builtins.int
     """Uncached prompt tokens waiting there, as the gateway knows it."""
+    prefill_tokens_per_s: _builtins.float
+    """Prompt tokens per second that it computed lately; 0 while unknown."""
     def __init__(
         self,
         *,
         member_id: _builtins.str = ...,
         address: _builtins.str = ...,
         queued_tokens: _builtins.int = ...,
+        prefill_tokens_per_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "member_id", b"member_id", "queued_tokens", b"queued_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "member_id", b"member_id", "prefill_tokens_per_s", b"prefill_tokens_per_s", "queued_tokens", b"queued_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -934,16 +938,20 @@ class SettleReply(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ANYTHING_POSTED_FIELD_NUMBER: _builtins.int
+    PUSH_FAILED_FIELD_NUMBER: _builtins.int
     anything_posted: _builtins.bool
     """Whether any write was ever posted."""
+    push_failed: _builtins.bool
+    """Whether a write ended without certainty: bytes of it that are on their way may still land for a moment."""
     def __init__(
         self,
         *,
         anything_posted: _builtins.bool = ...,
+        push_failed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["anything_posted", b"anything_posted"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["anything_posted", b"anything_posted", "push_failed", b"push_failed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -23,7 +23,6 @@ have sent it, computed here by choice (a prefill worker, or a local prefill)."""
 CLAIMS = ("quarantined", "reserved", "leased", "used", "cached", "free")
 """The strongest claim on a KV block, strongest first."""
 INTEGRITY_KINDS = (TokenDigestMismatch.code, PayloadDigestMismatch.code)
-DIRECTIONS = ("sent", "received")
 ATTEMPT_OUTCOMES = ("arrived", "nothing_posted", "unknown")
 """How an attempt to have a prompt prefilled elsewhere was left."""
 ROLES = ("prefill", "decode")
@@ -48,7 +47,13 @@ class GatewayMetrics:
         self.requests = _requests_by_path(registry)
         self.fallbacks = _fallbacks(registry)
         self.refusals = Counter(
-            "tandem_refusals", "Requests refused before any compute, by error code.", ["code"], registry=registry
+            "tandem_refusals",
+            "Requests answered with an error before anything else was sent, by error code.",
+            ["code"],
+            registry=registry,
+        )
+        self.failures = Counter(
+            "tandem_failures", "Sequences that no replay could mend, by error code.", ["code"], registry=registry
         )
         self.replays = Counter(
             "tandem_replays",
@@ -65,7 +70,12 @@ class GatewayMetrics:
             buckets=_FIRST_TOKEN_BUCKETS_S,
             registry=registry,
         )
-        self.inter_token_latency = _inter_token_latency(registry)
+        self.inter_token_latency = Histogram(
+            "tandem_inter_token_latency_seconds",
+            "Time between two tokens of one sequence.",
+            buckets=_TOKEN_LATENCY_BUCKETS_S,
+            registry=registry,
+        )
         self.running = Gauge("tandem_requests_running", "Requests being answered.", registry=registry)
         self.waiting = Gauge("tandem_requests_waiting", "Requests that wait for admission.", registry=registry)
         self.in_flight_tokens = Gauge(
@@ -115,7 +125,6 @@ class WorkerMetrics:
             buckets=_FIRST_TOKEN_BUCKETS_S,
             registry=registry,
         )
-        self.inter_token_latency = _inter_token_latency(registry)
         self.is_draining = Gauge("tandem_worker_draining", "1 while this worker leaves.", registry=registry)
         _start_at_zero(self.attempts, "outcome", ATTEMPT_OUTCOMES)
         _start_at_zero(self.time_to_first_token, "path", PATHS)
@@ -192,7 +201,7 @@ def _labels(labels: Mapping[str, str]) -> str:
 
 
 def _requests_by_path(registry: CollectorRegistry) -> Counter:
-    requests = Counter("tandem_requests", "Sequences that ended normally, by path.", ["path"], registry=registry)
+    requests = Counter("tandem_requests", "Sequences answered, by path.", ["path"], registry=registry)
     _start_at_zero(requests, "path", PATHS)
     return requests
 
@@ -216,15 +225,6 @@ def _prompt_tokens(registry: CollectorRegistry) -> Counter:
 
 def _output_tokens(registry: CollectorRegistry) -> Counter:
     return Counter("tandem_output_tokens", "Tokens generated.", registry=registry)
-
-
-def _inter_token_latency(registry: CollectorRegistry) -> Histogram:
-    return Histogram(
-        "tandem_inter_token_latency_seconds",
-        "Time between two tokens of one sequence.",
-        buckets=_TOKEN_LATENCY_BUCKETS_S,
-        registry=registry,
-    )
 
 
 def _start_at_zero(metric: MetricWrapperBase, label: str, values: Iterable[str]) -> None:

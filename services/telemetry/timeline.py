@@ -77,12 +77,14 @@ class OpenStep:
 class Timeline:
     """Records the steps of one request while they happen; used by one event loop."""
 
-    def __init__(self, request_id: str, clock: Clock, *, project: str) -> None:
+    def __init__(self, request_id: str, clock: Clock, *, project: str, started_s: float | None = None) -> None:
+        """``started_s`` is when the request arrived, on the clock's ``now``; now if not given."""
         self.request_id = request_id
         self.project = project
         self._clock = clock
-        self._start_s = clock.now()
-        self._started_at = clock.wall()
+        now_s = clock.now()
+        self._start_s = now_s if started_s is None else started_s
+        self._started_at = clock.wall() - (now_s - self._start_s)
         self._steps: list[OpenStep] = []
         self._num_dropped_steps = 0
 

@@ -4,11 +4,12 @@ import grpc
 import pytest
 
 from services.cli.keys import keys_table, split_words
-from services.cli.status import CLAIMS, read_statuses, status_table
+from services.cli.status import read_statuses, status_table
 from services.cluster.registry import Member, MemberLoad, Role
 from services.gateway.keys import ApiKey
 from services.kv.card import ModelCard
 from services.rpc import tandem_pb2 as pb
+from services.telemetry.metrics import CLAIMS
 
 
 class FixedRegistry:

@@ -77,6 +77,18 @@ async def test_an_ignored_member_counts_again_after_it_was_gone(registry: RedisR
     assert registry.num_ignored == 2
 
 
+async def test_ignored_members_are_told(redis_server: EmbeddedRedis, client: "Redis") -> None:
+    told: list[None] = []
+    registry = RedisRegistry(redis_server.url, SECRET, ManualClock(), on_ignored=lambda: told.append(None))
+    await _put(client, "a", b"{}")
+    try:
+        for _ in range(2):
+            await registry.members()
+    finally:
+        await registry.close()
+    assert len(told) == 1
+
+
 async def test_the_host_clock_does_not_judge_leases(redis_server: EmbeddedRedis, registry: RedisRegistry) -> None:
     await registry.join(member("a"), CARD)
     for start_s in (0.0, 1e10):

@@ -6,6 +6,7 @@ import pytest
 from services import errors
 from services.errors import Draining, TandemError
 from services.gateway.errors import body_of, headers_of, http_error
+from services.telemetry.metrics import TOKEN_SOURCES
 from tests.gateway.twins import Script, chat_body, tokens, world
 
 
@@ -145,6 +146,18 @@ async def test_requests_are_counted_by_route_and_path() -> None:
     assert 'tandem_refusals_total{code="model_not_found"} 1.0' in text
     assert 'tandem_members{role="decode"} 1.0' in text
     assert "tandem_requests_running 0.0" in text
+
+
+@pytest.mark.parametrize(("path", "source"), [("local", "computed"), ("fallback", "recomputed")])
+async def test_prompt_tokens_are_counted_by_where_their_kv_came_from(path: str, source: str) -> None:
+    async with world() as w:
+        w.decode.default = Script(tokens("Paris"), path=path)
+        await w.chat()
+
+    counted = {
+        each: w.metrics.get_sample_value("tandem_prompt_tokens_total", {"source": each}) for each in TOKEN_SOURCES
+    }
+    assert counted == {"cached": 16, "transferred": 32, "computed": 0, "recomputed": 0} | {source: 8}
 
 
 async def test_too_many_requests_at_once_are_told_to_come_back() -> None:

@@ -26,6 +26,7 @@ from services.kv.card import ModelCard
 from services.rpc import tandem_pb2 as pb
 from services.rpc.channel import PROTOCOL_VERSION
 from services.telemetry.clock import ManualClock
+from services.telemetry.metrics import GatewayMetrics
 
 CHAT_ML = (
     "{% for message in messages %}"
@@ -100,6 +101,7 @@ def proof(decode: str = "d1", **changes: Any) -> pb.PathProof:
         "decode": decode,
         "cached_tokens": 16,
         "transferred_tokens": 32,
+        "recomputed_tokens": 8,
         "kv_bytes": 4096,
         "transport": "inproc",
         "verified": True,
@@ -120,6 +122,7 @@ class Script:
     refuse: TandemError | None = None
     hang_after: int | None = None
     tell_path: bool = False
+    path: str = "pd"
     step: int = 1
 
 
@@ -158,12 +161,12 @@ class DecodeTwin:
         for position in range(start, len(output) + 1, script.step):
             await self._maybe_stop(script, position)
             if position == 0 and script.tell_path:
-                yield pb.GenerateEvent(path=proof(address.split(":")[0]))
+                yield pb.GenerateEvent(path=proof(address.split(":")[0], path=script.path))
             chunk = output[position : position + script.step]
             if chunk:
                 yield pb.GenerateEvent(tokens=pb.Tokens(tokens=[_token(request, token_id) for token_id in chunk]))
         reason = pb.FINISH_REASON_LENGTH if len(output) < len(script.output) else script.reason
-        finished = pb.Finished(proof=proof(address.split(":")[0]), load=load)
+        finished = pb.Finished(proof=proof(address.split(":")[0], path=script.path), load=load)
         finished.reason = reason  # type: ignore[assignment]
         yield pb.GenerateEvent(finished=finished)
 
@@ -245,6 +248,7 @@ async def world(
             timelines=timelines,
             executor=executor,
             registry=metrics,
+            metrics=GatewayMetrics(metrics),
             clock=clock,
             random=Random(1),
         )

@@ -23,6 +23,15 @@ def test_steps_are_timed_from_the_requests_start() -> None:
     assert timeline.elapsed_ms == 750.0
 
 
+def test_a_request_may_have_arrived_before_its_timeline_was_begun() -> None:
+    clock = ManualClock(100.0)
+    clock.advance(2.0)
+    timeline = Timeline("r1", clock, project="default", started_s=100.0)
+    timeline.event("seen")
+    assert _steps(timeline) == [("seen", 2000.0, 0.0)]
+    assert timeline.record().started_at == 100.0
+
+
 def test_what_is_learnt_during_a_step_is_noted_on_it() -> None:
     timeline = Timeline("r1", ManualClock(), project="default")
     with timeline.step("route", candidates=3) as step:

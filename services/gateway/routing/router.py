@@ -103,10 +103,6 @@ class Router:
         ranked = sorted(prefillers, key=lambda member: self._prefill_cost(member, request))
         return Route(decode, tuple(ranked[: self._num_prefill_candidates]))
 
-    def num_decode_workers(self, requirements: Requirements) -> int:
-        """Return how many decode workers could take such a request."""
-        return len(decode_candidates(self._members.members(), requirements, avoid=(), suspects=()))
-
     def queued_tokens(self, member: Member) -> int:
         """Return the prompt tokens that wait at a member, as far as is known here."""
         return self._in_flight.estimate(member.member_id).queued_tokens

@@ -160,6 +160,7 @@ async def test_a_body_that_is_too_large_is_413(is_chunked: bool) -> None:
     assert response.status_code == 413
     check_shape(response.json())
     assert response.headers["connection"] == "close"
+    assert w.metrics.get_sample_value("tandem_refusals_total", {"code": "payload_too_large"}) == 1
 
 
 @pytest.mark.parametrize(

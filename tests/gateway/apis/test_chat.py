@@ -228,6 +228,7 @@ async def test_a_failure_in_mid_stream_is_told_in_the_stream() -> None:
 
     assert response.status_code == 200
     assert events(response)[-1]["error"]["code"] == "peer_gone"
+    assert w.metrics.get_sample_value("tandem_failures_total", {"code": "peer_gone"}) == 1
 
 
 async def test_required_prefill_is_503_without_prefill_workers() -> None:
@@ -279,6 +280,9 @@ async def test_the_timeline_of_a_request_is_kept() -> None:
         absent = await w.client.get("/v1/requests/req_absent/timeline")
 
     names = [step["name"] for step in timeline["steps"]]
+    (generate,) = (step["attributes"] for step in timeline["steps"] if step["name"] == "generate")
+    assert (generate["path"], generate["prefill"], generate["decode"]) == ("pd", "p1", "d1")
+    assert (generate["transport"], generate["kv_bytes"]) == ("inproc", 4096)
     assert {"encode", "gateway", "generate", "route", "prefill", "first_token"} <= set(names)
     assert by_answer.json() == timeline
     assert absent.status_code == 404
