@@ -16,9 +16,11 @@ from services.decode.settings import DecodeSettings
 from services.decode.settling import Settling
 from services.decode.warm_pairs import WarmPairs
 from services.rpc import tandem_pb2_grpc
+from services.rpc.channel import Channels
 from services.telemetry.logs import configure_logging
 from services.telemetry.metrics import WorkerMetrics, process_registry
 from services.worker.host import WorkerHost, open_host
+from services.worker.node import Node
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,25 +49,36 @@ async def serve(settings: DecodeSettings) -> None:
 
 
 async def _serve(worker: WorkerHost, settings: DecodeSettings, arrivals: Arrivals) -> None:
-    settling = Settling(worker.node, worker.channels, grace_s=settings.settle_grace_s)
-    services = PromptServices(
-        node=worker.node,
-        channels=worker.channels,
+    services = prompt_services(worker.node, worker.channels, arrivals, worker.metrics, settings)
+    servicer = DecodeServicer(services)
+    tandem_pb2_grpc.add_DecodeServicer_to_server(servicer, worker.server)
+    node, channels = worker.node, worker.channels
+    async with (
+        MemberView(worker.registry, node.clock) as view,
+        WarmPairs(node, channels, view, longest_call_s=settings.request_timeout_s),
+    ):
+        await worker.run(servicer)
+    await services.settling.close()
+
+
+def prompt_services(
+    node: Node, channels: Channels, arrivals: Arrivals, metrics: WorkerMetrics, settings: DecodeSettings
+) -> PromptServices:
+    """Return what the prompts of one worker share; its ``settling`` is to be closed."""
+    return PromptServices(
+        node=node,
+        channels=channels,
         arrivals=arrivals,
-        settling=settling,
-        reserving=Reserving(worker.node, timeout_s=settings.reserve_timeout_s, max_waiting=settings.max_waiting),
+        settling=Settling(node, channels, grace_s=settings.settle_grace_s),
+        reserving=Reserving(node, timeout_s=settings.reserve_timeout_s, max_waiting=settings.max_waiting),
         policy=PrefillPolicy(
             always_local_tokens=settings.local_prefill_tokens,
+            max_local_tokens=settings.max_local_prefill_tokens,
             max_mixed_prefill_tokens=settings.max_mixed_prefill_tokens,
         ),
         settings=settings,
-        metrics=worker.metrics,
+        metrics=metrics,
     )
-    servicer = DecodeServicer(services)
-    tandem_pb2_grpc.add_DecodeServicer_to_server(servicer, worker.server)
-    async with MemberView(worker.registry, worker.node.clock) as view, WarmPairs(worker.node, worker.channels, view):
-        await worker.run(servicer)
-    await settling.close()
 
 
 if __name__ == "__main__":

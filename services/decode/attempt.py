@@ -6,8 +6,8 @@ notices          blocks 0..k   blocks k+1..n    (checked as they arrive)
 """
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 import grpc
@@ -17,9 +17,13 @@ from services.decode.proof import Proof
 from services.engine.output import Reservation, SampledToken
 from services.engine.request import AttemptKey, NewRequest, Outcome
 from services.errors import (
+    Cancelled,
+    DeadlineExceeded,
     Draining,
     IncompatiblePeer,
+    InternalError,
     Overloaded,
+    PeerError,
     PeerGone,
     PeerStalled,
     RequestError,
@@ -31,7 +35,7 @@ from services.rpc.errors import translated
 from services.worker.convert import endpoint_to_message, token_from_message
 from services.worker.node import Node
 
-_REFUSALS = (Overloaded, Draining, IncompatiblePeer, RequestError)
+_REFUSALS = (Overloaded, Draining, IncompatiblePeer)
 _Call = grpc.aio.UnaryStreamCall[pb.RunRequest, pb.RunEvent]
 
 
@@ -80,12 +84,11 @@ class Attempt:
         call = self._channels.prefill(candidate.address).Run(self._request(spec, candidate, project))
         self._node.transfers.expect(1)
         try:
-            with translated():
-                token = await self._first_token(call, step_timeout_s, proof)
-                yield token
-                proof.mark()
-                await self._all_verified(call, step_timeout_s)
-                proof.lap("transfer")
+            token = await self._first_token(call, step_timeout_s, proof)
+            yield token
+            proof.mark()
+            await self._all_verified(call, step_timeout_s)
+            proof.lap("transfer")
         except _REFUSALS:
             if not self._was_accepted:
                 self._outcome = Outcome.NOTHING_POSTED
@@ -144,11 +147,26 @@ class Attempt:
 
 
 async def _read(call: _Call, timeout_s: float) -> pb.RunEvent:
-    async with _progress_within(timeout_s):
-        event = await call.read()
+    with _failures_of_the_peer(), translated():
+        async with _progress_within(timeout_s):
+            event = await call.read()
     if not isinstance(event, pb.RunEvent):
         raise PeerGone("The prefill worker ended the call early.")
     return event
+
+
+@contextmanager
+def _failures_of_the_peer() -> Iterator[None]:
+    """Make a defect or an end of the peer a reason to try the next one, not the end of the request.
+
+    A request that was accepted here is not the caller's fault anywhere else.
+    """
+    try:
+        yield
+    except RequestError as error:
+        raise IncompatiblePeer(f"The prefill worker does not take this prompt: {error.message}") from error
+    except (InternalError, Cancelled, DeadlineExceeded) as error:
+        raise PeerError(f"The prefill worker failed: {error.message}") from error
 
 
 @asynccontextmanager

@@ -19,12 +19,14 @@ from services.decode.settings import DecodeSettings
 from services.decode.settling import Settling
 from services.engine.output import Reservation, SampledToken
 from services.engine.request import AttemptKey, FinishReason, NewRequest, Outcome
+from services.engine.scheduler import Scheduler
 from services.errors import (
     IntegrityError,
     InternalError,
     NoPrefillWorker,
     Overloaded,
     PeerError,
+    PoolExhausted,
     TandemError,
     Unavailable,
 )
@@ -91,13 +93,16 @@ class Prompt:
 
     async def fill(self, reservation: Reservation) -> AsyncGenerator[SampledToken, None]:
         """Bring the prompt's KV here; yields the first token if a prefill worker sampled it."""
-        if await self._is_local(reservation):
+        if self._is_local(reservation):
             await self._compute_here("local", "short prompt")
             return
-        failure: TandemError = NoPrefillWorker("No prefill worker is known for this model.", retry_after_s=1.0)
+        failures: list[TandemError] = []
         for candidate in self._candidates:
+            attempt = await self._next_attempt()
+            if attempt is None:
+                break
             try:
-                async with aclosing(self._try(candidate)) as tokens:
+                async with aclosing(self._try(attempt, candidate)) as tokens:
                     async for token in tokens:
                         yield token
                 return
@@ -109,7 +114,8 @@ class Prompt:
                     code=error.code,
                     reason=error.message,
                 )
-                failure = error
+                failures.append(error)
+        failure = _decisive(failures)
         if self._require_prefill or isinstance(failure, Overloaded):
             raise failure
         await self._compute_here("fallback", failure.code)
@@ -142,18 +148,16 @@ class Prompt:
     def _num_tokens(self) -> int:
         return len(self._spec.prompt_token_ids) + len(self._spec.resumed_output_token_ids)
 
-    async def _is_local(self, reservation: Reservation) -> bool:
+    def _is_local(self, reservation: Reservation) -> bool:
         node = self._services.node
-        load = (await node.snapshot()).load
         return not self._require_prefill and self._services.policy.is_local(
             self._num_tokens - reservation.num_cached_tokens,
             self._candidates,
-            num_running=load.num_running,
-            local_tokens_per_s=node.throughput.prefill_tokens_per_s,
+            num_running=node.engine.load.num_running,
+            throughput=node.throughput,
         )
 
-    async def _try(self, candidate: pb.PrefillCandidate) -> AsyncGenerator[SampledToken, None]:
-        attempt = await self._next_attempt()
+    async def _try(self, attempt: Attempt, candidate: pb.PrefillCandidate) -> AsyncGenerator[SampledToken, None]:
         self._candidate = candidate
         self._proof.attempts += 1
         running = attempt.run(
@@ -174,20 +178,29 @@ class Prompt:
             raise InternalError("An attempt ended without a token.")
         await self._start(candidate, first)
 
-    async def _next_attempt(self) -> Attempt:
-        """Return the attempt to use: the one just reserved, or a new one that keeps what arrived."""
+    async def _next_attempt(self) -> Attempt | None:
+        """Return the attempt to use: the one just reserved, or a new one that keeps what arrived.
+
+        None if quarantine took the blocks that another attempt needs: then the prompt waits to be computed here.
+        """
         if self._attempt is None:
             raise InternalError("A prompt is filled before it is reserved.")
         if self._proof.attempts == 0:
             return self._attempt
         key = self._new_key()
         with self._leaving() as leaving:
-            reservation = await self._services.node.engine.call(
-                lambda scheduler: scheduler.reattempt(
-                    self._spec.request_id, key, num_arrived=leaving.num_arrived, outcome=leaving.outcome
-                )
+            reservation = await self._services.node.engine.call(lambda scheduler: self._again(scheduler, key, leaving))
+        return None if reservation is None else self._open(key, reservation)
+
+    def _again(self, scheduler: Scheduler, key: AttemptKey, leaving: Leaving) -> Reservation | None:
+        """Reserve what did not arrive, or queue the prompt behind others (on the engine thread)."""
+        try:
+            return scheduler.reattempt(
+                self._spec.request_id, key, num_arrived=leaving.num_arrived, outcome=leaving.outcome
             )
-        return self._open(key, reservation)
+        except PoolExhausted:
+            scheduler.add(self._spec)  # whole blocks that arrived are cached, and found again
+            return None
 
     async def _start(self, candidate: pb.PrefillCandidate, first: SampledToken) -> None:
         self._proof.path, self._proof.prefill = "pd", candidate.member_id
@@ -200,12 +213,13 @@ class Prompt:
 
     async def _compute_here(self, path: str, reason: str) -> None:
         self._proof.path, self._proof.reason = path, reason
-        with self._leaving() as leaving:
-            await self._services.node.engine.call(
-                lambda scheduler: scheduler.run_locally(
-                    self._spec.request_id, num_arrived=leaving.num_arrived, outcome=leaving.outcome
+        if self._attempt is not None:  # else it waits for room already
+            with self._leaving() as leaving:
+                await self._services.node.engine.call(
+                    lambda scheduler: scheduler.run_locally(
+                        self._spec.request_id, num_arrived=leaving.num_arrived, outcome=leaving.outcome
+                    )
                 )
-            )
         self._book(recomputes_last_block=True)
 
     @contextmanager
@@ -247,7 +261,16 @@ class Prompt:
             covered = min(covered, (self._num_tokens - 1) // layout.block_size * layout.block_size)
         proof.transferred_tokens = max(0, min(covered, self._num_tokens) - proof.cached_tokens)
         proof.recomputed_tokens = self._num_tokens - proof.cached_tokens - proof.transferred_tokens
+        proof.kv_blocks = self._num_arrived_blocks
         proof.kv_bytes = self._num_arrived_blocks * layout.block_bytes
         if proof.kv_bytes:
             proof.transport = self._services.node.transfers.endpoint.transport
             proof.verified = self._services.node.sealer.enabled
+
+
+def _decisive(failures: Sequence[TandemError]) -> TandemError:
+    """Return which failure decides what becomes of the prompt: fullness, wherever it was met, never falls back."""
+    fullness = [failure for failure in failures if isinstance(failure, Overloaded)]
+    if fullness or failures:
+        return (fullness or failures)[-1]
+    return NoPrefillWorker("No prefill worker is known for this model.", retry_after_s=1.0)

@@ -22,6 +22,7 @@ class Proof:
     transferred_tokens: int = 0
     recomputed_tokens: int = 0
     prefill_cached_tokens: int = 0
+    kv_blocks: int = 0
     kv_bytes: int = 0
     attempts: int = 0
     timings_ms: dict[str, float] = field(default_factory=dict)
@@ -46,7 +47,9 @@ class Proof:
         self.timings_ms.setdefault("first_token", 1e3 * (self.clock.now() - self.began_s))
 
     def publish(self, metrics: WorkerMetrics) -> None:
-        """Count one sequence that ended normally."""
+        """Count one sequence whose first token was sent; callers often leave before its last one."""
+        if "first_token" not in self.timings_ms:
+            return
         metrics.requests.labels(path=self.path).inc()
         metrics.time_to_first_token.labels(path=self.path).observe(self.timings_ms["first_token"] / 1e3)
         computed = "recomputed" if self.path == "fallback" else "computed"
@@ -57,6 +60,7 @@ class Proof:
             metrics.fallbacks.labels(reason=self.reason).inc()
         if self.kv_bytes:
             metrics.transferred_bytes.labels(transport=self.transport, direction="received").inc(self.kv_bytes)
+            metrics.transferred_blocks.labels(transport=self.transport, direction="received").inc(self.kv_blocks)
 
     def to_message(self) -> pb.PathProof:
         """Return the wire form."""

@@ -70,30 +70,37 @@ class DecodeServicer(tandem_pb2_grpc.DecodeServicer):
         stream = self._node.engine.subscribe(spec.request_id)
         try:
             reservation = await prompt.reserve()
-            load = await self._node.load_message()
+            load = self._node.load_message()
             yield pb.GenerateEvent(accepted=pb.Accepted(cached_tokens=reservation.num_cached_tokens, load=load))
             async with aclosing(prompt.fill(reservation)) as first_tokens:
                 async for token in first_tokens:
                     proof.first_token()
-                    yield _tokens([token])
+                    yield self._tokens([token])
+            yield pb.GenerateEvent(path=proof.to_message())
             proof.mark()
             reason = prompt.finish_reason
             while reason is None:
                 outputs = await _next_outputs(stream)
-                proof.timings_ms.setdefault("decode_queue", 1e3 * (self._node.clock.now() - proof.marked_s))
-                proof.first_token()
                 reason = outputs[-1].finish_reason
+                if "decode_queue" not in proof.timings_ms:
+                    proof.lap("decode_queue")
+                    proof.first_token()
+                    yield pb.GenerateEvent(path=proof.to_message())
                 fresh = [output.token for output in outputs if not prompt.is_repeated(output.token)]
                 if fresh:
-                    yield _tokens(fresh)
-            yield await self._finished(reason, proof)
+                    yield self._tokens(fresh)
+            yield self._finished(reason, proof)
         finally:
+            proof.publish(self._services.metrics)
             self._node.engine.unsubscribe(spec.request_id)
             prompt.abandon()
 
-    async def _finished(self, reason: FinishReason, proof: Proof) -> pb.GenerateEvent:
-        proof.publish(self._services.metrics)
-        load = await self._node.load_message()
+    def _tokens(self, tokens: Sequence[SampledToken]) -> pb.GenerateEvent:
+        self._services.metrics.output_tokens.inc(len(tokens))
+        return pb.GenerateEvent(tokens=pb.Tokens(tokens=[token_to_message(token) for token in tokens]))
+
+    def _finished(self, reason: FinishReason, proof: Proof) -> pb.GenerateEvent:
+        load = self._node.load_message()
         finished = pb.Finished(reason=reason_to_message(reason), proof=proof.to_message(), load=load)
         return pb.GenerateEvent(finished=finished)
 
@@ -106,10 +113,6 @@ class DecodeServicer(tandem_pb2_grpc.DecodeServicer):
             params=sampling_from_message(request.sampling),
             cache_seed=cache_seed(self._node.layout.fingerprint, request.project),
         )
-
-
-def _tokens(tokens: Sequence[SampledToken]) -> pb.GenerateEvent:
-    return pb.GenerateEvent(tokens=pb.Tokens(tokens=[token_to_message(token) for token in tokens]))
 
 
 async def _next_outputs(stream: EngineStream) -> list[TokenOutput]:

@@ -19,6 +19,8 @@ class DecodeSettings(WorkerSettings):
     max_reserved_share: float = Field(default=0.3, gt=0, le=1)
     """Largest share of the KV pool that reservations may hold."""
     local_prefill_tokens: int = Field(default=64, ge=0)
-    """Prompts with at most this many uncached tokens are always computed here; longer ones by predicted cost."""
+    """Prompts with at most this many uncached tokens are always computed here."""
+    max_local_prefill_tokens: int = Field(default=128, ge=0)
+    """Prompts with at most this many uncached tokens are computed here if that is predicted to be sooner."""
     settle_grace_s: float = Field(default=5.0, ge=0)
     """How long blocks stay quarantined after the death of the process that may have written them."""

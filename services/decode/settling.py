@@ -1,30 +1,35 @@
 """Ends quarantines: by the peer's word that nothing is outstanding, or by its death plus a grace period.
 
-A lapsed lease or a released handle never ends a quarantine: bytes of a stopped sender land after it goes on.
+The same grace follows the word if a push failed, since what it had sent may be on its way still.
+
+A lapsed lease, a lost connection or a released handle never ends a quarantine: bytes of a stopped sender land
+after it goes on. Dead is a peer at whose address nobody listens any more, or another process answers.
 """
 
 import asyncio
 
 from services.engine.request import AttemptKey
-from services.errors import IncompatiblePeer, PeerGone, TandemError
+from services.errors import AuthenticationFailed, IncompatiblePeer, PeerGone, TandemError
 from services.rpc import tandem_pb2 as pb
 from services.rpc.channel import Channels
 from services.rpc.errors import translated
+from services.rpc.liveness import is_refused
 from services.telemetry.logs import get_logger
 from services.worker.node import Node
 
 _log = get_logger(__name__)
-_ASK_TIMEOUT_S = 35.0
+_PROBE_TIMEOUT_S = 5.0
 _RETRY_S = 1.0
 
 
 class Settling:
     """Owns the quarantines of one worker; one task per attempt that was left with an unknown outcome."""
 
-    def __init__(self, node: Node, channels: Channels, *, grace_s: float) -> None:
+    def __init__(self, node: Node, channels: Channels, *, grace_s: float, ask_timeout_s: float = 35.0) -> None:
         self._node = node
         self._channels = channels
         self._grace_s = grace_s
+        self._ask_timeout_s = ask_timeout_s
         self._tasks: set[asyncio.Task[None]] = set()
 
     def watch(self, attempt: AttemptKey, candidate: pb.PrefillCandidate) -> None:
@@ -43,18 +48,24 @@ class Settling:
         began_s = self._node.clock.now()
         while True:
             try:
-                await self._ask(attempt, candidate)
-                break
-            except (PeerGone, IncompatiblePeer):  # refused, or another incarnation answers: the writer is dead
-                await self._node.clock.sleep(self._grace_s)
+                reply = await self._ask(attempt, candidate)
+                await self._node.clock.sleep(self._grace_s if reply.push_failed else 0.0)
                 break
             except TandemError as error:
+                if await self._is_dead(candidate, error):
+                    await self._node.clock.sleep(self._grace_s)
+                    break
                 _log.warning("quarantine.waiting", request_id=attempt.request_id, code=error.code)
                 await self._node.clock.sleep(_RETRY_S)
         self._node.engine.post(lambda scheduler: scheduler.settle(attempt))
         _log.event("quarantine.ended", request_id=attempt.request_id, after_s=self._node.clock.now() - began_s)
 
-    async def _ask(self, attempt: AttemptKey, candidate: pb.PrefillCandidate) -> None:
+    async def _is_dead(self, candidate: pb.PrefillCandidate, error: TandemError) -> bool:
+        if isinstance(error, PeerGone):
+            return await is_refused(candidate.address, _PROBE_TIMEOUT_S)
+        return isinstance(error, IncompatiblePeer | AuthenticationFailed)  # another incarnation answers
+
+    async def _ask(self, attempt: AttemptKey, candidate: pb.PrefillCandidate) -> pb.SettleReply:
         request = pb.SettleRequest(request_id=attempt.request_id, epoch=attempt.epoch, member_id=candidate.member_id)
         with translated():
-            await self._channels.prefill(candidate.address).Settle(request, timeout=_ASK_TIMEOUT_S)
+            return await self._channels.prefill(candidate.address).Settle(request, timeout=self._ask_timeout_s)

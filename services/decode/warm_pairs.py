@@ -1,6 +1,11 @@
-"""Connects to every prefill worker that joins, so that no request pays for the first contact."""
+"""Connects to every prefill worker that joins, so that no request pays for the first contact.
+
+Membership is not failure detection: who left may still be at work for us, so its connection is closed only
+after the deadline of every call that was made over it.
+"""
 
 import asyncio
+from collections.abc import Coroutine
 from types import TracebackType
 from typing import Self
 
@@ -21,30 +26,41 @@ _CONNECT_TIMEOUT_S = 15.0
 class WarmPairs:
     """A background task for as long as the context lasts."""
 
-    def __init__(self, node: Node, channels: Channels, view: MemberView) -> None:
+    def __init__(self, node: Node, channels: Channels, view: MemberView, *, longest_call_s: float) -> None:
         self._node = node
         self._channels = channels
         self._view = view
-        self._task: asyncio.Task[None] | None = None
+        self._longest_call_s = longest_call_s
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._run(), name="warm pairs")
+        self._start(self._run())
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _start(self, run: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(run, name="warm pairs")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _run(self) -> None:
         async for change in self._view.changes():
             for member in change.joined:
                 if member.role is Role.PREFILL and member.fingerprint == self._node.layout.fingerprint:
-                    await self._warm(member)
+                    self._start(self._warm(member))
             for member in change.left:
-                await self._channels.forget(member.address)
+                self._start(self._forget(member.address))
+
+    async def _forget(self, address: str) -> None:
+        await self._node.clock.sleep(self._longest_call_s)
+        if all(member.address != address for member in self._view.members()):
+            await self._channels.forget(address)
 
     async def _warm(self, member: Member) -> None:
         request = pb.ConnectRequest(endpoint=endpoint_to_message(self._node.transfers.endpoint))

@@ -1,7 +1,9 @@
 """The prefill service: compute a prompt, push each chunk's KV while the next one computes, sample the first token."""
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass
 
 import grpc
@@ -9,7 +11,7 @@ import grpc
 from services.engine.output import Admitted, ChunkComputed, FinalBlocks, TokenOutput
 from services.engine.request import AttemptKey, NewRequest
 from services.engine.scheduler import Scheduler
-from services.errors import InvalidRequest, Overloaded, PeerStalled
+from services.errors import InvalidRequest, Overloaded, PeerStalled, StaleEpoch
 from services.kv.hashes import cache_seed
 from services.prefill.outgoing import Outgoing
 from services.prefill.settings import PrefillSettings
@@ -17,12 +19,16 @@ from services.rpc import tandem_pb2 as pb
 from services.rpc import tandem_pb2_grpc
 from services.rpc.convert import sampling_from_message
 from services.telemetry.logs import get_logger
+from services.telemetry.metrics import WorkerMetrics
 from services.worker.convert import endpoint_from_message, reason_to_message, token_to_message
+from services.worker.engine_thread import EngineEvent, EngineStream
 from services.worker.node import Node
 
 _log = get_logger(__name__)
 _CONNECT_TIMEOUT_S = 10.0
 _SETTLE_TIMEOUT_S = 30.0
+_MAX_OVER = 4096
+"""Attempts remembered after their end, for questions about them and for calls that come later than those."""
 _Context = grpc.aio.ServicerContext[object, object]
 
 
@@ -35,9 +41,11 @@ class _Moments:
 class PrefillServicer(tandem_pb2_grpc.PrefillServicer):
     """Answers decode workers."""
 
-    def __init__(self, node: Node, settings: PrefillSettings) -> None:
+    def __init__(self, node: Node, settings: PrefillSettings, metrics: WorkerMetrics) -> None:
         self._node = node
         self._settings = settings
+        self._metrics = metrics
+        self._over: OrderedDict[AttemptKey, pb.SettleReply] = OrderedDict()
         self._live: dict[AttemptKey, Outgoing] = {}
         self._settling: set[asyncio.Task[None]] = set()
 
@@ -57,18 +65,24 @@ class PrefillServicer(tandem_pb2_grpc.PrefillServicer):
         self._node.require_member(request.member_id)
         self._node.require_fingerprint(request.target.endpoint.fingerprint)
         spec = self._spec(request)
-        await self._node.transfers.connect(endpoint_from_message(request.target.endpoint), timeout_s=_CONNECT_TIMEOUT_S)
-        attempt = AttemptKey(request.request_id, request.target.epoch)
-        outgoing = Outgoing(
-            self._node, attempt=attempt, target=request.target, push_timeout_s=self._settings.push_timeout_s
-        )
-        self._live[attempt] = outgoing
+        outgoing = self._begin(AttemptKey(request.request_id, request.target.epoch), request.target)
         try:
-            async for event in self._compute(spec, outgoing):
-                yield event
+            peer = endpoint_from_message(request.target.endpoint)
+            await self._node.transfers.connect(peer, timeout_s=_CONNECT_TIMEOUT_S)
+            async with aclosing(self._compute(spec, outgoing)) as events:
+                async for event in events:
+                    yield event
             await outgoing.all_pushed()
-            yield pb.RunEvent(pushed=pb.RunPushed(blocks=outgoing.num_blocks, load=await self._node.load_message()))
+            _log.event(
+                "prefill.pushed",
+                request_id=spec.request_id,
+                blocks=outgoing.num_blocks,
+                pushes=outgoing.num_pushes,
+                overlapped=outgoing.num_overlapped,
+            )
+            yield pb.RunEvent(pushed=pb.RunPushed(blocks=outgoing.num_blocks, load=self._node.load_message()))
         finally:
+            outgoing.close()
             self._node.engine.unsubscribe(spec.request_id)
             self._node.engine.post(lambda scheduler: scheduler.cancel(spec.request_id))
             self._forget_when_settled(outgoing)
@@ -79,41 +93,81 @@ class PrefillServicer(tandem_pb2_grpc.PrefillServicer):
         attempt = AttemptKey(request.request_id, request.epoch)
         outgoing = self._live.get(attempt)
         if outgoing is None:
-            return pb.SettleReply(anything_posted=False)
+            return self._over.get(attempt) or self._remember(attempt, pb.SettleReply())
+        outgoing.close()  # the end of its call may reach us later than this one
         try:
             async with asyncio.timeout(_SETTLE_TIMEOUT_S):
                 await outgoing.settle()
         except TimeoutError as error:
             raise PeerStalled(f"A write of {attempt.request_id} is still outstanding.") from error
-        return pb.SettleReply(anything_posted=outgoing.num_blocks > 0)
+        return _settled(outgoing)
 
     async def _compute(self, spec: NewRequest, outgoing: Outgoing) -> AsyncGenerator[pb.RunEvent, None]:
         stream = self._node.engine.subscribe(spec.request_id)
         moments = _Moments(self._node.clock.now())
         admitted = await self._node.engine.call(lambda scheduler: self._admit(scheduler, spec))
         _log.event("prefill.accepted", request_id=spec.request_id, cached_tokens=admitted.num_cached_tokens)
-        accepted = pb.RunAccepted(cached_tokens=admitted.num_cached_tokens, load=await self._node.load_message())
+        accepted = pb.RunAccepted(cached_tokens=admitted.num_cached_tokens, load=self._node.load_message())
         yield pb.RunEvent(accepted=accepted)
+        num_computed = 0
         while True:
-            match await stream.next():
+            match await self._next_event(stream):
                 case FinalBlocks() as final:
                     outgoing.post(final)
-                case ChunkComputed(num_computed_tokens=computed, step_began_s=began_s):
+                case ChunkComputed(num_computed_tokens=num_computed, step_began_s=began_s):
+                    outgoing.step_began(began_s)
                     moments.first_chunk_s = moments.first_chunk_s or began_s
-                    yield pb.RunEvent(progress=pb.RunProgress(computed_tokens=computed))
+                    yield pb.RunEvent(progress=pb.RunProgress(computed_tokens=num_computed))
+                case None:
+                    yield pb.RunEvent(progress=pb.RunProgress(computed_tokens=num_computed))
                 case TokenOutput() as output:
                     yield pb.RunEvent(first_token=self._first_token(output, moments))
                     return
 
+    async def _next_event(self, stream: EngineStream) -> EngineEvent | None:
+        """Return what happened to the request, or None when the engine was at work on others for a while."""
+        engine = self._node.engine
+        while True:
+            num_steps = engine.num_steps
+            try:
+                async with asyncio.timeout(self._settings.progress_interval_s):
+                    return await stream.next()
+            except TimeoutError:
+                if engine.num_steps > num_steps:
+                    return None
+
     def _admit(self, scheduler: Scheduler, spec: NewRequest) -> Admitted:
         """Queue the prompt and seal what the cache already has (on the engine thread)."""
         load = scheduler.load()
-        if load.num_queued_tokens + len(spec.prompt_token_ids) > self._settings.max_queued_tokens and load.num_waiting:
+        num_tokens = len(spec.prompt_token_ids) + len(spec.resumed_output_token_ids)
+        if load.num_waiting and load.num_queued_tokens + num_tokens > self._settings.max_queued_tokens:
             raise Overloaded(f"{load.num_queued_tokens} prompt tokens are waiting here already.", retry_after_s=1.0)
         admitted = scheduler.add(spec)
         if admitted.cached is not None:
             self._node.engine.emit(self._node.sealer.seal(admitted.cached))
         return admitted
+
+    def _begin(self, attempt: AttemptKey, target: pb.KVTarget) -> Outgoing:
+        """Open an attempt; from here on it is over only when nothing of it is outstanding."""
+        if attempt in self._over:
+            raise StaleEpoch(f"This attempt at {attempt.request_id} is over.")
+        if attempt in self._live:
+            raise InvalidRequest(f"This attempt at {attempt.request_id} runs already.", param="epoch")
+        outgoing = Outgoing(
+            self._node,
+            self._metrics,
+            attempt=attempt,
+            target=target,
+            push_timeout_s=self._settings.push_timeout_s,
+        )
+        self._live[attempt] = outgoing
+        return outgoing
+
+    def _remember(self, attempt: AttemptKey, reply: pb.SettleReply) -> pb.SettleReply:
+        self._over[attempt] = reply
+        if len(self._over) > _MAX_OVER:
+            self._over.popitem(last=False)
+        return reply
 
     def _spec(self, request: pb.RunRequest) -> NewRequest:
         num_tokens = len(request.prompt_token_ids) + len(request.resumed_output_token_ids)
@@ -144,7 +198,12 @@ class PrefillServicer(tandem_pb2_grpc.PrefillServicer):
         async def forget() -> None:
             await outgoing.settle()
             del self._live[outgoing.attempt]
+            self._remember(outgoing.attempt, _settled(outgoing))
 
         task = asyncio.create_task(forget())
         self._settling.add(task)
         task.add_done_callback(self._settling.discard)
+
+
+def _settled(outgoing: Outgoing) -> pb.SettleReply:
+    return pb.SettleReply(anything_posted=outgoing.num_blocks > 0, push_failed=outgoing.has_failed)

@@ -1,7 +1,7 @@
 """What every worker tells operators: status, ledger, and how to leave."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 import grpc
@@ -27,16 +27,23 @@ class AdminServicer(tandem_pb2_grpc.AdminServicer):
     """Answers operators, tests and ``tandem status``."""
 
     def __init__(
-        self, node: Node, service: Service, *, drain_timeout_s: float, counters: Callable[[], dict[str, float]]
+        self,
+        node: Node,
+        service: Service,
+        *,
+        announce: Callable[[], Awaitable[None]],
+        drain_timeout_s: float,
+        counters: Callable[[], dict[str, float]],
     ) -> None:
         self._node = node
         self._service = service
+        self._announce = announce
         self._drain_timeout_s = drain_timeout_s
         self._counters = counters
 
     async def Status(self, request: pb.StatusRequest, context: _Context) -> pb.StatusReply:
         """Tell identity, load and ledger."""
-        snapshot = await self._node.snapshot()
+        snapshot = await self._node.audit()
         return pb.StatusReply(
             member_id=self._node.member_id,
             role=self._node.role.value,
@@ -53,7 +60,8 @@ class AdminServicer(tandem_pb2_grpc.AdminServicer):
         return pb.DrainReply(remaining=await self.drain(request.timeout_s or self._drain_timeout_s))
 
     async def drain(self, timeout_s: float) -> int:
-        """Take no new work and return how many requests are left when none runs or the time is over."""
+        """Say so, take no new work, and return how many requests are left when none runs or the time is over."""
+        await self._announce()
         self._node.is_draining = True
         try:
             async with asyncio.timeout(timeout_s):

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from services.engine.engine import Engine
 from services.engine.output import ChunkComputed, FinalBlocks, RequestFailed, StepOutput, StepStats, TokenOutput
 from services.engine.scheduler import Scheduler
-from services.errors import Cancelled, InternalError, TandemError
+from services.errors import InternalError, InvalidRequest, TandemError, Unavailable
 from services.telemetry.clock import Clock
 from services.telemetry.logs import get_logger
 
@@ -76,13 +76,22 @@ class EngineThread:
         self._streams: dict[str, EngineStream] = {}
         self._pending: set[asyncio.Future[Any]] = set()
         self._defect: TandemError | None = None
+        self.load = engine.scheduler.load()
+        """How busy the engine was after its last step or command; read it from any thread."""
+        self.num_steps = 0
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
     # -- event loop side -----------------------------------------------------------------------------
 
     def subscribe(self, request_id: str) -> EngineStream:
-        """Open the stream of a request that is about to be added or reserved."""
+        """Open the stream of a request that is about to be added or reserved.
+
+        Raises:
+            InvalidRequest: a request of that id is in progress.
+        """
+        if request_id in self._streams:
+            raise InvalidRequest(f"A request {request_id} is in progress.", param="request_id")
         stream = EngineStream()
         self._streams[request_id] = stream
         return stream
@@ -99,7 +108,7 @@ class EngineThread:
 
         def run() -> None:
             try:
-                result = command(self._engine.scheduler)
+                result = self._run_command(command)
             except TandemError as error:
                 self._loop.call_soon_threadsafe(_fail, future, error)
             else:
@@ -115,13 +124,13 @@ class EngineThread:
     def post(self, command: Command[None]) -> None:
         """Run ``command`` between two steps; it must not raise. Without an engine there is nothing left to do."""
         if self._defect is None:
-            self._inbox.put(lambda: command(self._engine.scheduler))
+            self._inbox.put(lambda: self._run_command(command))
 
     async def close(self, timeout_s: float) -> None:
         """End the thread after the running step."""
         self._inbox.put(None)
         await asyncio.to_thread(self._thread.join, timeout_s)
-        self._fail_all(Cancelled("The worker is shutting down."))
+        self._fail_all(Unavailable("The worker is shutting down."))
 
     # -- engine thread side --------------------------------------------------------------------------
 
@@ -147,9 +156,17 @@ class EngineThread:
             run()
             block = False
 
+    def _run_command(self, command: Command[Result]) -> Result:
+        try:
+            return command(self._engine.scheduler)
+        finally:
+            self.load = self._engine.scheduler.load()
+
     def _step(self) -> None:
         began = self._clock.now()
         output = self._engine.step()
+        self.num_steps += 1
+        self.load = self._engine.scheduler.load()
         output = replace(
             output,
             final_blocks=tuple(self._seal(final) for final in output.final_blocks),

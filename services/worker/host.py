@@ -19,7 +19,7 @@ from services.cluster.presence import Presence
 from services.cluster.redis_registry import RedisRegistry
 from services.cluster.registry import Member, Role
 from services.cluster.secret import load_or_create_secret
-from services.errors import ConfigurationError, InternalError
+from services.errors import ConfigurationError, InternalError, TandemError
 from services.rpc import tandem_pb2_grpc
 from services.rpc.channel import PROTOCOL_VERSION, Channels
 from services.rpc.server import new_server
@@ -78,33 +78,39 @@ class WorkerHost:
 
     async def run(self, service: Service) -> None:
         """Serve until SIGTERM, SIGINT or a defect, then drain, leave and return."""
+        health = grpc_health.HealthServicer()
+        presence = Presence(
+            self.registry, self._member(), self.node.card, load=lambda: self.node.last_load, clock=self.node.clock
+        )
         admin = AdminServicer(
             self.node,
             service,
+            announce=lambda: self._announce(presence, health),
             drain_timeout_s=self._settings.drain_timeout_s,
             counters=lambda: counter_values(self._prometheus),
         )
         tandem_pb2_grpc.add_AdminServicer_to_server(admin, self.server)
-        health = grpc_health.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(health, self.server)
         await self.server.start()
         await warm_up(self.node)
         await health.set("", health_pb2.HealthCheckResponse.SERVING)
-        presence = Presence(
-            self.registry, self._member(), self.node.card, load=lambda: self.node.last_load, clock=self.node.clock
-        )
         async with presence, asyncio.TaskGroup() as tasks:
             refresh = tasks.create_task(self._refresh_load())
             self._state.is_ready = True
             await self._state.stop.wait()
-            self._state.is_ready = False
             _log.event("worker.draining", live=service.num_live)
-            self.node.is_draining = True
-            await presence.drain()
-            await health.enter_graceful_shutdown()
             remaining = await admin.drain(self._settings.drain_timeout_s)
             _log.event("worker.drained", remaining=remaining)
             refresh.cancel()
+
+    async def _announce(self, presence: Presence, health: grpc_health.HealthServicer) -> None:
+        """Tell everybody that this worker leaves, and give them time to hear it."""
+        self._state.is_ready = False
+        self.metrics.is_draining.set(1)
+        await presence.drain()
+        if not self._state.is_broken:
+            await self.node.clock.sleep(self._settings.drain_delay_s)
+        await health.enter_graceful_shutdown()
 
     def _member(self) -> Member:
         return Member(
@@ -119,9 +125,15 @@ class WorkerHost:
         )
 
     async def _refresh_load(self) -> None:
-        """Keep the published load and ledger fresh while nobody asks."""
+        """Keep the published load and ledger fresh; a ledger that contradicts itself ends the worker."""
         while True:
-            snapshot = await self.node.snapshot()
+            try:
+                snapshot = await self.node.audit()
+            except InternalError as error:
+                _log.failure("ledger.broken", error)
+                return self._state.break_down()
+            except TandemError:
+                return  # the engine failed, which stops this worker in its own way
             self.metrics.set_ledger(snapshot.ledger.by_claim())
             self.metrics.running.set(snapshot.load.num_running)
             self.metrics.waiting.set(snapshot.load.num_waiting)
@@ -153,6 +165,10 @@ async def open_host(
         )
         secret = load_or_create_secret(settings.secret_file.expanduser())
         built = await asyncio.to_thread(build, settings, clock=clock, max_reserved_share=max_reserved_share)
+        server, address = _server(stack, settings, secret)
+        channels, registry = Channels(secret), RedisRegistry(settings.redis_url, secret, clock)
+        stack.push_async_callback(channels.close)
+        stack.push_async_callback(registry.close)
         sealer, throughput = Sealer(built.cache.block_view, enabled=settings.payload_digests), Throughput()
         node = Node(
             member_id=f"{role.value}-{secrets.token_hex(4)}",
@@ -165,10 +181,6 @@ async def open_host(
             throughput=throughput,
             clock=clock,
         )
-        server, address = _server(stack, settings, secret)
-        channels, registry = Channels(secret), RedisRegistry(settings.redis_url, secret, clock)
-        stack.push_async_callback(channels.close)
-        stack.push_async_callback(registry.close)
         _log.event("worker.listening", member=node.member_id, address=address, admin_port=admin.port)
         yield WorkerHost(node, channels, metrics, registry, server, address, settings, prometheus, state)
     if state.is_broken:
@@ -207,6 +219,7 @@ def _transfer_thread(
 
 
 def _server(stack: AsyncExitStack, settings: WorkerSettings, secret: bytes) -> tuple[grpc.aio.Server, str]:
+    """Bind before there is anything to push with: a port that refuses means that no write can come any more."""
     server = new_server(secret)
     try:
         port = server.add_insecure_port(f"{settings.host}:{settings.port}")

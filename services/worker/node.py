@@ -51,27 +51,37 @@ class Node:
         self.throughput = throughput
         self.clock = clock
         self.is_draining = False
-        self._load = EngineLoad(0, 0, 0, 0, 0)
 
     async def snapshot(self) -> Snapshot:
         """Return load and ledger, read between two steps."""
-        snapshot = await self.engine.call(lambda scheduler: Snapshot(scheduler.load(), scheduler.ledger()))
-        self._load = snapshot.load
-        return snapshot
+        return await self.engine.call(lambda scheduler: Snapshot(scheduler.load(), scheduler.ledger()))
 
-    async def load_message(self) -> pb.Load:
-        """Return the load now as the wire has it."""
-        return load_to_message((await self.snapshot()).load, self.throughput.prefill_tokens_per_s)
+    async def audit(self) -> Snapshot:
+        """Return the same; while nothing is computed, the ledger is counted anew from all claims.
+
+        Raises:
+            InternalError: the block pool contradicts itself.
+        """
+        return await self.engine.call(
+            lambda scheduler: Snapshot(
+                scheduler.load(), scheduler.ledger() if scheduler.has_work else scheduler.audit()
+            )
+        )
+
+    def load_message(self) -> pb.Load:
+        """Return the load after the last step or command as the wire has it."""
+        return load_to_message(self.engine.load, self.throughput.prefill_tokens_per_s)
 
     @property
     def last_load(self) -> MemberLoad:
-        """The load at the last snapshot, as membership publishes it."""
+        """The load after the last step or command, as membership publishes it."""
+        load = self.engine.load
         return MemberLoad(
-            running=self._load.num_running,
-            waiting=self._load.num_waiting,
-            queued_tokens=self._load.num_queued_tokens,
-            available_blocks=self._load.num_available_blocks,
-            total_blocks=self._load.num_total_blocks,
+            running=load.num_running,
+            waiting=load.num_waiting,
+            queued_tokens=load.num_queued_tokens,
+            available_blocks=load.num_available_blocks,
+            total_blocks=load.num_total_blocks,
             prefill_tokens_per_s=self.throughput.prefill_tokens_per_s,
         )
 

@@ -62,7 +62,7 @@ class WorkerSettings(Settings):
     """Longest wait for running work after that."""
     payload_digests: bool = True
     """Digest every block's bytes; without, answers are marked `verified: false`."""
-    log_level: str = "info"
-    """debug, info, warning or error."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """How much is logged."""
     log_json: bool = False
     """Write the log as JSON lines."""

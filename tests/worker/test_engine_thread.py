@@ -6,8 +6,8 @@ from typing import Any, cast
 import pytest
 
 from services.engine.engine import Engine
-from services.engine.output import FinalBlocks, SampledToken, StepOutput, StepStats, TokenOutput
-from services.errors import InternalError, PoolExhausted
+from services.engine.output import EngineLoad, FinalBlocks, SampledToken, StepOutput, StepStats, TokenOutput
+from services.errors import InternalError, InvalidRequest, PoolExhausted, Unavailable
 from services.telemetry.clock import ManualClock
 from services.worker.engine_thread import EngineThread
 
@@ -25,6 +25,9 @@ class ScriptedScheduler:
 
     def release(self, hold: int) -> None:
         self.released.append(hold)
+
+    def load(self) -> EngineLoad:
+        return EngineLoad(0, 0, len(self.outputs), 0, 0)
 
 
 class ScriptedEngine:
@@ -107,3 +110,38 @@ async def test_a_cancelled_command_still_runs(rig: Any) -> None:
     task.cancel()
     await rig.thread.call(lambda scheduler: None)
     assert rig.scheduler.released == [7]
+
+
+async def test_a_second_stream_of_one_request_is_refused_and_the_first_one_undisturbed(rig: Any) -> None:
+    stream = rig.thread.subscribe("one")
+    with pytest.raises(InvalidRequest):
+        rig.thread.subscribe("one")
+    await run_script(rig, [token("one", 1)])
+    assert (await stream.next()).token.token_id == 1
+
+
+async def test_the_load_is_that_after_the_last_command_or_step(rig: Any) -> None:
+    stream = rig.thread.subscribe("one")
+    assert (rig.thread.load.num_queued_tokens, rig.thread.num_steps) == (0, 0)
+    queued = await rig.thread.call(lambda scheduler: scheduler.outputs.append(token("one", 1)) or rig.thread.load)
+    assert queued.num_queued_tokens == 0
+    await stream.next()
+    assert (rig.thread.load.num_queued_tokens, rig.thread.num_steps) == (0, 1)
+
+
+async def test_closing_fails_streams_and_commands_as_unavailable(rig: Any) -> None:
+    stream = rig.thread.subscribe("one")
+    await rig.thread.close(5.0)
+    with pytest.raises(Unavailable):
+        await stream.next()
+    with pytest.raises(Unavailable):
+        await rig.thread.call(lambda scheduler: None)
+    assert rig.defects == []
+
+
+async def test_a_command_with_a_defect_breaks_the_worker(rig: Any) -> None:
+    stream = rig.thread.subscribe("one")
+    rig.thread.post(lambda scheduler: scheduler.outputs[5])
+    with pytest.raises(InternalError):
+        await stream.next()
+    assert rig.defects == ["defect"]
