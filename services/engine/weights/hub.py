@@ -58,7 +58,7 @@ def _advice(model_id: str, error: BaseException) -> str:
 def _progress_class(model_id: str, progress: Progress) -> type[Any]:
     from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
-    class ProgressBar(tqdm):  # type: ignore[misc]
+    class ProgressBar(tqdm):
         """Reports downloaded bytes instead of drawing them."""
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
