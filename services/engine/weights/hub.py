@@ -56,9 +56,9 @@ def _advice(model_id: str, error: BaseException) -> str:
 
 
 def _progress_class(model_id: str, progress: Progress) -> type[Any]:
-    from tqdm.auto import tqdm  # type: ignore[import-untyped]
+    from tqdm.auto import tqdm
 
-    class ProgressBar(tqdm):
+    class ProgressBar(tqdm):  # type: ignore[misc]
         """Reports downloaded bytes instead of drawing them."""
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
