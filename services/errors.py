@@ -8,7 +8,8 @@
     │   ├── PermissionDenied
     │   ├── NotFound
     │   │   └── ModelNotFound
-    │   └── PayloadTooLarge
+    │   ├── PayloadTooLarge
+    │   └── RequestTimeout           the request did not arrive in time
     ├── Overloaded                   a bounded queue or pool is full; try again later
     │   └── PoolExhausted            no KV blocks for this request now
     ├── Unavailable                  nobody can serve this now
@@ -93,6 +94,12 @@ class PayloadTooLarge(RequestError):
     """The body exceeds the configured limit."""
 
     code = "payload_too_large"
+
+
+class RequestTimeout(RequestError):
+    """The request did not arrive as a whole within the time it has for that."""
+
+    code = "request_timeout"
 
 
 class Overloaded(TandemError):

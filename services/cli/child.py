@@ -1,7 +1,6 @@
 """One child process: started with its cores, read line by line, ended by a deadline; it dies with its parent."""
 
 import asyncio
-import ctypes
 import os
 import signal
 from asyncio.subprocess import Process
@@ -10,8 +9,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from services.errors import Unavailable
+from services.parent_death import die_with_parent
 
-_PR_SET_PDEATHSIG = 1
 _READ_BYTES = 65_536
 _LAST_WORDS_S = 2.0
 """How long the output of a dead process is read on, should somebody else hold it open."""
@@ -135,13 +134,11 @@ async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[str]:
 
 
 def _prepare_child(cores: tuple[int, ...]) -> Callable[[], None]:
-    """Return what the child runs before its command; everything is looked up before the fork."""
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-    parent = os.getpid()
+    """Return what the child runs before its command."""
+    die_with_us = die_with_parent(signal.SIGKILL)
 
     def prepare() -> None:
-        if prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0 or os.getppid() != parent:
-            os._exit(1)  # the parent is gone already, or nobody would tell us
+        die_with_us()
         if cores:
             os.sched_setaffinity(0, cores)
 

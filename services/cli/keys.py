@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 from services.cli.settings import KeysSettings
 from services.cli.state import find_redis_url
+from services.cli.table import table
 from services.config import load
 from services.errors import ConfigurationError
 from services.gateway.keys import ApiKey, KeyStore, RedisKeyStore
@@ -36,14 +37,11 @@ def keys_table(keys: Sequence[ApiKey]) -> str:
     """Return the keys for people; the keys themselves are not known."""
     if not keys:
         return "no keys: callers on this host need none, others are refused"
-    rows = [("ID", "PROJECT", "CREATED", "ENDS WITH")] + [
+    rows = [
         (key.key_id, key.project, datetime.fromtimestamp(key.created, UTC).strftime("%Y-%m-%d %H:%M UTC"), key.hint)
         for key in keys
     ]
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+    return table(("ID", "PROJECT", "CREATED", "ENDS WITH"), rows)
 
 
 def _action(action: str, arguments: list[str], settings: KeysSettings) -> Callable[[KeyStore], Awaitable[str]]:

@@ -1,7 +1,7 @@
 """Which processes make the cluster of ``tandem up``, with which settings and which share of the machine."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,22 +18,14 @@ from services.prefill.settings import PrefillSettings
 from services.resources import Cpus
 from services.worker.settings import WorkerSettings
 
-HANDED_ON = frozenset(
-    [
-        "model",
-        "served_model_name",
-        "dtype",
-        "device",
-        "transport",
-        "max_model_len",
-        "cache_dir",
-        "log_level",
-        "log_json",
-    ]
-)
-"""Fields of UpSettings that the processes have too."""
+HANDED_TO_ALL = ("log_level", "log_json")
+"""Fields of UpSettings that every process has too."""
+HANDED_TO_WORKERS = ("model", "served_model_name", "dtype", "device", "transport", "max_model_len", "cache_dir")
+"""Fields of UpSettings that the workers have too."""
 
 _LOOPBACK = "127.0.0.1"
+_LEAVING_S = 5.0
+"""What a process needs to leave once it is drained."""
 
 
 @dataclass(frozen=True)
@@ -96,13 +88,20 @@ class _Basis:
     up: UpSettings
     machine: Machine
     values: Mapping[str, object]
-    """Settings that every process gets which has them."""
+    """Settings that every process gets."""
+    worker_values: Mapping[str, object]
+    """Settings that every worker gets besides."""
     config_options: tuple[str, ...]
     environment: Mapping[str, str]
 
     @property
     def num_workers(self) -> int:
         return self.up.prefill + self.up.decode
+
+    @property
+    def drain_timeout_s(self) -> float:
+        """Time for running work that leaves a process time to end by itself; half of it where there is little."""
+        return max(self.up.stop_timeout_s - _LEAVING_S, self.up.stop_timeout_s / 2)
 
 
 def make_plan(loaded: Loaded[UpSettings], machine: Machine, *, redis_url: str, environment: Mapping[str, str]) -> Plan:
@@ -121,7 +120,8 @@ def make_plan(loaded: Loaded[UpSettings], machine: Machine, *, redis_url: str, e
     basis = _Basis(
         up=up,
         machine=machine,
-        values={**_handed_on(loaded), "secret_file": secret_path(up.data_dir)},
+        values={**_handed_on(loaded, HANDED_TO_ALL), "secret_file": secret_path(up.data_dir)},
+        worker_values=_handed_on(loaded, HANDED_TO_WORKERS),
         config_options=() if loaded.config_file is None else (CONFIG_OPTION, str(loaded.config_file)),
         environment={**environment, variable_name("redis_url"): redis_url},
     )
@@ -133,9 +133,9 @@ def make_plan(loaded: Loaded[UpSettings], machine: Machine, *, redis_url: str, e
     return Plan(_plan_gateway(basis), tuple(prefill), tuple(decode))
 
 
-def _handed_on(loaded: Loaded[UpSettings]) -> dict[str, object]:
+def _handed_on(loaded: Loaded[UpSettings], names: Iterable[str]) -> dict[str, object]:
     """Return what was set for the processes, except at the file's top level: they see that themselves."""
-    values = {name: getattr(loaded.settings, name) for name in HANDED_ON}
+    values = {name: getattr(loaded.settings, name) for name in names}
     origins = loaded.provenance
     return {
         name: value
@@ -146,19 +146,23 @@ def _handed_on(loaded: Loaded[UpSettings]) -> dict[str, object]:
 
 def _plan_gateway(basis: _Basis) -> ProcessSpec:
     decided = {"host": basis.up.host, "port": basis.up.port, "serve_admin_on_main": True}
-    options = _options(GatewaySettings, {**basis.values, **decided})
+    options = _options({**basis.values, **decided})
     loaded = _load(basis, "gateway", GatewaySettings, options)
-    options += _options(GatewaySettings, _unless_set(loaded, {"admin_port": 0}))
+    options += _options(_unless_set(loaded, {"admin_port": 0, "drain_timeout_s": basis.drain_timeout_s}))
     return _spec(basis, "gateway", "gateway", options)
 
 
 def _plan_worker(basis: _Basis, kind: str, number: int, share: CoreShare, gpus: tuple[str, ...]) -> WorkerPlan:
     settings_class = PrefillSettings if kind == "prefill" else DecodeSettings
-    options = _options(settings_class, {**basis.values, "host": _LOOPBACK, "port": 0, "admin_port": 0})
+    decided = {"host": _LOOPBACK, "port": 0, "admin_port": 0}
+    options = _options({**basis.values, **basis.worker_values, **decided})
     loaded = _load(basis, kind, settings_class, options)
     settings = loaded.settings
-    suggested = _unless_set(loaded, {"threads": share.threads, **_kv_memory(basis, loaded)})
-    options += _options(settings_class, suggested)
+    suggested = _unless_set(
+        loaded,
+        {"threads": share.threads, "drain_timeout_s": basis.drain_timeout_s, **_kv_memory(basis, loaded)},
+    )
+    options += _options(suggested)
     spec = _spec(basis, f"{kind}-{number}", kind, options, cores=share.cores, gpus=_gpus_of(settings, gpus))
     preparation = Preparation(settings.model, settings.dtype, settings.cache_dir)
     return WorkerPlan(spec, preparation, _describe(share, suggested, _gpus_of(settings, gpus)))
@@ -192,12 +196,10 @@ def _unless_set(loaded: Loaded[SettingsT], values: Mapping[str, object]) -> dict
     return {name: value for name, value in values.items() if loaded.provenance[name].source is Source.DEFAULT}
 
 
-def _options(settings_class: type[SettingsT], values: Mapping[str, object]) -> list[str]:
-    """Return the command line for those values that the process has a setting for."""
+def _options(values: Mapping[str, object]) -> list[str]:
+    """Return the command line that gives these values."""
     options: list[str] = []
     for name, value in values.items():
-        if name not in settings_class.model_fields:
-            continue
         if isinstance(value, bool):
             options.append(option_name(name) if value else "--no-" + option_name(name)[2:])
         else:

@@ -10,6 +10,7 @@ import grpc
 
 from services.cli.settings import StatusSettings
 from services.cli.state import find_redis_url, secret_path
+from services.cli.table import table
 from services.cluster.redis_registry import RedisRegistry
 from services.cluster.registry import Member, Registry
 from services.cluster.secret import load_secret
@@ -69,11 +70,7 @@ def status_table(statuses: Sequence[WorkerStatus]) -> str:
     if not statuses:
         return "no workers"
     header = ["WORKER", "ROLE", "ADDRESS", "MODEL", "STATE", "RUN", "WAIT", "QUEUED", *map(str.upper, CLAIMS)]
-    rows = [header, *map(_row, statuses)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+    return table(header, [_row(status) for status in statuses])
 
 
 async def _read(settings: StatusSettings) -> list[WorkerStatus]:

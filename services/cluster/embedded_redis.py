@@ -11,12 +11,10 @@ started it ends, so call ``start`` on the thread that lives as long as the proce
 """
 
 import asyncio
-import ctypes
 import os
 import signal
 import tempfile
 from asyncio.subprocess import Process
-from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +29,7 @@ from redis.exceptions import RedisError
 from services.cluster.directory_lock import DirectoryLock
 from services.cluster.redis_binary import check_version, find_redis_server
 from services.errors import ConfigurationError, Unavailable
+from services.parent_death import die_with_parent
 from services.telemetry.clock import Clock, SystemClock
 from services.telemetry.logs import get_logger
 
@@ -40,7 +39,6 @@ MAX_SOCKET_PATH_BYTES = 107
 _POLL_S = 0.02
 _LOCK_WAIT_S = 2.0
 _LOG_TAIL_LINES = 5
-_PR_SET_PDEATHSIG = 1
 
 _log = get_logger(__name__)
 
@@ -155,7 +153,7 @@ class EmbeddedRedis:
                     stderr=asyncio.subprocess.STDOUT,
                     start_new_session=True,  # Ctrl-C is for the parent, which stops the server last
                     pass_fds=(lock.descriptor,),
-                    preexec_fn=_die_with_parent(),
+                    preexec_fn=die_with_parent(signal.SIGTERM),
                 )
             except OSError as error:
                 raise ConfigurationError(f"{binary} cannot be run: {error}.") from error
@@ -235,15 +233,3 @@ def _quoted(text: str) -> str:
         chr(byte) if 0x20 <= byte < 0x7F and byte not in b'"\\' else f"\\x{byte:02x}" for byte in os.fsencode(text)
     )
     return '"' + "".join(plain) + '"'
-
-
-def _die_with_parent() -> Callable[[], None]:
-    """Return what the child runs before it becomes redis-server; libc is looked up before the fork."""
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-    parent = os.getpid()
-
-    def arm() -> None:
-        if prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0) != 0 or os.getppid() != parent:
-            os._exit(1)  # the parent is gone already, or nobody would tell us
-
-    return arm

@@ -71,6 +71,8 @@ class Gateway:
 
     app: FastAPI
     catalog: ModelCatalog
+    keys: KnownKeys
+    recorder: TimelineRecorder
     readiness: Readiness
     drain: Drain
 
@@ -84,16 +86,19 @@ def build(settings: GatewaySettings, around: Surroundings) -> Gateway:
     admission = _admission(settings, clock)
     threads = TextThreads(around.executor, settings.text_timeout_s)
     catalog = ModelCatalog(around.view, threads, clock, PROTOCOL_VERSION)
+    keys = KnownKeys(around.keys, clock, settings.keys_refresh_s)
+    recorder = TimelineRecorder(
+        around.timelines, close_timeout_s=settings.redis_timeout_s, on_lost=metrics.timelines_lost.inc
+    )
     readiness = Readiness(around.view, drain)
     _watch(metrics, admission, around.view)
     openai = OpenAIServices(
-        entrance=Entrance(_authenticator(settings, around), clock, settings.request_timeout_s),
+        entrance=_entrance(settings, keys, clock),
         catalog=catalog,
         threads=threads,
         answers=Answers(admission, _generation(settings, around), observer),
-        timelines=around.timelines,
-        recorder=TimelineRecorder(around.timelines),
-        limits=OpenAILimits(settings.max_choices, settings.default_max_tokens, settings.keep_alive_s),
+        recorder=recorder,
+        limits=_limits(settings),
     )
     parts = AppParts(
         openai=openai,
@@ -104,12 +109,25 @@ def build(settings: GatewaySettings, around: Surroundings) -> Gateway:
         max_body_bytes=settings.max_body_bytes,
         admin=admin_routes(around.registry, readiness) if settings.serve_admin_on_main else None,
     )
-    return Gateway(create_app(parts), catalog, readiness, drain)
+    return Gateway(create_app(parts), catalog, keys, recorder, readiness, drain)
 
 
-def _authenticator(settings: GatewaySettings, around: Surroundings) -> Authenticator:
-    known = KnownKeys(around.keys, around.clock, settings.keys_refresh_s)
-    return Authenticator(known, trust_loopback=settings.trust_loopback)
+def _entrance(settings: GatewaySettings, keys: KnownKeys, clock: Clock) -> Entrance:
+    return Entrance(
+        Authenticator(keys, trust_loopback=settings.trust_loopback),
+        clock,
+        request_timeout_s=settings.request_timeout_s,
+        body_timeout_s=settings.body_timeout_s,
+    )
+
+
+def _limits(settings: GatewaySettings) -> OpenAILimits:
+    return OpenAILimits(
+        max_choices=settings.max_choices,
+        default_max_tokens=settings.default_max_tokens,
+        keep_alive_s=settings.keep_alive_s,
+        send_timeout_s=settings.send_timeout_s,
+    )
 
 
 def _admission(settings: GatewaySettings, clock: Clock) -> FifoAdmission:
@@ -188,9 +206,11 @@ async def run(settings: GatewaySettings) -> None:
             random=Random(),
         )
         gateway = build(settings, around)
-        following = Background("model catalog", _log)
-        following.start(gateway.catalog.follow)
-        stack.push_async_callback(following.close)
+        await stack.enter_async_context(gateway.recorder)
+        for name, follow in (("model catalog", gateway.catalog.follow), ("keys", gateway.keys.follow)):
+            following = Background(name, _log)
+            following.start(follow)
+            stack.push_async_callback(following.close)
         await stack.enter_async_context(
             serve_admin(settings.admin_host, settings.admin_port, around.registry, gateway.readiness)
         )
@@ -201,8 +221,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a gateway; return the exit status."""
     try:
         settings = load(GatewaySettings, sys.argv[1:] if argv is None else argv, prog="tandem gateway").settings
-        configure_logging(level=settings.log_level, as_json=settings.log_format == "json", process="gateway")
-        with asyncio.Runner(loop_factory=uvicorn.Config("").get_loop_factory()) as runner:
+        configure_logging(level=settings.log_level, as_json=settings.log_json, process="gateway")
+        with asyncio.Runner(loop_factory=uvicorn.Config("", log_config=None).get_loop_factory()) as runner:
             runner.run(run(settings))
     except ConfigurationError as error:
         sys.stderr.write(f"{error.message}\n")

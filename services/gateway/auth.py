@@ -1,8 +1,11 @@
 """Who calls: from the headers of a request to a project."""
 
+import asyncio
 from collections.abc import Mapping
 from ipaddress import ip_address
+from math import inf
 
+from services.cluster.background import Outage
 from services.errors import AuthenticationFailed, StateUnavailable
 from services.gateway.keys import KeyStore, key_digest
 from services.telemetry.clock import Clock
@@ -11,19 +14,26 @@ from services.telemetry.logs import get_logger
 DEFAULT_PROJECT = "default"
 # An unknown key may have been made a moment ago by another process, so it is looked up anew, but not endlessly often.
 _UNKNOWN_REFRESH_S = 0.25
+_RETRY_S = 0.25
 
 _log = get_logger(__name__)
 
 
 class KnownKeys:
-    """The keys last seen in the store; while it is away they stay known."""
+    """The keys last seen in the store; while it is away, or slow to answer, they stay known.
+
+    Only callers that the known keys cannot decide about wait for the store, all of them for one read:
+    when nothing was read yet, or for a key made since the last read while the store answers.
+    """
 
     def __init__(self, store: KeyStore, clock: Clock, refresh_s: float) -> None:
         self._store = store
         self._clock = clock
         self._refresh_s = refresh_s
         self._projects: Mapping[str, str] | None = None
-        self._read_at_s = 0.0
+        self._tried_at_s = -inf
+        self._reading = asyncio.Lock()
+        self._outage = Outage("keys", _log)
 
     async def project_of(self, key: str) -> str | None:
         """Return the project of a key, or None for an unknown one.
@@ -32,8 +42,11 @@ class KnownKeys:
             StateUnavailable: the keys were never read and cannot be read now.
         """
         digest = key_digest(key)
-        project = (await self._known(self._refresh_s)).get(digest)
-        return project or (await self._known(_UNKNOWN_REFRESH_S)).get(digest)
+        project = (await self._known()).get(digest)
+        if project is None and not self._outage.is_on:
+            await self._read(_UNKNOWN_REFRESH_S)
+            project = (await self._known()).get(digest)
+        return project
 
     async def is_empty(self) -> bool:
         """Return whether no key exists at all.
@@ -41,19 +54,35 @@ class KnownKeys:
         Raises:
             StateUnavailable: the keys were never read and cannot be read now.
         """
-        return not await self._known(self._refresh_s)
+        return not await self._known()
 
-    async def _known(self, max_age_s: float) -> Mapping[str, str]:
-        if self._projects is not None and self._clock.now() - self._read_at_s < max_age_s:
-            return self._projects
-        try:
-            self._projects = await self._store.projects()
-        except StateUnavailable as error:
-            if self._projects is None:
-                raise
-            _log.warning("keys.stale", reason=error.message)
-        self._read_at_s = self._clock.now()
+    async def refresh(self) -> None:
+        """Read the keys now; a store that is away leaves them as they were known."""
+        await self._read(0.0)
+
+    async def follow(self) -> None:
+        """Keep the keys up to date, until cancelled."""
+        while True:
+            await self.refresh()
+            await self._clock.sleep(_RETRY_S if self._outage.is_on else self._refresh_s)
+
+    async def _known(self) -> Mapping[str, str]:
+        if self._projects is None:
+            await self._read(_UNKNOWN_REFRESH_S)
+        if self._projects is None:
+            raise StateUnavailable("The API keys cannot be read.")
         return self._projects
+
+    async def _read(self, max_age_s: float) -> None:
+        async with self._reading:
+            if self._clock.now() - self._tried_at_s < max_age_s:  # read by the holder of the lock before us
+                return
+            try:
+                self._projects = await self._store.projects()
+                self._outage.succeeded()
+            except StateUnavailable as error:
+                self._outage.failed(error)
+            self._tried_at_s = self._clock.now()
 
 
 class Authenticator:

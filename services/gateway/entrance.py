@@ -1,7 +1,10 @@
-"""From an HTTP request to an exchange: who calls, and under which id."""
+"""From an HTTP request to an exchange: who calls, under which id, and with which body."""
+
+import asyncio
 
 from starlette.requests import Request
 
+from services.errors import RequestTimeout
 from services.gateway.auth import Authenticator
 from services.gateway.exchange import Exchange, open_exchange
 from services.telemetry.clock import Clock
@@ -10,10 +13,13 @@ from services.telemetry.clock import Clock
 class Entrance:
     """Lets callers in."""
 
-    def __init__(self, authenticator: Authenticator, clock: Clock, request_timeout_s: float) -> None:
+    def __init__(
+        self, authenticator: Authenticator, clock: Clock, *, request_timeout_s: float, body_timeout_s: float
+    ) -> None:
         self._authenticator = authenticator
         self._clock = clock
         self._request_timeout_s = request_timeout_s
+        self._body_timeout_s = body_timeout_s
 
     async def exchange(self, request: Request) -> Exchange:
         """Return the exchange of a request.
@@ -31,3 +37,16 @@ class Entrance:
             started_s=request.state.started_s,
             timeout_s=self._request_timeout_s,
         )
+
+    async def body(self, request: Request) -> bytes:
+        """Return the whole body of a request.
+
+        Raises:
+            RequestTimeout: it did not arrive in time.
+            PayloadTooLarge: it is longer than allowed.
+        """
+        try:
+            async with asyncio.timeout(self._body_timeout_s):
+                return await request.body()
+        except TimeoutError as error:
+            raise RequestTimeout(f"The body did not arrive within {self._body_timeout_s:g} s.") from error

@@ -19,6 +19,8 @@ API_VERSION = "2020-10-01"
 _UNKNOWN_ROUTE = "unknown"
 # Answered also while requests are refused.
 _ALWAYS_OPEN = ("/livez", "/readyz", "/metrics")
+# Statuses that come before the whole body.
+_BODY_UNREAD = (408, 413)
 
 _log = get_logger(__name__)
 
@@ -93,7 +95,7 @@ class _Headers:
         headers["x-request-id"] = request_id(self._state["token"])
         headers["openai-version"] = API_VERSION
         headers["openai-processing-ms"] = str(round(1e3 * (self._clock.now() - self._state["started_s"])))
-        if self._drain.is_closed or message["status"] == 413:  # the rest of the body is not worth reading
+        if self._drain.is_closed or message["status"] in _BODY_UNREAD:  # the rest of the body is not worth reading
             headers["connection"] = "close"
 
 

@@ -28,6 +28,7 @@ _TABLE: dict[type[TandemError], HttpError] = {
     errors.AuthenticationFailed: HttpError(401, CLIENT_ERROR),
     errors.PermissionDenied: HttpError(403, CLIENT_ERROR),
     errors.NotFound: HttpError(404, CLIENT_ERROR),
+    errors.RequestTimeout: HttpError(408, CLIENT_ERROR),
     errors.PayloadTooLarge: HttpError(413, CLIENT_ERROR),
     errors.Overloaded: HttpError(429, "rate_limit_error", code="rate_limit_exceeded", retry_after_s=1.0),
     errors.Unavailable: HttpError(503, SERVER_ERROR, retry_after_s=2.0),

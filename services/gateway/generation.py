@@ -269,6 +269,7 @@ class Generation:
                     member_id=member.member_id,
                     address=member.address,
                     queued_tokens=self._router.queued_tokens(member),
+                    prefill_tokens_per_s=member.load.prefill_tokens_per_s,
                 )
                 for member in route.prefill
             ],

@@ -1,11 +1,10 @@
 """Exceptions of the web framework and of ours, as replies in the shape of the OpenAI API."""
 
 from fastapi import FastAPI
-from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
-from services.errors import Cancelled, InvalidRequest, TandemError
+from services.errors import Cancelled, TandemError
 from services.gateway.errors import SERVER_ERROR, error_body
 from services.gateway.observer import AnswerObserver
 from services.gateway.replies import JsonReply, error_reply
@@ -22,7 +21,6 @@ def add_error_handlers(app: FastAPI, observer: AnswerObserver) -> None:
     app.add_exception_handler(TandemError, refused)
     app.add_exception_handler(ClientDisconnect, refused)
     app.add_exception_handler(HTTPException, _http_exception)
-    app.add_exception_handler(RequestValidationError, _validation_error)
 
 
 async def _http_exception(request: Request, error: Exception) -> JsonReply:
@@ -32,13 +30,6 @@ async def _http_exception(request: Request, error: Exception) -> JsonReply:
     if error.status_code >= 500:
         body["error"]["type"] = SERVER_ERROR
     return JsonReply(body, error.status_code, error.headers)
-
-
-async def _validation_error(request: Request, error: Exception) -> JsonReply:
-    if not isinstance(error, RequestValidationError):
-        raise error
-    first = error.errors()[0]
-    return error_reply(InvalidRequest(str(first["msg"]), param=str(first["loc"][-1])))
 
 
 _CODES = {404: "unknown_url", 405: "method_not_allowed"}

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from services.cluster.registry import Member, Role
 from services.cluster.view import MembershipChange
-from services.errors import InvalidRequest, ModelNotFound, NoDecodeWorker, TandemError
+from services.errors import IntegrityError, InvalidRequest, ModelNotFound, NoDecodeWorker, NotFound, TandemError
 from services.gateway.routing.candidates import Requirements
 from services.gateway.text.template import ChatTemplate
 from services.gateway.text.threads import TextThreads
@@ -87,11 +87,8 @@ class ModelCatalog:
         self._loaded: dict[str, ServedModel] = {}
         self._loading = asyncio.Lock()
         self._seen: set[str] = set()
-
-    @property
-    def num_loaded(self) -> int:
-        """How many versions of models are ready to be used."""
-        return len(self._loaded)
+        self._unreadable: set[str] = set()
+        """Digests of cards that were left out of the list and logged."""
 
     async def resolve(self, name: str) -> ServedModel:
         """Return the version of ``name`` that most decode workers serve.
@@ -107,9 +104,14 @@ class ModelCatalog:
         return await self._load(digest)
 
     async def listed(self) -> list[ListedModel]:
-        """Return all models with a decode worker, by name."""
-        digests = {name: self._digest_of(name) for name in sorted(self._names())}
-        cards = [await self._view.card(digest) for digest in digests.values() if digest is not None]
+        """Return all models with a decode worker and a readable card, by name.
+
+        Raises:
+            StateUnavailable: a card was never read and Redis cannot be reached.
+        """
+        digests = [digest for name in sorted(self._names()) if (digest := self._digest_of(name)) is not None]
+        self._unreadable.intersection_update(digests)
+        cards = [card for digest in digests if (card := await self._readable_card(digest)) is not None]
         return [ListedModel(card.model_name, card.created, card.context_length) for card in cards]
 
     async def follow(self) -> None:
@@ -118,6 +120,17 @@ class ModelCatalog:
             self._seen.update(member.model_name for member in change.joined)
             for digest in {member.card_digest for member in change.joined if member.role is Role.DECODE}:
                 await self._preload(digest)
+
+    async def _readable_card(self, digest: str) -> ModelCard | None:
+        try:
+            card = await self._view.card(digest)
+        except (NotFound, IntegrityError) as error:
+            if digest not in self._unreadable:
+                self._unreadable.add(digest)
+                _log.warning("model.not_listed", card=digest, reason=error.message)
+            return None
+        self._unreadable.discard(digest)
+        return card
 
     def _digest_of(self, name: str) -> str | None:
         decoders = [member for member in self._decoders() if member.model_name == name]

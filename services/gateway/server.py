@@ -51,7 +51,7 @@ class HttpServer:
         Raises:
             ConfigurationError: the address cannot be used.
         """
-        listener = _listen(self._settings.host, self._settings.port)
+        listener = _listen(self._settings.host, self._settings.port, self._settings.send_timeout_s)
         loop = asyncio.get_running_loop()
         for number in _SIGNALS:
             loop.add_signal_handler(number, self._on_signal)
@@ -85,9 +85,12 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(host: str, port: int, send_timeout_s: float) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except OSError as error:
         raise ConfigurationError(f"The address {host}:{port} cannot be used: {error}.") from error
+    # Connections inherit it: closing one waits for its unsent bytes, which a client that does not read never takes.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, ceil(1e3 * send_timeout_s))
+    return listener

@@ -32,6 +32,8 @@ class GatewaySettings(Settings):
 
     max_body_bytes: int = Field(default=4 * 2**20, gt=0)
     """Largest accepted request body."""
+    body_timeout_s: float = Field(default=30.0, gt=0)
+    """Longest wait for the whole body of a request before 408."""
     max_choices: int = Field(default=128, gt=0)
     """Most sequences that one request may ask for (prompts times n)."""
     default_max_tokens: int = Field(default=4096, gt=0)
@@ -69,6 +71,8 @@ class GatewaySettings(Settings):
 
     keep_alive_s: float = Field(default=10.0, gt=0)
     """How long a stream may be silent before a comment is sent."""
+    send_timeout_s: float = Field(default=60.0, gt=0)
+    """Longest wait for a client to read more of its stream; then its work ends and its connection is closed."""
     timeline_ttl_s: int = Field(default=900, gt=0)
     """How long the timeline of a request is kept."""
     text_threads: int = Field(default=2, gt=0)
@@ -82,5 +86,5 @@ class GatewaySettings(Settings):
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least level that is logged."""
-    log_format: Literal["text", "json"] = "text"
-    """Form of the log lines."""
+    log_json: bool = False
+    """Write the log as JSON lines."""

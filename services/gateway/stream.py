@@ -8,6 +8,7 @@ from starlette.types import Receive, Scope, Send
 
 from services.errors import Cancelled, TandemError
 from services.gateway.connection import while_connected
+from services.gateway.exchange import request_id
 from services.gateway.merge import Pump
 from services.telemetry.logs import get_logger
 
@@ -23,7 +24,7 @@ class EventStream(Response):
 
     Nothing is sent before the first chunk, so that an early failure keeps its own status; after
     ``keep_alive_s`` without one the stream starts anyway, with a comment. A later failure is told by
-    ``last_words``.
+    ``last_words``. A client that does not take a chunk within ``send_timeout_s`` counts as gone.
     """
 
     media_type = "text/event-stream"
@@ -33,6 +34,7 @@ class EventStream(Response):
         chunks: AsyncGenerator[bytes, None],
         *,
         keep_alive_s: float,
+        send_timeout_s: float,
         last_words: Callable[[TandemError], bytes],
     ) -> None:
         super().__init__()
@@ -41,6 +43,7 @@ class EventStream(Response):
         self.headers["x-accel-buffering"] = "no"
         self._chunks = chunks
         self._keep_alive_s = keep_alive_s
+        self._send_timeout_s = send_timeout_s
         self._last_words = last_words
         self._has_started = False
 
@@ -53,21 +56,22 @@ class EventStream(Response):
         scope["state"][LAST_WORDS] = self._last_words
         try:
             await while_connected(receive, self._send_all(send))
-        except Cancelled:
-            _log.event("stream.abandoned", request_id=scope["state"]["token"])
+        except Cancelled as error:
+            _log.event("stream.abandoned", request_id=request_id(scope["state"]["token"]), reason=error.message)
 
     async def _send_all(self, send: Send) -> None:
         try:
             async with Pump([self._chunks]) as pump:
                 while (chunk := await self._next(pump)) is not None:
                     await self._send(send, chunk)
+        except Cancelled:  # nobody reads any more
+            raise
         except TandemError as error:
             if not self._has_started:
                 raise
             _log.warning("stream.failed", code=error.code, reason=error.message)
             await self._send(send, self._last_words(error))
-        await self._start(send)
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        await self._send(send, b"", is_last=True)
 
     async def _next(self, pump: Pump[bytes]) -> bytes | None:
         try:
@@ -77,9 +81,13 @@ class EventStream(Response):
             return KEEP_ALIVE
         return None if chunks is None else b"".join(chunks)
 
-    async def _send(self, send: Send, body: bytes) -> None:
-        await self._start(send)
-        await send({"type": "http.response.body", "body": body, "more_body": True})
+    async def _send(self, send: Send, body: bytes, *, is_last: bool = False) -> None:
+        try:
+            async with asyncio.timeout(self._send_timeout_s):
+                await self._start(send)
+                await send({"type": "http.response.body", "body": body, "more_body": not is_last})
+        except TimeoutError as error:
+            raise Cancelled(f"The client read nothing for {self._send_timeout_s:g} s.") from error
 
     async def _start(self, send: Send) -> None:
         if not self._has_started:

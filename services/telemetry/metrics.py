@@ -90,6 +90,9 @@ class GatewayMetrics:
         self.members_ignored = Counter(
             "tandem_members_ignored", "Member records without a valid signature.", registry=registry
         )
+        self.timelines_lost = Counter(
+            "tandem_timelines_lost", "Timelines of requests that could not be kept.", registry=registry
+        )
         _start_at_zero(self.time_to_first_token, "path", PATHS)
         _start_at_zero(self.members, "role", ROLES)
 

@@ -39,8 +39,6 @@ class Built:
     cache: KVCache
     layout: KVLayout
     card: ModelCard
-    is_exact: bool
-    """Whether rows did not depend on what else was in the batch, bitwise, when this host was probed."""
 
     @property
     def memory(self) -> KVMemory:
@@ -96,7 +94,6 @@ def build(settings: WorkerSettings, *, clock: Clock, max_reserved_share: float) 
         cache=cache,
         layout=layout,
         card=_card(settings, folder, layout, loaded, num_blocks),
-        is_exact=invariance.is_exact,
     )
 
 
@@ -107,6 +104,7 @@ def _load(settings: WorkerSettings, folder: Path, *, threads: int, clock: Clock)
         getattr(torch, settings.dtype),
         cache_folder=settings.cache_dir.expanduser() / "kernels",
         num_threads=threads,
+        exact=settings.exact,
     )
     return load_model(
         folder,

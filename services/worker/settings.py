@@ -19,6 +19,8 @@ class WorkerSettings(Settings):
     """Type of weights, activations and KV cache."""
     device: str = "cpu"
     """`cpu` or a torch device such as `cuda:0`."""
+    exact: bool = False
+    """On a GPU: choose kernels whose results do not depend on the batch, at some cost. On CPU that is always so."""
     threads: int = Field(default=0, ge=0)
     """Compute threads; 0 means all CPUs of the affinity mask and the cgroup quota."""
     max_model_len: int = Field(default=0, ge=0)

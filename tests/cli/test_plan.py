@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from services.cli.child import ProcessSpec
-from services.cli.plan import HANDED_ON, Machine, Plan, make_plan
+from services.cli.plan import HANDED_TO_ALL, HANDED_TO_WORKERS, Machine, Plan, make_plan
 from services.cli.settings import UpSettings
 from services.config import load
 from services.decode.settings import DecodeSettings
@@ -38,6 +38,16 @@ def worker_settings(spec: ProcessSpec, settings_class: type[WorkerSettings] = De
     return load(settings_class, options(spec, kind), prog=f"tandem {kind}", environment=spec.environment).settings
 
 
+def gateway_settings(made: Plan) -> GatewaySettings:
+    argv, environment = options(made.gateway, "gateway"), made.gateway.environment
+    return load(GatewaySettings, argv, prog="tandem gateway", environment=environment).settings
+
+
+def everybodys_settings(made: Plan) -> list[GatewaySettings | WorkerSettings]:
+    prefill = [worker_settings(worker.spec, PrefillSettings) for worker in made.prefill]
+    return [gateway_settings(made), *prefill, *(worker_settings(worker.spec) for worker in made.decode)]
+
+
 def test_the_default_is_one_of_each_with_a_core_each() -> None:
     made = plan("--data-dir", "/data")
     assert [worker.spec.name for worker in made.workers] == ["prefill-0", "decode-0"]
@@ -47,9 +57,7 @@ def test_the_default_is_one_of_each_with_a_core_each() -> None:
     assert (prefill.host, prefill.port, prefill.admin_port, prefill.threads) == ("127.0.0.1", 0, 0, 1)
     assert prefill.secret_file == Path("/data/secret")
     assert prefill.kv_memory_bytes == int(8 * 2**30 * 0.4) // 2
-    gateway = load(
-        GatewaySettings, options(made.gateway, "gateway"), prog="tandem gateway", environment=made.gateway.environment
-    ).settings
+    gateway = gateway_settings(made)
     assert (gateway.port, gateway.admin_port, gateway.serve_admin_on_main) == (8000, 0, True)
     assert gateway.redis_url == prefill.redis_url == REDIS_URL
 
@@ -114,6 +122,29 @@ def test_what_a_process_would_refuse_is_refused_before_anything_starts(argv: lis
         plan(*argv)
 
 
-def test_every_handed_on_field_is_one_of_up_and_of_the_workers() -> None:
-    assert set(HANDED_ON) <= set(UpSettings.model_fields)
-    assert set(HANDED_ON) <= set(WorkerSettings.model_fields)
+def test_every_handed_on_field_is_one_of_up_and_of_those_that_get_it() -> None:
+    assert {*HANDED_TO_ALL, *HANDED_TO_WORKERS} <= set(UpSettings.model_fields)
+    for settings_class in (GatewaySettings, PrefillSettings, DecodeSettings):
+        assert set(HANDED_TO_ALL) <= set(settings_class.model_fields)
+    assert set(HANDED_TO_WORKERS) <= set(WorkerSettings.model_fields)
+    assert not set(HANDED_TO_WORKERS) & set(GatewaySettings.model_fields)
+
+
+def test_the_log_has_one_form_and_level_everywhere() -> None:
+    made = plan("--log-json", "--log-level", "warning")
+    told = everybodys_settings(made)
+    assert [(settings.log_json, settings.log_level) for settings in told] == [(True, "warning")] * 3
+
+
+@pytest.mark.parametrize(("stop_timeout_s", "drain_timeout_s"), [("60", 55.0), ("300", 295.0), ("4", 2.0)])
+def test_every_process_drains_before_it_would_be_killed(stop_timeout_s: str, drain_timeout_s: float) -> None:
+    made = plan("--stop-timeout-s", stop_timeout_s)
+    told = everybodys_settings(made)
+    assert [settings.drain_timeout_s for settings in told] == [drain_timeout_s] * 3
+    assert {spec.stop_timeout_s for spec in (made.gateway, made.decode[0].spec)} == {float(stop_timeout_s)}
+
+
+def test_a_drain_timeout_that_is_set_stands() -> None:
+    made = plan(environment={"TANDEM_DRAIN_TIMEOUT_S": "7"})
+    told = everybodys_settings(made)
+    assert [settings.drain_timeout_s for settings in told] == [7.0] * 3

@@ -4,23 +4,22 @@ Startup and readiness are asked for ten times as often as the manifest says; eve
 """
 
 import asyncio
-import ctypes
 import json
 import os
 import re
 import signal
 import time
 from asyncio.subprocess import Process
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from services.parent_death import die_with_parent
 from tests.deploy.chart import Manifest
 from tests.deploy.sandbox import Sandbox
 
 PERIOD_SCALE = 0.1
-_PR_SET_PDEATHSIG = 1
 _LOG_TAIL_LINES = 20
 
 
@@ -181,7 +180,7 @@ class LocalPod:
                 stdout=asyncio.subprocess.PIPE if with_output else log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=_die_with_parent(),
+                preexec_fn=die_with_parent(signal.SIGKILL),
             )
 
     def _running(self) -> Process:
@@ -208,15 +207,3 @@ async def _get(address: str, port: int, path: str) -> int:
 def _kill_group(process: Process) -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-
-
-def _die_with_parent() -> Callable[[], None]:
-    """Return what the child runs before its command; libc is looked up before the fork."""
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-    parent = os.getpid()
-
-    def arm() -> None:
-        if prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0 or os.getppid() != parent:
-            os._exit(1)
-
-    return arm

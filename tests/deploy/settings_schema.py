@@ -21,7 +21,7 @@ CLASSES: dict[str, type[Settings]] = {
 SET_BY_CHART = frozenset(
     (
         *("host", "port", "advertise_host", "admin_host", "admin_port", "serve_admin_on_main"),
-        *("redis_url", "secret_file", "cache_dir", "log_level", "log_format", "log_json"),
+        *("redis_url", "secret_file", "cache_dir", "log_level", "log_json"),
         *("model", "served_model_name", "dtype", "device", "transport", "drain_delay_s", "drain_timeout_s"),
     )
 )

@@ -6,7 +6,17 @@ from decimal import Decimal
 import pytest
 
 from services.config import Settings, load
-from tests.deploy.chart import ROLES, WORKER_ROLES, Manifest, Rendered, containers, environment, render, values_of
+from tests.deploy.chart import (
+    ROLES,
+    WORKER_ROLES,
+    Manifest,
+    Rendered,
+    changed,
+    containers,
+    environment,
+    render,
+    values_of,
+)
 from tests.deploy.settings_schema import CLASSES
 
 _UNITS = {"": 0, "Ki": 10, "Mi": 20, "Gi": 30, "Ti": 40}
@@ -202,3 +212,9 @@ def test_the_model_comes_from_where_the_values_say(name: str, model: str) -> Non
     assert ("HF_HUB_OFFLINE" in variables) == model.startswith("/")
     assert ("/models" in mounts) == model.startswith("/models/")
     assert mounts.get("/models", {"readOnly": True})["readOnly"] is True
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_every_process_is_told_the_form_of_its_log(as_json: bool) -> None:
+    rendered = render(changed(values_of("cpu"), "log.json", as_json))
+    assert [_settings(rendered, role).log_json for role in ROLES] == [as_json] * len(ROLES)  # type: ignore[attr-defined]

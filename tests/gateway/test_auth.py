@@ -1,3 +1,5 @@
+import asyncio
+
 import pytest
 
 from services.errors import AuthenticationFailed, StateUnavailable
@@ -13,9 +15,12 @@ class Store(MemoryKeyStore):
         super().__init__(clock)
         self.is_reachable = True
         self.num_reads = 0
+        self.answers = asyncio.Event()
+        self.answers.set()
 
     async def projects(self) -> "dict[str, str]":
         self.num_reads += 1
+        await self.answers.wait()
         if not self.is_reachable:
             raise StateUnavailable("away")
         return dict(await super().projects())
@@ -25,7 +30,8 @@ class Gate:
     def __init__(self, *, trust_loopback: bool = True) -> None:
         self.clock = ManualClock()
         self.store = Store(self.clock)
-        self._authenticator = Authenticator(KnownKeys(self.store, self.clock, 2.0), trust_loopback=trust_loopback)
+        self.keys = KnownKeys(self.store, self.clock, 2.0)
+        self._authenticator = Authenticator(self.keys, trust_loopback=trust_loopback)
 
     async def project_of(self, key: str | None = None, host: str | None = "127.0.0.1", **headers: str) -> str:
         if key is not None:
@@ -94,7 +100,7 @@ async def test_a_revoked_key_is_forgotten_after_the_refresh() -> None:
         await gate.store.revoke(revoked[0].key_id)
         await gate.store.create("third")
 
-    gate.clock.advance(2.1)
+    await gate.keys.refresh()
 
     with pytest.raises(AuthenticationFailed):
         await gate.project_of(key)
@@ -140,3 +146,59 @@ async def test_without_any_knowledge_nobody_is_let_in() -> None:
 
     with pytest.raises(StateUnavailable):
         await gate.project_of()
+
+
+async def test_a_store_that_hangs_holds_up_nobody_who_is_known() -> None:
+    gate = Gate()
+    key = await gate.store.create("team")
+    await gate.project_of(key)
+    gate.store.answers.clear()
+    refreshing = asyncio.create_task(gate.keys.refresh())
+    while gate.store.num_reads < 2:
+        await asyncio.sleep(0)
+
+    assert await gate.project_of(key) == "team"
+    assert not refreshing.done()
+    gate.store.answers.set()
+    await refreshing
+
+
+async def test_all_who_must_wait_wait_for_one_read() -> None:
+    gate = Gate()
+    key = await gate.store.create("team")
+    gate.store.answers.clear()
+    callers = [asyncio.create_task(gate.project_of(key)) for _ in range(5)]
+    while not gate.store.num_reads:
+        await asyncio.sleep(0)
+    gate.store.answers.set()
+
+    assert await asyncio.gather(*callers) == ["team"] * 5
+    assert gate.store.num_reads == 1
+
+
+async def test_while_the_store_is_away_unknown_keys_wait_for_nothing() -> None:
+    gate = Gate()
+    assert await gate.project_of("dummy") == DEFAULT_PROJECT
+    gate.store.is_reachable = False
+    await gate.keys.refresh()
+    gate.store.answers.clear()
+    gate.clock.advance(3600)
+
+    assert await gate.project_of("dummy") == DEFAULT_PROJECT
+    assert gate.store.num_reads == 2
+
+
+async def test_the_keys_are_followed_while_nobody_calls_and_after_the_store_was_away() -> None:
+    gate = Gate()
+    gate.store.is_reachable = False
+    following = asyncio.create_task(gate.keys.follow())
+    while gate.store.num_reads < 2:
+        await asyncio.sleep(0)
+    gate.store.is_reachable = True
+    key = await gate.store.create("team")
+    seen = gate.store.num_reads
+    while gate.store.num_reads < seen + 2:
+        await asyncio.sleep(0)
+    following.cancel()
+
+    assert await gate.project_of(key, "10.0.0.7") == "team"

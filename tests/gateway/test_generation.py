@@ -5,7 +5,7 @@ from random import Random
 
 import pytest
 
-from services.cluster.registry import Member, Role
+from services.cluster.registry import Member, MemberLoad, Role
 from services.errors import (
     DeadlineExceeded,
     Draining,
@@ -289,3 +289,14 @@ async def test_an_end_without_a_reason_is_a_defect() -> None:
 
     with pytest.raises(InternalError):
         await heard(cluster.generation())
+
+
+async def test_the_decode_worker_is_told_how_busy_and_how_fast_each_prefill_worker_is() -> None:
+    load = MemberLoad(queued_tokens=700, prefill_tokens_per_s=1234.5)
+    cluster = Cluster(member("d1"), member("p1", Role.PREFILL, load=load))
+    await heard(cluster.generation())
+
+    [candidate] = cluster.decode.requests[0].prefill_candidates
+    assert (candidate.member_id, candidate.address) == ("p1", "p1:1")
+    assert candidate.queued_tokens >= 700
+    assert candidate.prefill_tokens_per_s == 1234.5

@@ -1,8 +1,11 @@
 """The gateway as a process: real Redis, real gRPC, signals."""
 
 import asyncio
+import json
 import os
+import re
 import signal
+import socket
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
@@ -15,6 +18,7 @@ import pytest
 
 from services.cluster.embedded_redis import EmbeddedRedis
 from services.cluster.redis_registry import RedisRegistry
+from services.kv.card import ModelCard
 from services.telemetry.clock import SystemClock
 from tests.gateway.decode_server import SECRET, serving
 from tests.gateway.twins import END_ID, DecodeTwin, Script, card, chat_body, events, member, tokens
@@ -30,7 +34,7 @@ class Running:
 
 
 @asynccontextmanager
-async def gateway(tmp_path: Path, *options: str) -> AsyncIterator[Running]:
+async def gateway(tmp_path: Path, *options: str, model: ModelCard | None = None) -> AsyncIterator[Running]:
     """A gateway process that knows one decode worker."""
     secret_file = tmp_path / "secret"
     secret_file.write_bytes(SECRET)
@@ -38,7 +42,8 @@ async def gateway(tmp_path: Path, *options: str) -> AsyncIterator[Running]:
     twin = DecodeTwin()
     async with EmbeddedRedis(tmp_path) as redis, serving(twin) as address:
         registry = RedisRegistry(redis.url, SECRET, SystemClock(), lease_s=600)
-        await registry.join(replace(member("d1"), address=address), card())
+        model = model or card()
+        await registry.join(replace(member("d1", model=model), address=address), model)
         await registry.close()
         command = [sys.executable, "-m", "services.gateway", "--redis-url", redis.url, "--port", "0"]
         command += ["--admin-port", "0", "--secret-file", str(secret_file), *options]
@@ -60,7 +65,7 @@ async def _port(process: Process, event: str) -> int:
     async with asyncio.timeout(60):
         while line := (await process.stderr.readline()).decode():
             if event in line:
-                return int(line.rsplit("port=", 1)[1].split()[0])
+                return int(json.loads(line)["port"]) if line.startswith("{") else int(line.rsplit("port=", 1)[1])
     raise AssertionError(f"the gateway ended before {event}")
 
 
@@ -79,6 +84,54 @@ async def test_a_chat_goes_through_redis_and_grpc(tmp_path: Path) -> None:
     assert response.json()["choices"][0]["message"]["content"] == "Paris"
     assert timeline.json()["project"] == "default"
     assert on_main.status_code == 404
+
+
+async def test_with_redis_hanging_answers_do_not_wait_for_it(tmp_path: Path) -> None:
+    async with (
+        gateway(tmp_path, "--redis-timeout-s", "600") as running,
+        httpx.AsyncClient(base_url=running.url, timeout=60) as client,
+    ):
+        await client.post("/v1/chat/completions", json=chat_body())
+        assert running.redis.pid is not None
+        os.kill(running.redis.pid, signal.SIGSTOP)
+        try:
+            response = await client.post("/v1/chat/completions", json=chat_body())
+            timeline = await client.get(f"/v1/requests/{response.headers['x-request-id']}/timeline")
+        finally:
+            os.kill(running.redis.pid, signal.SIGCONT)
+
+    assert (response.status_code, timeline.status_code) == (200, 200)
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+async def test_every_line_of_the_log_has_one_form(tmp_path: Path, as_json: bool) -> None:
+    async with gateway(tmp_path, "--log-json" if as_json else "--no-log-json") as running:
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.stderr is not None
+        lines = (await asyncio.wait_for(running.process.stderr.read(), 30)).decode().splitlines()
+
+    assert any("gateway.draining" in line for line in lines)
+    for line in lines:
+        if as_json:
+            assert json.loads(line)["process"] == "gateway"
+        else:
+            assert re.match(r"\d\d:\d\d:\d\d\.\d{3} [DIWE] gateway ", line), line
+
+
+async def test_a_client_that_does_not_read_loses_its_work_and_its_connection(tmp_path: Path) -> None:
+    options = ("--send-timeout-s", "0.2", "--default-max-tokens", "100000")
+    model = card(context_length=200_000)
+    async with gateway(tmp_path, *options, model=model) as running:
+        running.decode.default = Script(tokens("Paris") * 20_000)
+        body = json.dumps(chat_body(stream=True)).encode()
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body)
+        with socket.create_connection(("127.0.0.1", int(running.url.rsplit(":", 1)[1]))) as client:
+            client.sendall(head + body)
+            async with asyncio.timeout(60):
+                while not running.decode.num_closed:
+                    await asyncio.sleep(0.02)
+                running.process.send_signal(signal.SIGTERM)
+                assert await running.process.wait() == 0  # long before the drain's time is over
 
 
 async def test_sigterm_lets_open_streams_end_and_takes_no_new_ones(tmp_path: Path) -> None:
@@ -116,7 +169,7 @@ async def test_chats_work_while_redis_is_away(tmp_path: Path) -> None:
         await client.post("/v1/chat/completions", json=chat_body())
         await running.redis.stop()
         response = await client.post("/v1/chat/completions", json=chat_body())
-        timeline = await client.get(f"/v1/requests/{response.headers['x-request-id']}/timeline")
+        timeline = await client.get("/v1/requests/req_older/timeline")
         ready = await client.get(f"{running.admin_url}/readyz")
 
     assert response.status_code == 200

@@ -254,5 +254,5 @@ async def world(
         )
         gateway = build(GatewaySettings(serve_admin_on_main=True, **changes), around)
         transport = httpx.ASGITransport(gateway.app, client=(client_host, 5000))
-        async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+        async with gateway.recorder, httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
             yield World(gateway, client, decode, registry, view, keys, timelines, clock, metrics)

@@ -199,6 +199,8 @@ preStop:
 {{ include "tandem.redisEnv" .root }}
 - name: TANDEM_LOG_LEVEL
   value: {{ .root.Values.log.level }}
+- name: TANDEM_LOG_JSON
+  value: {{ .root.Values.log.json | quote }}
 - name: TANDEM_DRAIN_DELAY_S
   value: {{ .pool.drainDelaySeconds | int | quote }}
 - name: TANDEM_DRAIN_TIMEOUT_S

@@ -126,8 +126,6 @@ spec:
   value: {{ ternary "cuda:0" "cpu" (gt (int .pool.gpu.count) 0) | quote }}
 - name: TANDEM_TRANSPORT
   value: {{ .root.Values.transport }}
-- name: TANDEM_LOG_JSON
-  value: {{ .root.Values.log.json | quote }}
 - name: HF_HOME
   value: /var/cache/tandem/huggingface
 {{- if ne .root.Values.model.source "hub" }}

@@ -14,7 +14,7 @@ _log = get_logger(__name__)
 
 
 def default_backend(
-    device: torch.device, dtype: torch.dtype, *, cache_folder: Path, num_threads: int
+    device: torch.device, dtype: torch.dtype, *, cache_folder: Path, num_threads: int, exact: bool = False
 ) -> AttentionBackend:
     """Return the best backend for ``device`` and ``dtype``.
 
@@ -26,7 +26,7 @@ def default_backend(
         ModelRefused: a device without a backend.
     """
     if device.type != "cpu":
-        return cuda.default_backend(device, dtype)
+        return cuda.default_backend(device, dtype, exact=exact)
     compiler = native_build.find_compiler()
     if compiler is None or dtype not in DTYPES:
         return ReferenceAttention()

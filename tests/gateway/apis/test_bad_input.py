@@ -1,5 +1,7 @@
 """Bad input gets an answer in the shape of the OpenAI API and costs no worker anything."""
 
+import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -187,3 +189,28 @@ async def test_a_trailing_slash_makes_no_difference() -> None:
         listed = await w.client.get("/v1/models/")
 
     assert (response.status_code, listed.json()["data"][0]["id"]) == (200, MODEL)
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+async def test_a_body_that_does_not_arrive_is_408(path: str) -> None:
+    async def stuck() -> AsyncIterator[bytes]:
+        yield b'{"model": '
+        await asyncio.Event().wait()
+
+    async with world(body_timeout_s=0.01) as w:
+        response = await w.client.post(path, content=stuck())
+
+    assert response.status_code == 408
+    check_shape(response.json())
+    assert response.json()["error"]["code"] == "request_timeout"
+    assert response.headers["connection"] == "close"
+    assert (w.decode.requests, w.gateway.drain.num_open) == ([], 0)
+
+
+@pytest.mark.parametrize("content_type", [None, "text/plain", "application/x-www-form-urlencoded", "nonsense"])
+async def test_the_body_counts_and_not_its_declared_type(content_type: str | None) -> None:
+    headers = {} if content_type is None else {"content-type": content_type}
+    async with world() as w:
+        response = await w.post("/v1/chat/completions", chat_body(), headers=headers)
+
+    assert response.status_code == 200

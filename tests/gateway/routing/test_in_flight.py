@@ -1,4 +1,4 @@
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.cluster.registry import MemberLoad
@@ -38,6 +38,7 @@ def test_members_with_open_requests_are_not_forgotten() -> None:
     assert accounts.estimate("d1").requests == 0
 
 
+@settings(deadline=None)
 @given(st.lists(st.one_of(st.just("start"), st.just("end"), st.integers(0, 9)), max_size=30))
 def test_an_estimate_is_never_less_than_our_own(actions: list[str | int]) -> None:
     accounts, own = InFlight(), 0

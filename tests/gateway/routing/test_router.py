@@ -3,7 +3,7 @@ from contextlib import ExitStack
 from random import Random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.cluster.registry import Member, MemberLoad, Role
@@ -115,6 +115,7 @@ def test_prefill_workers_can_be_required() -> None:
         router(member("d1"), require_prefill=True).pick(REQUEST)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.sampled_from(list(Role)), st.booleans(), st.booleans(), st.integers(0, 50)), max_size=8),
     st.sets(st.integers(0, 7)),

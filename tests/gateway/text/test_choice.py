@@ -1,6 +1,6 @@
 from collections.abc import Sequence
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.gateway.sequence import GeneratedToken
@@ -68,6 +68,7 @@ def test_a_held_back_end_is_shown_when_the_sequence_ends() -> None:
     assert joined(pushed(choice("Paris!"), tokens("to Paris"))) == "to Paris"
 
 
+@settings(deadline=None)
 @given(st.text(max_size=30), st.lists(st.text(min_size=1, max_size=3), max_size=2))
 def test_tokens_are_shown_with_the_text_that_they_complete(content: str, stops: list[str]) -> None:
     shown: list[TokenText] = []

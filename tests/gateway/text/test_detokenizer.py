@@ -1,4 +1,4 @@
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.gateway.text.detokenizer import Detokenizer
@@ -14,11 +14,13 @@ def decoded(token_ids: list[int]) -> list[str]:
     return [*(detokenizer.push(token_id) for token_id in token_ids), detokenizer.flush()]
 
 
+@settings(deadline=None)
 @given(st.text(max_size=40))
 def test_pieces_join_to_the_text(text: str) -> None:
     assert "".join(decoded(list(TOKENIZER.encode(text, add_special_tokens=False).ids))) == text
 
 
+@settings(deadline=None)
 @given(st.text(max_size=20))
 def test_no_piece_shows_half_a_character(text: str) -> None:
     if "\ufffd" not in text:

@@ -1,4 +1,4 @@
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.gateway.text.stop import StopStrings
@@ -17,11 +17,13 @@ def shown(stops: list[str], pieces: list[str]) -> tuple[str, bool]:
     return text + strings.flush(), False
 
 
+@settings(deadline=None)
 @given(STOPS, PIECES)
 def test_the_way_a_text_is_cut_into_pieces_changes_nothing(stops: list[str], pieces: list[str]) -> None:
     assert shown(stops, pieces) == shown(stops, list("".join(pieces)))
 
 
+@settings(deadline=None)
 @given(STOPS, PIECES)
 def test_no_stop_string_is_ever_shown(stops: list[str], pieces: list[str]) -> None:
     text, _ = shown(stops, pieces)
@@ -29,6 +31,7 @@ def test_no_stop_string_is_ever_shown(stops: list[str], pieces: list[str]) -> No
     assert not any(stop in text for stop in stops)
 
 
+@settings(deadline=None)
 @given(STOPS, PIECES)
 def test_without_a_stop_string_nothing_is_lost(stops: list[str], pieces: list[str]) -> None:
     whole = "".join(pieces)

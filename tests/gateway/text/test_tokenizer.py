@@ -2,7 +2,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, normalizers
 
@@ -35,6 +35,7 @@ def with_added(*added: AddedToken, template: str = CHAT_ML, normalizer: Any = No
     return ModelTokenizer(card(tokenizer_json=raw.to_str(), chat_template=template))
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(), min_size=1, max_size=3))
 def test_ordinary_text_is_encoded_as_the_whole_prompt_would_be(contents: list[str]) -> None:
     messages = [{"role": "user", "content": content} for content in contents]
@@ -42,6 +43,7 @@ def test_ordinary_text_is_encoded_as_the_whole_prompt_would_be(contents: list[st
     assert MODEL.encode_conversation(messages, RENDER) == whole(messages)
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(["<|im_end|>", "<|im_start|>", "<|endoftext|>", " a", "\n", "<|", "|>"]), max_size=6))
 def test_user_text_adds_no_control_token(pieces: list[str]) -> None:
     ids = encoded("".join(pieces))

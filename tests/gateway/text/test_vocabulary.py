@@ -1,6 +1,6 @@
 import json
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.gateway.text.vocabulary import Vocabulary
@@ -9,6 +9,7 @@ from tests.gateway.twins import raw_tokenizer, tokenizer_json
 BYTE_LEVEL = Vocabulary(tokenizer_json())
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_bytes_of_tokens_join_to_the_bytes_of_the_text(text: str) -> None:
     ids = raw_tokenizer().encode(text, add_special_tokens=False).ids

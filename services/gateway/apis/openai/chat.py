@@ -33,7 +33,7 @@ class ChatCompletions:
     async def create(self, request: Request) -> Response:
         """Answer one conversation, whole or as a stream."""
         exchange = await self._services.entrance.exchange(request)
-        body = parse_body(ChatBody, await request.body())
+        body = parse_body(ChatBody, await self._services.entrance.body(request))
         _check_supported(body)
         with exchange.timeline.step("encode"):
             plan = await self._plan(body)

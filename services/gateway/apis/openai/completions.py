@@ -38,7 +38,7 @@ class Completions:
     async def create(self, request: Request) -> Response:
         """Continue one or several prompts, whole or as a stream."""
         exchange = await self._services.entrance.exchange(request)
-        body = parse_body(CompletionBody, await request.body())
+        body = parse_body(CompletionBody, await self._services.entrance.body(request))
         _check_supported(body)
         with exchange.timeline.step("encode"):
             plan, echoes = await self._plan(body)

@@ -19,7 +19,7 @@ def openai_routes(services: OpenAIServices) -> APIRouter:
     async def timeline(request: Request) -> Response:
         """Return the timeline of a recent request of the caller's project."""
         exchange = await services.entrance.exchange(request)
-        return JsonReply(await services.timelines.get(exchange.project, request.path_params["request_id"]))
+        return JsonReply(await services.recorder.find(exchange.project, request.path_params["request_id"]))
 
     router.add_api_route("/chat/completions", ChatCompletions(services).create, methods=["POST"])
     router.add_api_route("/completions", Completions(services).create, methods=["POST"])

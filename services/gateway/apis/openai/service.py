@@ -18,7 +18,6 @@ from services.gateway.recorder import TimelineRecorder
 from services.gateway.replies import JsonReply
 from services.gateway.stream import EventStream
 from services.gateway.text.threads import TextThreads
-from services.gateway.timeline import TimelineStore
 
 
 @dataclass(frozen=True)
@@ -28,6 +27,7 @@ class OpenAILimits:
     max_choices: int
     default_max_tokens: int
     keep_alive_s: float
+    send_timeout_s: float
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,6 @@ class OpenAIServices:
     catalog: ModelCatalog
     threads: TextThreads
     answers: Answers
-    timelines: TimelineStore
     recorder: TimelineRecorder
     limits: OpenAILimits
 
@@ -57,7 +56,7 @@ class Answering:
         body_of: Callable[[list[CollectedChoice]], dict[str, Any]],
     ) -> Response:
         """Return the complete answer; ``body_of`` gives all but the usage."""
-        async with self._services.recorder.recording(exchange):
+        with self._services.recorder.recording(exchange):
             num_choices = len(plan.prompts) * plan.num_choices
             events = self._services.answers.run(plan, exchange)
             choices = await while_connected(request.receive, collect(events, num_choices))
@@ -69,11 +68,12 @@ class Answering:
         return EventStream(
             self._events(exchange, plan, chunks),
             keep_alive_s=self._services.limits.keep_alive_s,
+            send_timeout_s=self._services.limits.send_timeout_s,
             last_words=last_words,
         )
 
     async def _events(self, exchange: Exchange, plan: AnswerPlan, chunks: ChunkStream) -> AsyncGenerator[bytes, None]:
-        async with self._services.recorder.recording(exchange):
+        with self._services.recorder.recording(exchange):
             async for chunk in chunks.chunks(self._services.answers.run(plan, exchange)):
                 yield chunk
         yield DONE
