@@ -103,7 +103,9 @@ def describe_proof(proof: dict[str, Any]) -> str:
     parts = [f"{name} {proof[name]}" for name in (*names, "kv_bytes") if proof.get(name) not in (None, "")]
     timings = proof.get("timings_ms") or {}
     parts += [f"{name} {float(value):.0f} ms" for name, value in timings.items()]
-    return ", ".join([*parts, "verified" if proof.get("verified") else "unverified"])
+    if proof.get("verified") is not None:
+        parts.append("verified" if proof["verified"] else "unverified")
+    return ", ".join(parts)
 
 
 def _events(response: httpx.Response) -> Iterator[str]:

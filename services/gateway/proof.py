@@ -23,7 +23,8 @@ class PathProof:
     recomputed_tokens: int
     kv_bytes: int
     transport: str | None
-    verified: bool
+    verified: bool | None
+    """Whether every block that arrived was checked; None if none did."""
     attempts: int
     """Prefill attempts."""
     reason: str | None

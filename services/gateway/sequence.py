@@ -96,7 +96,7 @@ def proof_of(message: pb.PathProof) -> PathProof:
         recomputed_tokens=message.recomputed_tokens,
         kv_bytes=message.kv_bytes,
         transport=message.transport or None,
-        verified=message.verified,
+        verified=message.verified if message.kv_bytes else None,
         attempts=message.attempts,
         reason=message.reason or None,
         timings_ms=dict(message.timings_ms),
@@ -115,7 +115,7 @@ def unknown_proof(decode_id: str, cached_tokens: int = 0) -> PathProof:
         recomputed_tokens=0,
         kv_bytes=0,
         transport=None,
-        verified=False,
+        verified=None,
         attempts=0,
         reason="the answer ended before the decode worker told its way",
     )
