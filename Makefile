@@ -4,7 +4,7 @@
 # make bench   measure (ARGS="...")        make proto   regenerate the gRPC stubs
 # make install everything for development  make clean   remove what can be made again
 #
-# Variables: PYTHON (3.11 or newer), VENV, TORCH (requirement for torch), ARGS.
+# Variables: PYTHON (3.11 or newer), VENV, TORCH (requirement for torch), TEST_PROCESSES, ARGS.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -15,6 +15,7 @@ is_recent := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
 	$$python $(is_recent) 2>/dev/null && echo $$python && break; done)
 VENV ?= .venv
+TEST_PROCESSES ?= 2
 ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -70,7 +71,7 @@ stubs: install
 	echo "generated stubs are up to date"
 
 test: check model
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest --numprocesses $(TEST_PROCESSES) --dist loadfile $(ARGS)
 
 # The model that tests use, so that no test downloads anything.
 model: install
