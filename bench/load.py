@@ -62,10 +62,16 @@ class Answer:
 class Client:
     """Streams chats from one server."""
 
-    def __init__(self, base_url: str, model: str, session: aiohttp.ClientSession) -> None:
+    def __init__(self, base_url: str, model: str, session: aiohttp.ClientSession, turn: int = 0) -> None:
         self._url = base_url.rstrip("/") + "/v1/chat/completions"
         self._model = model
         self._session = session
+        self._turn = turn
+
+    def prompt(self, num_words: int, seed: int) -> str:
+        """Return words of this round: a prompt of an earlier round would be found in a prefix cache."""
+        words = random.Random(f"{self._turn} {seed}")
+        return " ".join(words.choice(WORDS) for _ in range(num_words))
 
     async def chat(self, messages: Sequence[dict[str, str]], max_tokens: int) -> Answer:
         body = {
@@ -96,11 +102,6 @@ def _take(answer: Answer, chunk: dict[str, Any], now: float) -> None:
         answer.text += content
 
 
-def prompt(num_words: int, seed: int) -> str:
-    words = random.Random(seed)
-    return " ".join(words.choice(WORDS) for _ in range(num_words))
-
-
 def user(text: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": text}]
 
@@ -115,8 +116,8 @@ def ms(seconds: float) -> float:
 
 
 async def one(client: Client) -> Figures:
-    await client.chat(user(prompt(40, 1)), 16)
-    answer = await client.chat(user(prompt(40, 2)), 192)
+    await client.chat(user(client.prompt(40, 1)), 16)
+    answer = await client.chat(user(client.prompt(40, 2)), 192)
     count = answer.usage["completion_tokens"]
     return {
         "tok_s": round((count - 1) / (answer.total - answer.ttft), 1),
@@ -127,7 +128,7 @@ async def one(client: Client) -> Figures:
 
 async def batch16(client: Client) -> Figures:
     began = time.perf_counter()
-    answers = await asyncio.gather(*(client.chat(user(prompt(40, 100 + i)), 128) for i in range(16)))
+    answers = await asyncio.gather(*(client.chat(user(client.prompt(40, 100 + i)), 128) for i in range(16)))
     wall = time.perf_counter() - began
     return {
         "tok_s": round(sum(answer.usage["completion_tokens"] for answer in answers) / wall, 1),
@@ -136,7 +137,7 @@ async def batch16(client: Client) -> Figures:
 
 
 async def prefill(client: Client) -> Figures:
-    answers = [await client.chat(user(prompt(LONG_PROMPT_WORDS, 1000 + i)), 1) for i in range(6)][1:]
+    answers = [await client.chat(user(client.prompt(LONG_PROMPT_WORDS, 1000 + i)), 1) for i in range(6)][1:]
     seconds = [answer.total for answer in answers]
     tokens = sum(answer.usage["prompt_tokens"] for answer in answers)
     return {
@@ -151,7 +152,7 @@ async def mixed(client: Client) -> Figures:
     arrivals = asyncio.create_task(_arrivals(client, stop))
     await asyncio.sleep(0.2)
     began = time.perf_counter()
-    steady = await asyncio.gather(*(client.chat(user(prompt(40, 300 + i)), 192) for i in range(6)))
+    steady = await asyncio.gather(*(client.chat(user(client.prompt(40, 300 + i)), 192) for i in range(6)))
     wall = time.perf_counter() - began
     stop.set()
     longs = await arrivals
@@ -169,7 +170,7 @@ async def mixed(client: Client) -> Figures:
 async def _arrivals(client: Client, stop: asyncio.Event) -> list[Answer]:
     tasks: list[asyncio.Task[Answer]] = []
     while not stop.is_set():
-        tasks.append(asyncio.create_task(client.chat(user(prompt(LONG_PROMPT_WORDS, 5000 + len(tasks))), 8)))
+        tasks.append(asyncio.create_task(client.chat(user(client.prompt(LONG_PROMPT_WORDS, 5000 + len(tasks))), 8)))
         try:
             async with asyncio.timeout(ARRIVAL_INTERVAL_S):
                 await stop.wait()
@@ -179,9 +180,9 @@ async def _arrivals(client: Client, stop: asyncio.Event) -> list[Answer]:
 
 
 async def turns(client: Client) -> Figures:
-    messages, ttft_ms = [{"role": "system", "content": prompt(1400, 9)}], []
+    messages, ttft_ms = [{"role": "system", "content": client.prompt(1400, 9)}], []
     for turn in range(6):
-        messages += user(prompt(60, 700 + turn))
+        messages += user(client.prompt(60, 700 + turn))
         answer = await client.chat(messages, 48)
         ttft_ms.append(ms(answer.ttft))
         messages.append({"role": "assistant", "content": answer.text})
@@ -198,12 +199,12 @@ WORKLOADS: dict[str, Callable[[Client], Awaitable[Figures]]] = {
 }
 
 
-async def run(base_url: str, model: str, names: Sequence[str]) -> dict[str, Figures]:
-    """Run the named workloads one after the other, each line printed as it ends."""
+async def run(base_url: str, model: str, names: Sequence[str], turn: int = 0) -> dict[str, Figures]:
+    """Run the named workloads one after the other, each line printed as it ends; prompts differ by ``turn``."""
     figures = {}
     connector, timeout = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=600)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
-        client = Client(base_url, model, session)
+        client = Client(base_url, model, session, turn)
         await client.chat(user("hello"), 8)
         for name in names:
             figures[name] = await WORKLOADS[name](client)

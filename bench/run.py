@@ -88,10 +88,10 @@ def _served_model(port: int, process: "subprocess.Popen[bytes]") -> str:
 def measure(systems: Sequence[System], workloads: Sequence[str], repeat: int) -> dict[str, list[dict[str, Figures]]]:
     """Run the workloads on each system in turn, ``repeat`` times."""
     figures: dict[str, list[dict[str, Figures]]] = {system.name: [] for system in systems}
-    for _ in range(repeat):
+    for turn in range(repeat):
         for system in systems:
             print(f"-- {system.name}", flush=True)
-            figures[system.name].append(asyncio.run(run(system.base_url, system.model, workloads)))
+            figures[system.name].append(asyncio.run(run(system.base_url, system.model, workloads, turn)))
     return figures
 
 
