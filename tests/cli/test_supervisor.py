@@ -133,8 +133,8 @@ async def test_a_killed_child_is_a_new_process_afterwards(cluster: Cluster) -> N
 
 async def test_stages_stop_in_order(cluster: Cluster) -> None:
     code = (
-        "import signal, sys, time\n"
-        "def leave(*_):\n    print('left', flush=True)\n    sys.exit(0)\n"
+        "import os, signal, sys, time\n"
+        "def leave(*_):\n    os.write(1, b'left' + bytes([10]))\n    sys.exit(0)\n"
         "signal.signal(signal.SIGTERM, leave)\n" + WAIT_FOR_EVER
     )
     names = ["redis", "prefill-0", "decode-0", "decode-1", "gateway"]

@@ -27,7 +27,7 @@ from services.telemetry.clock import SystemClock
 LEAVE_ON_TERM = """
 import os, signal, sys, time
 def leave(*_):
-    os.write(1, b"left\n")  # print is not reentrant, and may be at work
+    os.write(1, b"left" + bytes([10]))  # print is not reentrant, and may be at work
     sys.exit(0)
 signal.signal(signal.SIGTERM, leave)
 print("serving", flush=True)
