@@ -7,6 +7,9 @@ from services.errors import StateUnavailable
 from services.telemetry.logs import EventLogger
 
 
+CANCEL_AGAIN_S = 0.5
+
+
 class Background:
     """Runs one coroutine beside its owner."""
 
@@ -27,11 +30,15 @@ class Background:
             self._task.add_done_callback(self._report)
 
     async def close(self) -> None:
-        """Cancel the coroutine and wait for its end; idempotent. A failure was logged when it happened."""
+        """Cancel the coroutine and wait for its end; idempotent. A failure was logged when it happened.
+
+        A client library may turn a cancellation that meets its own failure into that failure, so that a loop
+        would go on: it is cancelled again until it ends.
+        """
         task, self._task = self._task, None
-        if task is not None and not task.done():
+        while task is not None and not task.done():
             task.cancel()
-            await asyncio.wait({task})
+            await asyncio.wait({task}, timeout=CANCEL_AGAIN_S)
 
     def _report(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:

@@ -21,6 +21,7 @@ from services.worker.node import Node
 
 _log = get_logger(__name__)
 _CONNECT_TIMEOUT_S = 15.0
+_CANCEL_AGAIN_S = 0.5
 
 
 class WarmPairs:
@@ -40,9 +41,10 @@ class WarmPairs:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        while self._tasks:  # one of them may start another, or be at a step that takes no cancellation
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.wait(self._tasks, timeout=_CANCEL_AGAIN_S)
 
     def _start(self, run: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(run, name="warm pairs")
