@@ -6,7 +6,6 @@ from collections.abc import Callable, Coroutine
 from services.errors import StateUnavailable
 from services.telemetry.logs import EventLogger
 
-
 CANCEL_AGAIN_S = 0.5
 
 
