@@ -73,13 +73,6 @@ class PrefillServicer(tandem_pb2_grpc.PrefillServicer):
                 async for event in events:
                     yield event
             await outgoing.all_pushed()
-            _log.event(
-                "prefill.pushed",
-                request_id=spec.request_id,
-                blocks=outgoing.num_blocks,
-                pushes=outgoing.num_pushes,
-                overlapped=outgoing.num_overlapped,
-            )
             yield pb.RunEvent(pushed=pb.RunPushed(blocks=outgoing.num_blocks, load=self._node.load_message()))
         finally:
             outgoing.close()
@@ -176,7 +169,7 @@ class PrefillServicer(tandem_pb2_grpc.PrefillServicer):
             raise InvalidRequest(f"The target names {len(request.target.block_ids)} blocks, the prompt needs {wanted}.")
         self._node.require_tokens([*request.prompt_token_ids, *request.resumed_output_token_ids])
         return NewRequest(
-            request_id=f"{request.request_id}#{request.target.epoch:x}",
+            request_id=str(AttemptKey(request.request_id, request.target.epoch)),
             prompt_token_ids=tuple(request.prompt_token_ids),
             resumed_output_token_ids=tuple(request.resumed_output_token_ids),
             params=sampling_from_message(request.sampling),
@@ -199,6 +192,14 @@ class PrefillServicer(tandem_pb2_grpc.PrefillServicer):
             await outgoing.settle()
             del self._live[outgoing.attempt]
             self._remember(outgoing.attempt, _settled(outgoing))
+            _log.event(
+                "prefill.settled",
+                request_id=str(outgoing.attempt),
+                blocks=outgoing.num_blocks,
+                pushes=outgoing.num_pushes,
+                overlapped=outgoing.num_overlapped,
+                failed=outgoing.has_failed,
+            )
 
         task = asyncio.create_task(forget())
         self._settling.add(task)
