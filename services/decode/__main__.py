@@ -2,12 +2,13 @@
 
 import asyncio
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
-from services.cluster.registry import Role
+from services.cluster.registry import Member, Role
 from services.cluster.view import MemberView
 from services.config import load
 from services.decode.arrivals import Arrivals
+from services.decode.handover import Handover
 from services.decode.policy import PrefillPolicy
 from services.decode.prompt import PromptServices
 from services.decode.reserving import Reserving
@@ -49,16 +50,28 @@ async def serve(settings: DecodeSettings) -> None:
 
 
 async def _serve(worker: WorkerHost, settings: DecodeSettings, arrivals: Arrivals) -> None:
-    services = prompt_services(worker.node, worker.channels, arrivals, worker.metrics, settings)
-    servicer = DecodeServicer(services)
-    tandem_pb2_grpc.add_DecodeServicer_to_server(servicer, worker.server)
     node, channels = worker.node, worker.channels
+    services = prompt_services(node, channels, arrivals, worker.metrics, settings)
+    view = MemberView(worker.registry, node.clock)
+    handover = Handover(
+        node, worker.kept, worker.metrics, settings=settings, has_peer=lambda: any(_decode_peers(node, view.members()))
+    )
+    servicer = DecodeServicer(services, worker.exporter, handover)
+    tandem_pb2_grpc.add_DecodeServicer_to_server(servicer, worker.server)
     async with (
-        MemberView(worker.registry, node.clock) as view,
+        view,
         WarmPairs(node, channels, view, longest_call_s=settings.request_timeout_s),
     ):
         await worker.run(servicer)
     await services.settling.close()
+
+
+def _decode_peers(node: Node, members: Iterable[Member]) -> Iterator[Member]:
+    """Return who could go on with a sequence of this worker."""
+    for member in members:
+        is_like_us = member.role is Role.DECODE and member.fingerprint == node.layout.fingerprint
+        if is_like_us and not member.draining and member.member_id != node.member_id:
+            yield member
 
 
 def prompt_services(

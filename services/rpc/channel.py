@@ -43,6 +43,10 @@ class Channels:
         """Return the prefill service at ``host:port``."""
         return tandem_pb2_grpc.PrefillStub(self._channel(address))
 
+    def kv(self, address: str) -> "tandem_pb2_grpc.KVAsyncStub":
+        """Return the service at ``host:port`` that pushes blocks by name."""
+        return tandem_pb2_grpc.KVStub(self._channel(address))
+
     def admin(self, address: str) -> "tandem_pb2_grpc.AdminAsyncStub":
         """Return the admin service at ``host:port``."""
         return tandem_pb2_grpc.AdminStub(self._channel(address))

@@ -15,7 +15,7 @@ from prometheus_client.process_collector import ProcessCollector
 
 from services.errors import PayloadDigestMismatch, TokenDigestMismatch
 
-PATHS = ("pd", "local", "fallback")
+PATHS = ("pd", "local", "fallback", "handover")
 """Which way an answer went."""
 TOKEN_SOURCES = ("cached", "transferred", "recomputed", "computed")
 """Where the KV of a prompt token came from: found here, sent by a peer, computed here although a peer should
@@ -24,7 +24,7 @@ CLAIMS = ("quarantined", "reserved", "leased", "used", "cached", "free")
 """The strongest claim on a KV block, strongest first."""
 INTEGRITY_KINDS = (TokenDigestMismatch.code, PayloadDigestMismatch.code)
 ATTEMPT_OUTCOMES = ("arrived", "nothing_posted", "unknown")
-"""How an attempt to have a prompt prefilled elsewhere was left."""
+"""How an attempt to get blocks from a peer was left."""
 ROLES = ("prefill", "decode")
 
 _STEP_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
@@ -59,6 +59,11 @@ class GatewayMetrics:
             "tandem_replays",
             "Sequences continued on another decode worker, by error code.",
             ["code"],
+            registry=registry,
+        )
+        self.handovers = Counter(
+            "tandem_handovers",
+            "Sequences continued on another decode worker because theirs leaves; none of them was lost.",
             registry=registry,
         )
         self.prompt_tokens = _prompt_tokens(registry)
@@ -119,6 +124,17 @@ class WorkerMetrics:
             ["outcome"],
             registry=registry,
         )
+        self.fetches = Counter(
+            "tandem_kv_fetches",
+            "Attempts to get blocks from a worker that has them, by how they were left.",
+            ["outcome"],
+            registry=registry,
+        )
+        self.handed_over = Counter(
+            "tandem_sequences_handed_over",
+            "Sequences that this worker ended in mid-stream because it leaves, for another one to go on with.",
+            registry=registry,
+        )
         self.prompt_tokens = _prompt_tokens(registry)
         self.output_tokens = _output_tokens(registry)
         self.time_to_first_token = Histogram(
@@ -130,6 +146,7 @@ class WorkerMetrics:
         )
         self.is_draining = Gauge("tandem_worker_draining", "1 while this worker leaves.", registry=registry)
         _start_at_zero(self.attempts, "outcome", ATTEMPT_OUTCOMES)
+        _start_at_zero(self.fetches, "outcome", ATTEMPT_OUTCOMES)
         _start_at_zero(self.time_to_first_token, "path", PATHS)
 
     def _declare_transfers(self, registry: CollectorRegistry) -> None:

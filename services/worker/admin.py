@@ -20,7 +20,13 @@ class Service(Protocol):
 
     @property
     def num_live(self) -> int:
-        """Requests that are not over, or have a write outstanding."""
+        """Requests that are not over, and attempts of peers and kept blocks that a transfer may still read."""
+
+    async def hand_over(self, *, waited_s: float, timeout_s: float) -> None:
+        """Give running work to peers if a drain that ends after ``timeout_s`` has waited long enough for its end.
+
+        Called again and again while a drain waits.
+        """
 
 
 class AdminServicer(tandem_pb2_grpc.AdminServicer):
@@ -53,19 +59,24 @@ class AdminServicer(tandem_pb2_grpc.AdminServicer):
             ledger=snapshot.ledger.by_claim(),
             counters=self._counters(),
             draining=self._node.is_draining,
+            live=self._service.num_live,
         )
 
     async def Drain(self, request: pb.DrainRequest, context: _Context) -> pb.DrainReply:
         """Take no new work; answer when the running work ended or the time is over."""
+        if request.member_id:
+            self._node.require_member(request.member_id)
         return pb.DrainReply(remaining=await self.drain(request.timeout_s or self._drain_timeout_s))
 
     async def drain(self, timeout_s: float) -> int:
         """Say so, take no new work, and return how many requests are left when none runs or the time is over."""
         await self._announce()
         self._node.is_draining = True
+        began_s = self._node.clock.now()
         try:
             async with asyncio.timeout(timeout_s):
                 while self._service.num_live:
+                    await self._service.hand_over(waited_s=self._node.clock.now() - began_s, timeout_s=timeout_s)
                     await self._node.clock.sleep(_DRAIN_POLL_S)
         except TimeoutError:
             pass

@@ -15,7 +15,15 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from services.engine.engine import Engine
-from services.engine.output import ChunkComputed, FinalBlocks, RequestFailed, StepOutput, StepStats, TokenOutput
+from services.engine.output import (
+    ChunkComputed,
+    FinalBlocks,
+    HandedOver,
+    RequestFailed,
+    StepOutput,
+    StepStats,
+    TokenOutput,
+)
 from services.engine.scheduler import Scheduler
 from services.errors import InternalError, InvalidRequest, TandemError, Unavailable
 from services.telemetry.clock import Clock
@@ -23,7 +31,7 @@ from services.telemetry.logs import get_logger
 
 _log = get_logger(__name__)
 Result = TypeVar("Result")
-EngineEvent = FinalBlocks | ChunkComputed | TokenOutput | RequestFailed
+EngineEvent = FinalBlocks | ChunkComputed | TokenOutput | RequestFailed | HandedOver
 Command = Callable[[Scheduler], Result]
 
 
@@ -194,8 +202,8 @@ class EngineThread:
             self._drop(event)
 
     def _drop(self, event: EngineEvent) -> None:
-        if isinstance(event, FinalBlocks):
-            self.post(lambda scheduler: scheduler.release(event.hold))
+        if isinstance(event, FinalBlocks | HandedOver) and (hold := event.hold) is not None:
+            self.post(lambda scheduler: scheduler.release(hold))
 
     def _break(self) -> None:
         self._fail_all(InternalError("The engine of this worker failed; its log has the details."))

@@ -33,6 +33,9 @@ from services.transfer.tcp import TcpOptions
 from services.worker.admin import AdminServicer, Service
 from services.worker.building import Built, build
 from services.worker.engine_thread import EngineThread
+from services.worker.exporter import Exporter
+from services.worker.kept_blocks import KeptBlocks
+from services.worker.kv_service import KVServicer
 from services.worker.node import Node
 from services.worker.seal import Sealer
 from services.worker.settings import WorkerSettings
@@ -69,6 +72,8 @@ class WorkerHost:
     node: Node
     channels: Channels
     metrics: WorkerMetrics
+    exporter: Exporter
+    kept: KeptBlocks
     registry: RedisRegistry
     server: grpc.aio.Server
     address: str
@@ -181,8 +186,13 @@ async def open_host(
             throughput=throughput,
             clock=clock,
         )
+        exporter, kept = Exporter(node, metrics, push_timeout_s=settings.push_timeout_s), KeptBlocks(node)
+        stack.push_async_callback(kept.close)
+        tandem_pb2_grpc.add_KVServicer_to_server(KVServicer(node, exporter, kept), server)
         _log.event("worker.listening", member=node.member_id, address=address, admin_port=admin.port)
-        yield WorkerHost(node, channels, metrics, registry, server, address, settings, prometheus, state)
+        yield WorkerHost(
+            node, channels, metrics, exporter, kept, registry, server, address, settings, prometheus, state
+        )
     if state.is_broken:
         raise InternalError("The engine failed; the log has the details.")
 

@@ -121,6 +121,8 @@ class Script:
     fail_after: int = 0
     refuse: TandemError | None = None
     hang_after: int | None = None
+    hand_over_after: int | None = None
+    kept_as: str = ""
     tell_path: bool = False
     path: str = "pd"
     step: int = 1
@@ -160,6 +162,9 @@ class DecodeTwin:
         output = list(script.output)[: request.sampling.max_tokens]
         for position in range(start, len(output) + 1, script.step):
             await self._maybe_stop(script, position)
+            if script.hand_over_after is not None and position >= script.hand_over_after:
+                yield pb.GenerateEvent(handed_over=pb.HandedOver(kept_as=script.kept_as, load=load))
+                return
             if position == 0 and script.tell_path:
                 yield pb.GenerateEvent(path=proof(address.split(":")[0], path=script.path))
             chunk = output[position : position + script.step]

@@ -13,6 +13,8 @@ from prometheus_client import CollectorRegistry
 from services.cluster.registry import Role
 from services.decode.__main__ import prompt_services
 from services.decode.arrivals import Arrivals
+from services.decode.handover import Handover
+from services.decode.prompt import PromptServices
 from services.decode.service import DecodeServicer
 from services.decode.settings import DecodeSettings
 from services.engine.engine import Engine
@@ -36,6 +38,9 @@ from services.transfer.loop import NoticeHandler, TransferThread
 from services.transfer.memory import KVMemory, allocate
 from services.worker.admin import AdminServicer, Service
 from services.worker.engine_thread import EngineThread
+from services.worker.exporter import Exporter
+from services.worker.kept_blocks import KeptBlocks
+from services.worker.kv_service import KVServicer
 from services.worker.node import Node
 from services.worker.seal import Sealer
 from services.worker.settings import WorkerSettings
@@ -59,6 +64,14 @@ class Shape:
     max_running: int = 64
 
 
+@dataclass(frozen=True)
+class Moving:
+    """What pushes a worker's blocks to others."""
+
+    exporter: Exporter
+    kept: KeptBlocks
+
+
 @dataclass
 class Worker:
     """One worker incarnation with all its parts."""
@@ -76,10 +89,16 @@ class Worker:
     prometheus: CollectorRegistry
     defects: list[str]
     arrivals: Arrivals
+    moving: Moving
 
     @property
     def candidate(self) -> pb.PrefillCandidate:
         return pb.PrefillCandidate(member_id=self.node.member_id, address=self.address)
+
+    @property
+    def source(self) -> pb.KVSource:
+        """This worker as one that may have blocks in its cache."""
+        return pb.KVSource(member_id=self.node.member_id, address=self.address)
 
     def counted(self, name: str, **labels: str) -> int:
         inner = ",".join(f'{key}="{value}"' for key, value in sorted(labels.items()))
@@ -116,6 +135,8 @@ class Cluster:
     channels: Channels
     prefills: list[Worker] = field(default_factory=list)
     decodes: list[Worker] = field(default_factory=list)
+    has_peers: bool = True
+    """Whether a decode worker that leaves knows of the others."""
 
     @property
     def decode(self) -> Worker:
@@ -132,7 +153,7 @@ class Cluster:
         worker = await self._start(
             parts,
             on_notice=lambda agent, notice: metrics.stale_notices.inc(),
-            serve=lambda node, server, channels: _serve_prefill(node, server, known, metrics),
+            serve=lambda node, server, channels, moving: _serve_prefill(node, server, known, moving),
         )
         self.prefills.append(worker)
         return worker
@@ -153,7 +174,9 @@ class Cluster:
         worker = await self._start(
             parts,
             on_notice=arrivals.on_notice,
-            serve=lambda node, server, channels: self._serve_decode(node, server, channels, known, metrics, arrivals),
+            serve=lambda node, server, channels, moving: self._serve_decode(
+                prompt_services(node, channels, arrivals, metrics, known), server, moving
+            ),
         )
         self.decodes.append(worker)
         return worker
@@ -163,18 +186,19 @@ class Cluster:
         for worker in workers or [*self.decodes, *self.prefills]:
             await until_async(worker.is_idle, f"{worker.node.member_id} is not idle")
 
-    def _serve_decode(
-        self,
-        node: Node,
-        server: grpc.aio.Server,
-        channels: Channels,
-        settings: DecodeSettings,
-        metrics: WorkerMetrics,
-        arrivals: Arrivals,
-    ) -> Service:
-        services = prompt_services(node, channels, arrivals, metrics, settings)
+    def _serve_decode(self, services: PromptServices, server: grpc.aio.Server, moving: Moving) -> Service:
+        node = services.node
         self.stack.push_async_callback(services.settling.close)
-        servicer = DecodeServicer(services)
+        handover = Handover(
+            node,
+            moving.kept,
+            services.metrics,
+            settings=services.settings,
+            has_peer=lambda: any(
+                worker.node is not node and not worker.node.is_draining for worker in self.decodes if self.has_peers
+            ),
+        )
+        servicer = DecodeServicer(services, moving.exporter, handover)
         tandem_pb2_grpc.add_DecodeServicer_to_server(servicer, server)
         return servicer
 
@@ -183,7 +207,7 @@ class Cluster:
         parts: "_Parts",
         *,
         on_notice: NoticeHandler,
-        serve: Callable[[Node, grpc.aio.Server, Channels], Service],
+        serve: Callable[[Node, grpc.aio.Server, Channels, Moving], Service],
     ) -> Worker:
         settings, shape, defects = parts.settings, parts.shape, list[str]()
         memory = allocate(shape.num_blocks + 1, shape.layout.block_bytes)
@@ -225,7 +249,13 @@ class Cluster:
         self.stack.push_async_callback(channels.close)
         server = new_server(SECRET)
         port = server.add_insecure_port("127.0.0.1:0")
-        servicer = serve(node, server, channels)
+        moving = Moving(
+            Exporter(node, parts.metrics, push_timeout_s=settings.push_timeout_s),
+            KeptBlocks(node),
+        )
+        self.stack.push_async_callback(moving.kept.close)
+        tandem_pb2_grpc.add_KVServicer_to_server(KVServicer(node, moving.exporter, moving.kept), server)
+        servicer = serve(node, server, channels, moving)
         admin = AdminServicer(
             node,
             servicer,
@@ -250,6 +280,7 @@ class Cluster:
             prometheus=parts.prometheus,
             defects=defects,
             arrivals=parts.arrivals,
+            moving=moving,
         )
 
 
@@ -311,8 +342,8 @@ def _metrics() -> tuple[WorkerMetrics, CollectorRegistry]:
     return WorkerMetrics(prometheus), prometheus
 
 
-def _serve_prefill(node: Node, server: grpc.aio.Server, settings: PrefillSettings, metrics: WorkerMetrics) -> Service:
-    servicer = PrefillServicer(node, settings, metrics)
+def _serve_prefill(node: Node, server: grpc.aio.Server, settings: PrefillSettings, moving: Moving) -> Service:
+    servicer = PrefillServicer(node, settings, moving.exporter)
     tandem_pb2_grpc.add_PrefillServicer_to_server(servicer, server)
     return servicer
 

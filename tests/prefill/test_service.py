@@ -256,6 +256,7 @@ class TestSettle:
             running.prefill.model.gate.open()
             with pytest.raises(StaleEpoch):
                 await call.finish()
+            await until(lambda: twin.notices)
             assert twin.ranges == [(0, 2)]
             await running.settled()
 
