@@ -40,6 +40,9 @@ class Member:
     fingerprint: str
     transport: str
     protocol_version: int
+    """Of the wire: ``services.rpc.versions``."""
+    layout_version: int = 1
+    """Of the KV layout; part of the fingerprint, and published so that people can see why two workers do not pair."""
     draining: bool = False
     load: MemberLoad = MemberLoad()
 

@@ -18,6 +18,7 @@ from services.decode.settling import Settling
 from services.decode.warm_pairs import WarmPairs
 from services.rpc import tandem_pb2_grpc
 from services.rpc.channel import Channels
+from services.rpc.versions import understands
 from services.telemetry.logs import configure_logging
 from services.telemetry.metrics import WorkerMetrics, process_registry
 from services.worker.host import WorkerHost, open_host
@@ -69,8 +70,8 @@ async def _serve(worker: WorkerHost, settings: DecodeSettings, arrivals: Arrival
 def _decode_peers(node: Node, members: Iterable[Member]) -> Iterator[Member]:
     """Return who could go on with a sequence of this worker."""
     for member in members:
-        is_like_us = member.role is Role.DECODE and member.fingerprint == node.layout.fingerprint
-        if is_like_us and not member.draining and member.member_id != node.member_id:
+        is_other = member.role is Role.DECODE and member.member_id != node.member_id and not member.draining
+        if is_other and member.fingerprint == node.layout.fingerprint and understands(member.protocol_version):
             yield member
 
 

@@ -40,7 +40,8 @@ from services.gateway.server import HttpServer
 from services.gateway.settings import GatewaySettings
 from services.gateway.text.threads import TextThreads
 from services.gateway.timeline import RedisTimelineStore, TimelineStore
-from services.rpc.channel import PROTOCOL_VERSION, Channels
+from services.rpc.channel import Channels
+from services.rpc.versions import PROTOCOL_VERSION
 from services.telemetry.admin_server import serve_admin
 from services.telemetry.clock import Clock, SystemClock
 from services.telemetry.logs import configure_logging, get_logger
@@ -85,7 +86,7 @@ def build(settings: GatewaySettings, around: Surroundings) -> Gateway:
     observer = AnswerObserver(metrics, clock)
     admission = _admission(settings, clock)
     threads = TextThreads(around.executor, settings.text_timeout_s)
-    catalog = ModelCatalog(around.view, threads, clock, PROTOCOL_VERSION)
+    catalog = ModelCatalog(around.view, threads, clock, around.random, protocol_version=PROTOCOL_VERSION)
     keys = KnownKeys(around.keys, clock, settings.keys_refresh_s)
     recorder = TimelineRecorder(
         around.timelines, close_timeout_s=settings.redis_timeout_s, on_lost=metrics.timelines_lost.inc

@@ -6,8 +6,8 @@ from typing import Any
 import grpc
 
 from services.rpc import tandem_pb2_grpc
+from services.rpc.versions import PROTOCOL_VERSION
 
-PROTOCOL_VERSION = 1
 SECRET_KEY = "tandem-secret-bin"
 VERSION_KEY = "tandem-protocol"
 MAX_MESSAGE_BYTES = 16 * 2**20

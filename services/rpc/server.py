@@ -10,11 +10,13 @@ from typing import Any
 import grpc
 
 from services.errors import AuthenticationFailed, IncompatiblePeer, InternalError, TandemError
-from services.rpc.channel import CHANNEL_OPTIONS, PROTOCOL_VERSION, SECRET_KEY, VERSION_KEY
+from services.rpc.channel import CHANNEL_OPTIONS, SECRET_KEY, VERSION_KEY
 from services.rpc.errors import status_of, trailing_metadata
+from services.rpc.versions import PROTOCOL_VERSION, understands
 from services.telemetry.logs import get_logger
 
 _log = get_logger(__name__)
+_MAX_VERSION_DIGITS = 9
 _HEALTH_PREFIX = "/grpc.health.v1.Health/"
 _Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -51,10 +53,9 @@ class _Gate(grpc.aio.ServerInterceptor):
         secret = metadata.get(SECRET_KEY, b"")
         if not isinstance(secret, bytes) or not hmac.compare_digest(secret, self._secret):
             return AuthenticationFailed("The caller does not know the cluster secret.")
-        if metadata.get(VERSION_KEY) != str(PROTOCOL_VERSION):
-            return IncompatiblePeer(
-                f"This worker speaks protocol {PROTOCOL_VERSION}, not {metadata.get(VERSION_KEY)!r}."
-            )
+        version = str(metadata.get(VERSION_KEY, ""))[:_MAX_VERSION_DIGITS]
+        if not version.isdecimal() or not understands(int(version)):
+            return IncompatiblePeer(f"This worker speaks protocol {PROTOCOL_VERSION}, not {version!r}.")
         return None
 
 

@@ -21,8 +21,9 @@ from services.cluster.registry import Member, Role
 from services.cluster.secret import load_or_create_secret
 from services.errors import ConfigurationError, InternalError, TandemError
 from services.rpc import tandem_pb2_grpc
-from services.rpc.channel import PROTOCOL_VERSION, Channels
+from services.rpc.channel import Channels
 from services.rpc.server import new_server
+from services.rpc.versions import PROTOCOL_VERSION
 from services.telemetry.admin_server import serve_admin
 from services.telemetry.clock import Clock, SystemClock
 from services.telemetry.logs import get_logger
@@ -127,6 +128,7 @@ class WorkerHost:
             fingerprint=self.node.layout.fingerprint,
             transport=self._settings.transport,
             protocol_version=PROTOCOL_VERSION,
+            layout_version=self.node.layout.version,
         )
 
     async def _refresh_load(self) -> None:

@@ -26,7 +26,7 @@ from services.gateway.routing.suspects import Suspects
 from services.gateway.sequence import Accepted, Ended, NewTokens, SequenceEvent, SequenceRequest
 from services.kv.sampling import SamplingParams
 from services.rpc import tandem_pb2 as pb
-from services.rpc.channel import PROTOCOL_VERSION
+from services.rpc.versions import PROTOCOL_VERSION
 from services.telemetry.clock import ManualClock
 from tests.gateway.twins import END_ID, DecodeTwin, Script, member
 

@@ -24,7 +24,7 @@ from services.gateway.settings import GatewaySettings
 from services.gateway.timeline import MemoryTimelineStore
 from services.kv.card import ModelCard
 from services.rpc import tandem_pb2 as pb
-from services.rpc.channel import PROTOCOL_VERSION
+from services.rpc.versions import PROTOCOL_VERSION
 from services.telemetry.clock import ManualClock
 from services.telemetry.metrics import GatewayMetrics
 

@@ -14,8 +14,8 @@ from services.gateway.routing.suspects import Suspects
 from services.gateway.sequence import Ended, NewTokens, SequenceRequest
 from services.kv.sampling import SamplingParams
 from services.rpc import tandem_pb2 as pb
-from services.rpc.channel import PROTOCOL_VERSION
 from services.rpc.errors import translated
+from services.rpc.versions import PROTOCOL_VERSION
 from services.telemetry.clock import SystemClock
 from tests.inprocess.client import GREEDY, SEEDED, expected_ids, prompt
 from tests.inprocess.cluster import Cluster, Shape, Worker, cluster, until
