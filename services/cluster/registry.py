@@ -87,3 +87,21 @@ class Registry(Protocol):
             StateUnavailable: the store cannot be reached.
             IntegrityError: the stored text does not have that digest.
         """
+
+
+class DrainRequests(Protocol):
+    """Asks workers to leave where their own port cannot be reached."""
+
+    async def ask_to_leave(self, member_id: str) -> None:
+        """Leave a note for a member; it stands for hours, and ids are never used twice.
+
+        Raises:
+            StateUnavailable: the store cannot be reached.
+        """
+
+    async def is_asked_to_leave(self, member_id: str) -> bool:
+        """Return whether somebody with the cluster secret left a note.
+
+        Raises:
+            StateUnavailable: the store cannot be reached.
+        """

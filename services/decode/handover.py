@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from services.decode.settings import DecodeSettings
 from services.engine.output import HandedOver
 from services.engine.scheduler import Scheduler
+from services.errors import TandemError
 from services.rpc import tandem_pb2 as pb
 from services.telemetry.logs import get_logger
 from services.telemetry.metrics import WorkerMetrics
@@ -63,7 +64,10 @@ class Handover:
         """
         if waited_s < min(self._settings.handover_after_s, timeout_s / 2) or not self._has_peer():
             return
-        await self._node.engine.call(self._hand_over)
+        try:
+            await self._node.engine.call(self._hand_over)
+        except TandemError as error:  # the engine is over, and with it every stream
+            _log.warning("handover.impossible", code=error.code, reason=error.message)
 
     def keep(self, left: HandedOver) -> pb.HandedOver:
         """Own the blocks of a sequence that left, and return what its caller is told."""

@@ -46,6 +46,7 @@ class AdminServicer(tandem_pb2_grpc.AdminServicer):
         self._announce = announce
         self._drain_timeout_s = drain_timeout_s
         self._counters = counters
+        self._drains: set[asyncio.Task[int]] = set()
 
     async def Status(self, request: pb.StatusRequest, context: _Context) -> pb.StatusReply:
         """Tell identity, load and ledger."""
@@ -66,7 +67,10 @@ class AdminServicer(tandem_pb2_grpc.AdminServicer):
         """Take no new work; answer when the running work ended or the time is over."""
         if request.member_id:
             self._node.require_member(request.member_id)
-        return pb.DrainReply(remaining=await self.drain(request.timeout_s or self._drain_timeout_s))
+        draining = asyncio.create_task(self.drain(request.timeout_s or self._drain_timeout_s), name="drain")
+        self._drains.add(draining)
+        draining.add_done_callback(self._drains.discard)
+        return pb.DrainReply(remaining=await asyncio.shield(draining))  # a caller who hangs up does not end it
 
     async def drain(self, timeout_s: float) -> int:
         """Say so, take no new work, and return how many requests are left when none runs or the time is over."""

@@ -19,7 +19,7 @@ from services.cluster.presence import Presence
 from services.cluster.redis_registry import RedisRegistry
 from services.cluster.registry import Member, Role
 from services.cluster.secret import load_or_create_secret
-from services.errors import ConfigurationError, InternalError, TandemError
+from services.errors import ConfigurationError, InternalError, StateUnavailable, TandemError
 from services.rpc import tandem_pb2_grpc
 from services.rpc.channel import Channels
 from services.rpc.server import new_server
@@ -47,6 +47,7 @@ from services.worker.warm_up import warm_up
 _log = get_logger(__name__)
 _CLOSE_TIMEOUT_S = 10.0
 _LOAD_REFRESH_S = 1.0
+_NOTE_INTERVAL_S = 2.0
 
 
 @dataclass
@@ -101,13 +102,14 @@ class WorkerHost:
         await warm_up(self.node)
         await health.set("", health_pb2.HealthCheckResponse.SERVING)
         async with presence, asyncio.TaskGroup() as tasks:
-            refresh = tasks.create_task(self._refresh_load())
+            beside = [tasks.create_task(self._refresh_load()), tasks.create_task(self._drain_when_asked(admin))]
             self._state.is_ready = True
             await self._state.stop.wait()
             _log.event("worker.draining", live=service.num_live)
             remaining = await admin.drain(self._settings.drain_timeout_s)
             _log.event("worker.drained", remaining=remaining)
-            refresh.cancel()
+            for task in beside:
+                task.cancel()
 
     async def _announce(self, presence: Presence, health: grpc_health.HealthServicer) -> None:
         """Tell everybody that this worker leaves, and give them time to hear it."""
@@ -117,6 +119,19 @@ class WorkerHost:
         if not self._state.is_broken:
             await self.node.clock.sleep(self._settings.drain_delay_s)
         await health.enter_graceful_shutdown()
+
+    async def _drain_when_asked(self, admin: AdminServicer) -> None:
+        """Do what ``Admin.Drain`` does when a note in the registry asks for it; the process stays until SIGTERM."""
+        while not await self._is_asked_to_leave():
+            await self.node.clock.sleep(_NOTE_INTERVAL_S)
+        _log.event("worker.asked_to_leave", member=self.node.member_id)
+        await admin.drain(self._settings.drain_timeout_s)
+
+    async def _is_asked_to_leave(self) -> bool:
+        try:
+            return await self.registry.is_asked_to_leave(self.node.member_id)
+        except StateUnavailable:
+            return False  # nobody can have asked; the presence says that the registry is away
 
     def _member(self) -> Member:
         return Member(
