@@ -40,6 +40,8 @@ class Member:
     fingerprint: str
     transport: str
     protocol_version: int
+    max_sequences: int = 0
+    """Most sequences that it runs at once; 0 if it does not tell."""
     draining: bool = False
     load: MemberLoad = MemberLoad()
 

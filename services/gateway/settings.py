@@ -1,7 +1,7 @@
 """Settings of the gateway process."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -39,11 +39,17 @@ class GatewaySettings(Settings):
     default_max_tokens: int = Field(default=4096, gt=0)
     """Most output tokens of a request that names no limit; the context length bounds it further."""
     max_concurrent_requests: int = Field(default=512, gt=0)
-    """Requests that may run at once."""
-    max_in_flight_tokens: int = Field(default=4 * 2**20, gt=0)
-    """Prompt and output tokens that running requests may hold together."""
+    """Requests that this gateway answers at once; no more in all than the decode workers run at once."""
+    max_in_flight_tokens: int = Field(default=0, ge=0)
+    """Prompt and output tokens that running requests may hold, in all gateways together; 0 means no limit."""
+    max_project_tokens: int = Field(default=0, ge=0)
+    """The same for the requests of each project; 0 means no limit."""
     max_queue: int = Field(default=1024, ge=0)
-    """Requests that may wait for their turn; further ones get 429."""
+    """Requests that may wait here for their turn; further ones get 429."""
+    max_project_queue: int = Field(default=0, ge=0)
+    """The same for the requests of each project; 0 means half of `max_queue`."""
+    project_weights: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    """Shares of projects when requests wait, by name; 1 for those not named."""
     queue_timeout_s: float = Field(default=30.0, gt=0)
     """Longest wait for a turn or for room on a worker before 429."""
     request_timeout_s: float = Field(default=600.0, gt=0)

@@ -78,6 +78,8 @@ class EngineThread:
         self._defect: TandemError | None = None
         self.load = engine.scheduler.load()
         """How busy the engine was after its last step or command; read it from any thread."""
+        self.max_sequences = engine.scheduler.max_active
+        """Most sequences that run at once."""
         self.num_steps = 0
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()

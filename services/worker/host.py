@@ -122,6 +122,7 @@ class WorkerHost:
             fingerprint=self.node.layout.fingerprint,
             transport=self._settings.transport,
             protocol_version=PROTOCOL_VERSION,
+            max_sequences=self.node.engine.max_sequences,
         )
 
     async def _refresh_load(self) -> None:
