@@ -134,6 +134,7 @@ def _limits(settings: GatewaySettings) -> OpenAILimits:
     return OpenAILimits(
         max_choices=settings.max_choices,
         default_max_tokens=settings.default_max_tokens,
+        silent_start_s=settings.queue_timeout_s + settings.keep_alive_s,
         keep_alive_s=settings.keep_alive_s,
         send_timeout_s=settings.send_timeout_s,
     )

@@ -76,7 +76,8 @@ class GatewaySettings(Settings):
     """How old the known API keys may be."""
 
     keep_alive_s: float = Field(default=10.0, gt=0)
-    """How long a stream may be silent before a comment is sent."""
+    """How long a stream may be silent before a comment is sent; its first one comes `queue_timeout_s` later, since a
+    request that is refused while it waits shall get 429 and not the beginning of a stream."""
     send_timeout_s: float = Field(default=60.0, gt=0)
     """Longest wait for a client to read more of its stream; then its work ends and its connection is closed."""
     timeline_ttl_s: int = Field(default=900, gt=0)

@@ -300,3 +300,11 @@ async def test_the_decode_worker_is_told_how_busy_and_how_fast_each_prefill_work
     assert (candidate.member_id, candidate.address) == ("p1", "p1:1")
     assert candidate.queued_tokens >= 700
     assert candidate.prefill_tokens_per_s == 1234.5
+
+
+async def test_a_stream_that_was_given_up_because_its_reader_was_slow_goes_on() -> None:
+    cluster = Cluster(member("d1"))
+    cluster.decode.first = [Script(OUTPUT, error=Overloaded("too far behind"), fail_after=2)]
+    events = await heard(cluster.generation())
+    assert token_ids(events) == OUTPUT
+    assert [list(request.resumed_output_token_ids) for request in cluster.decode.requests] == [[], [10, 11]]
