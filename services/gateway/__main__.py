@@ -116,6 +116,7 @@ def build(settings: GatewaySettings, around: Surroundings) -> Gateway:
         drain=drain,
         clock=clock,
         max_body_bytes=settings.max_body_bytes,
+        max_open_requests=settings.max_open_requests,
         admin=admin_routes(around.registry, readiness) if settings.serve_admin_on_main else None,
     )
     return Gateway(create_app(parts), catalog, keys, recorder, shares, readiness, drain)

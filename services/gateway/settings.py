@@ -38,6 +38,8 @@ class GatewaySettings(Settings):
     """Most sequences that one request may ask for (prompts times n)."""
     default_max_tokens: int = Field(default=4096, gt=0)
     """Most output tokens of a request that names no limit; the context length bounds it further."""
+    max_open_requests: int = Field(default=4096, gt=0)
+    """Requests in any state, from their head to the end of their answer; further ones get 429 before they are read."""
     max_concurrent_requests: int = Field(default=512, gt=0)
     """Requests that this gateway answers at once; no more in all than the decode workers run at once."""
     max_in_flight_tokens: int = Field(default=0, ge=0)

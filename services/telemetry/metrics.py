@@ -26,7 +26,7 @@ INTEGRITY_KINDS = (TokenDigestMismatch.code, PayloadDigestMismatch.code)
 ATTEMPT_OUTCOMES = ("arrived", "nothing_posted", "unknown")
 """How an attempt to have a prompt prefilled elsewhere was left."""
 ROLES = ("prefill", "decode")
-REFUSAL_REASONS = ("queue_full", "project_queue_full", "timeout", "workers_full")
+REFUSAL_REASONS = ("too_many_open", "queue_full", "project_queue_full", "timeout", "workers_full")
 """Why a request was told to come back later."""
 
 _STEP_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
@@ -85,7 +85,7 @@ class GatewayMetrics:
         )
         self.admission_refusals = Counter(
             "tandem_admission_refusals",
-            "Requests refused for fullness: of a queue, of the workers, or because no turn came in time.",
+            "Requests told to come back later, by what was full.",
             ["reason"],
             registry=registry,
         )

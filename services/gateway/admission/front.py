@@ -114,8 +114,9 @@ class FairAdmission:
         self._metrics.admission_wait.observe(admitted_s - arrived_s)
         try:
             yield turn
-        except Overloaded:
+        except Overloaded as error:
             turn.is_refused = True
+            error.retry_after_s = max(error.retry_after_s or 0.0, self._retry_after_s(demand.project))
             self._metrics.admission_refusals.labels(reason="workers_full").inc()
             raise
         finally:

@@ -108,6 +108,20 @@ async def test_full_workers_are_429(stream: bool) -> None:
     assert counted == 1
 
 
+async def test_more_open_requests_than_allowed_are_refused_unread_but_health_is_answered() -> None:
+    async with world(max_open_requests=1) as w:
+        w.decode.first = [Script([*tokens("Paris"), END_ID], hang_after=0)]
+        first = asyncio.create_task(w.chat())
+        await w.decode.hanging.wait()
+        refused, health = await w.chat(), await w.client.get("/livez")
+        w.decode.release.set()
+        assert (await first).status_code == 200
+        assert (await w.chat()).status_code == 200
+    check_refusal(refused)
+    assert health.status_code == 200
+    assert w.metrics.get_sample_value("tandem_admission_refusals_total", {"reason": "too_many_open"}) == 1
+
+
 async def test_no_more_is_sent_to_workers_than_they_run_at_once() -> None:
     async with world(members=[member("d1", max_sequences=2)]) as w:
         w.decode.default = Script([*tokens("Paris"), END_ID], hang_after=0)
