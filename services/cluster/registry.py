@@ -43,6 +43,8 @@ class Member:
     """Of the wire: ``services.rpc.versions``."""
     layout_version: int = 1
     """Of the KV layout; part of the fingerprint, and published so that people can see why two workers do not pair."""
+    max_sequences: int = 0
+    """Most sequences that it runs at once; 0 if it does not tell."""
     draining: bool = False
     load: MemberLoad = MemberLoad()
 

@@ -48,6 +48,7 @@ class DecodeServicer(tandem_pb2_grpc.DecodeServicer):
         """Run one sequence to its end, within its deadline."""
         self._node.require_open()
         self._node.require_fingerprint(request.fingerprint)
+        self._node.require_place(self.num_live, max_waiting=self._services.settings.max_waiting)
         timeout_s = min(
             request.timeout_s or self._services.settings.request_timeout_s, self._services.settings.request_timeout_s
         )

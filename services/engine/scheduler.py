@@ -299,6 +299,11 @@ class Scheduler:
     # -- views -------------------------------------------------------------------------------------
 
     @property
+    def max_active(self) -> int:
+        """Most requests that may hold blocks."""
+        return self._config.max_active
+
+    @property
     def has_work(self) -> bool:
         """Whether a step would compute something. Reserved requests and those that lack blocks are no work."""
         if self._queues.num_running:

@@ -1,8 +1,9 @@
 """The gateway process: the only place that builds its objects."""
 
 import asyncio
+import secrets
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -20,7 +21,12 @@ from services.cluster.view import MemberView
 from services.config import load
 from services.errors import ConfigurationError
 from services.gateway.admin import Readiness, admin_routes
-from services.gateway.admission import AdmissionLimits, FifoAdmission
+from services.gateway.admission.capacity import MemberCapacity
+from services.gateway.admission.front import FairAdmission
+from services.gateway.admission.ledger import ShareLedger
+from services.gateway.admission.limits import AdmissionLimits
+from services.gateway.admission.redis_ledger import RedisShareLedger
+from services.gateway.admission.shares import Shares
 from services.gateway.answers import Answers
 from services.gateway.apis.openai.service import OpenAILimits, OpenAIServices
 from services.gateway.app import AppParts, create_app
@@ -58,6 +64,7 @@ class Surroundings:
     client: DecodeClient
     keys: KeyStore
     timelines: TimelineStore
+    shares: ShareLedger
     executor: Executor
     registry: CollectorRegistry
     metrics: GatewayMetrics
@@ -74,6 +81,7 @@ class Gateway:
     catalog: ModelCatalog
     keys: KnownKeys
     recorder: TimelineRecorder
+    shares: Shares
     readiness: Readiness
     drain: Drain
 
@@ -84,7 +92,8 @@ def build(settings: GatewaySettings, around: Surroundings) -> Gateway:
     metrics = around.metrics
     drain = Drain(clock)
     observer = AnswerObserver(metrics, clock)
-    admission = _admission(settings, clock)
+    shares = Shares(around.shares, secrets.token_hex(8), clock)
+    admission = _admission(settings, around, shares)
     threads = TextThreads(around.executor, settings.text_timeout_s)
     catalog = ModelCatalog(around.view, threads, clock, around.random, protocol_version=PROTOCOL_VERSION)
     keys = KnownKeys(around.keys, clock, settings.keys_refresh_s)
@@ -108,9 +117,10 @@ def build(settings: GatewaySettings, around: Surroundings) -> Gateway:
         drain=drain,
         clock=clock,
         max_body_bytes=settings.max_body_bytes,
+        max_open_requests=settings.max_open_requests,
         admin=admin_routes(around.registry, readiness) if settings.serve_admin_on_main else None,
     )
-    return Gateway(create_app(parts), catalog, keys, recorder, readiness, drain)
+    return Gateway(create_app(parts), catalog, keys, recorder, shares, readiness, drain)
 
 
 def _entrance(settings: GatewaySettings, keys: KnownKeys, clock: Clock) -> Entrance:
@@ -126,19 +136,23 @@ def _limits(settings: GatewaySettings) -> OpenAILimits:
     return OpenAILimits(
         max_choices=settings.max_choices,
         default_max_tokens=settings.default_max_tokens,
+        silent_start_s=settings.queue_timeout_s + settings.keep_alive_s,
         keep_alive_s=settings.keep_alive_s,
         send_timeout_s=settings.send_timeout_s,
     )
 
 
-def _admission(settings: GatewaySettings, clock: Clock) -> FifoAdmission:
+def _admission(settings: GatewaySettings, around: Surroundings, shares: Shares) -> FairAdmission:
     limits = AdmissionLimits(
         max_requests=settings.max_concurrent_requests,
-        max_tokens=settings.max_in_flight_tokens,
         max_waiting=settings.max_queue,
+        max_project_waiting=settings.max_project_queue or -(-settings.max_queue // 2),
         max_wait_s=settings.queue_timeout_s,
+        max_tokens=settings.max_in_flight_tokens,
+        max_project_tokens=settings.max_project_tokens,
+        weights=settings.project_weights,
     )
-    return FifoAdmission(limits, clock)
+    return FairAdmission(limits, shares, MemberCapacity(around.view), around.clock, around.metrics)
 
 
 def _generation(settings: GatewaySettings, around: Surroundings) -> GenerationServices:
@@ -160,7 +174,7 @@ def _generation(settings: GatewaySettings, around: Surroundings) -> GenerationSe
     return GenerationServices(router, around.client, around.clock, limits)
 
 
-def _watch(metrics: GatewayMetrics, admission: FifoAdmission, view: ClusterView) -> None:
+def _watch(metrics: GatewayMetrics, admission: FairAdmission, view: ClusterView) -> None:
     metrics.waiting.set_function(lambda: admission.num_waiting)
     metrics.members_stale.set_function(lambda: view.is_stale)
     for role in Role:
@@ -200,6 +214,7 @@ async def run(settings: GatewaySettings) -> None:
             client=GrpcDecodeClient(channels),
             keys=RedisKeyStore(state, clock),
             timelines=RedisTimelineStore(state, settings.timeline_ttl_s),
+            shares=RedisShareLedger(state),
             executor=stack.enter_context(ThreadPoolExecutor(settings.text_threads, "text")),
             registry=prometheus,
             metrics=metrics,
@@ -208,7 +223,8 @@ async def run(settings: GatewaySettings) -> None:
         )
         gateway = build(settings, around)
         await stack.enter_async_context(gateway.recorder)
-        for name, follow in (("model catalog", gateway.catalog.follow), ("keys", gateway.keys.follow)):
+        stack.push_async_callback(gateway.shares.close)
+        for name, follow in _followers(gateway):
             following = Background(name, _log)
             following.start(follow)
             stack.push_async_callback(following.close)
@@ -216,6 +232,15 @@ async def run(settings: GatewaySettings) -> None:
             serve_admin(settings.admin_host, settings.admin_port, around.registry, gateway.readiness)
         )
         await HttpServer(gateway.app, settings, gateway.drain).run()
+
+
+def _followers(gateway: Gateway) -> tuple[tuple[str, Callable[[], Coroutine[None, None, None]]], ...]:
+    """Return what runs beside the server, by name."""
+    return (
+        ("model catalog", gateway.catalog.follow),
+        ("keys", gateway.keys.follow),
+        ("shares", gateway.shares.follow),
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

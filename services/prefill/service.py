@@ -60,6 +60,7 @@ class PrefillServicer(tandem_pb2_grpc.PrefillServicer):
         self._node.require_open()
         self._node.require_member(request.member_id)
         self._node.require_fingerprint(request.target.endpoint.fingerprint)
+        self._node.require_place(self.num_live, max_waiting=self._settings.max_waiting)
         spec = self._spec(request)
         key = AttemptKey(request.request_id, request.target.epoch)
         async with self._exporter.attempt(key, request.target, on_settled=_log_settled) as outgoing:

@@ -11,10 +11,15 @@ from services.rpc.versions import PROTOCOL_VERSION
 SECRET_KEY = "tandem-secret-bin"
 VERSION_KEY = "tandem-protocol"
 MAX_MESSAGE_BYTES = 16 * 2**20
+WINDOW_BYTES = 64 * 1024
+"""What may be on its way in one stream, unread: a sender waits for a reader that is slower. By default gRPC lets the
+window grow to megabytes, for each stream that is not read."""
 
 CHANNEL_OPTIONS = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.http2.lookahead_bytes", WINDOW_BYTES),
+    ("grpc.http2.bdp_probe", 0),
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.http2.max_pings_without_data", 0),

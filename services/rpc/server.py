@@ -98,6 +98,9 @@ def _writer(generate: Any) -> Callable[[Any, _Context], Awaitable[None]]:
         events: AsyncGenerator[Any, None] = generate(request, context)
         async with aclosing(events):
             async for event in events:
-                await context.write(event)
+                try:
+                    await context.write(event)
+                except grpc.aio.InternalError:  # the caller went away while the event waited for him
+                    return _log.event("rpc.abandoned", peer=context.peer())
 
     return write_all

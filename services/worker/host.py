@@ -144,6 +144,7 @@ class WorkerHost:
             transport=self._settings.transport,
             protocol_version=PROTOCOL_VERSION,
             layout_version=self.node.layout.version,
+            max_sequences=self.node.engine.max_sequences,
         )
 
     async def _refresh_load(self) -> None:

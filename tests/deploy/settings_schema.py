@@ -34,6 +34,7 @@ KEPT_KEYWORDS = (
     "exclusiveMinimum",
     "exclusiveMaximum",
     "anyOf",
+    "additionalProperties",
     "description",
 )
 

@@ -382,3 +382,11 @@ async def test_a_sequence_handed_over_after_its_last_token_is_over() -> None:
 
     assert (token_ids(events), events[-1]) == (OUTPUT, Ended("stop"))
     assert len(cluster.decode.requests) == 1
+
+
+async def test_a_stream_that_was_given_up_because_its_reader_was_slow_goes_on() -> None:
+    cluster = Cluster(member("d1"))
+    cluster.decode.first = [Script(OUTPUT, error=Overloaded("too far behind"), fail_after=2)]
+    events = await heard(cluster.generation())
+    assert token_ids(events) == OUTPUT
+    assert [list(request.resumed_output_token_ids) for request in cluster.decode.requests] == [[], [10, 11]]

@@ -19,6 +19,7 @@ from services.cluster.registry import Member, MemberLoad, Role
 from services.cluster.view import MemberView
 from services.errors import TandemError
 from services.gateway.__main__ import Gateway, Surroundings, build
+from services.gateway.admission.ledger import MemoryShareLedger
 from services.gateway.keys import MemoryKeyStore
 from services.gateway.settings import GatewaySettings
 from services.gateway.timeline import MemoryTimelineStore
@@ -251,6 +252,7 @@ async def world(
             client=decode,
             keys=keys,
             timelines=timelines,
+            shares=MemoryShareLedger(clock),
             executor=executor,
             registry=metrics,
             metrics=GatewayMetrics(metrics),

@@ -8,6 +8,7 @@ from services.gateway.validation import TAG_MARK, Body
 
 MAX_STOPS = 16
 MAX_STOP_LENGTH = 1024
+MAX_PRIORITY = 2**53
 _TEXT = f"{TAG_MARK}text"
 _LIST = f"{TAG_MARK}list"
 
@@ -56,6 +57,7 @@ class SamplingFields(Body):
     min_p: float | None = None
     repetition_penalty: float | None = None
     stop_token_ids: list[int] | None = None
+    priority: int | None = Field(default=None, ge=-MAX_PRIORITY, le=MAX_PRIORITY)
 
 
 class ContentPart(Body):
