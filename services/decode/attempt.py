@@ -80,6 +80,8 @@ class Attempt:
         Raises:
             PeerError, IntegrityError, Overloaded, Unavailable: this candidate did not do it; leave the attempt.
         """
+        async with _progress_within(step_timeout_s):
+            await self._channels.connected(candidate.address)
         self._outcome = Outcome.UNKNOWN
         call = self._channels.prefill(candidate.address).Run(self._request(spec, candidate, project))
         self._node.transfers.expect(1)

@@ -5,7 +5,9 @@ from typing import Any
 
 import grpc
 
+from services.errors import PeerGone
 from services.rpc import tandem_pb2_grpc
+from services.rpc.liveness import is_address
 
 PROTOCOL_VERSION = 1
 SECRET_KEY = "tandem-secret-bin"
@@ -46,6 +48,20 @@ class Channels:
     def admin(self, address: str) -> "tandem_pb2_grpc.AdminAsyncStub":
         """Return the admin service at ``host:port``."""
         return tandem_pb2_grpc.AdminStub(self._channel(address))
+
+    async def connected(self, address: str) -> None:
+        """Return once there is a connection to ``host:port``; until then nothing was asked of anybody there.
+
+        Raises:
+            PeerGone: it cannot be reached now, or the address is none.
+        """
+        if not is_address(address):
+            raise PeerGone(f"{address!r} is not the address of a worker.")
+        channel = self._channel(address)
+        while (state := channel.get_state(try_to_connect=True)) is not grpc.ChannelConnectivity.READY:
+            if state in (grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN):
+                raise PeerGone(f"{address} cannot be reached.")
+            await channel.wait_for_state_change(state)
 
     async def forget(self, address: str) -> None:
         """Close the connection to a peer that is gone for good."""

@@ -8,11 +8,13 @@ import grpc
 
 from services.rpc import tandem_pb2 as pb
 from services.rpc import tandem_pb2_grpc
+from services.rpc.convert import duration_from_message
 from services.worker.convert import load_to_message
 from services.worker.node import Node
 
 _Context = grpc.aio.ServicerContext[object, object]
 _DRAIN_POLL_S = 0.05
+_LONGEST_DRAIN_S = 86_400.0
 
 
 class Service(Protocol):
@@ -57,7 +59,8 @@ class AdminServicer(tandem_pb2_grpc.AdminServicer):
 
     async def Drain(self, request: pb.DrainRequest, context: _Context) -> pb.DrainReply:
         """Take no new work; answer when the running work ended or the time is over."""
-        return pb.DrainReply(remaining=await self.drain(request.timeout_s or self._drain_timeout_s))
+        wanted_s = duration_from_message("timeout_s", request.timeout_s, _LONGEST_DRAIN_S)
+        return pb.DrainReply(remaining=await self.drain(wanted_s if request.timeout_s else self._drain_timeout_s))
 
     async def drain(self, timeout_s: float) -> int:
         """Say so, take no new work, and return how many requests are left when none runs or the time is over."""
