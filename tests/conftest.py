@@ -1,3 +1,4 @@
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="cpu",
         help="where the attention conformance suite runs (docs/gpu.md)",
     )
+    parser.addoption("--chaos-long", action="store_true", help="run tests/chaos in its long form")
+    parser.addoption(
+        "--chaos-seed", type=int, default=secrets.randbits(32), help="what the long form of tests/chaos draws from"
+    )
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    return f"chaos seed: {config.getoption('--chaos-seed')}" if config.getoption("--chaos-long") else None
 
 
 @pytest.fixture(scope="session")
