@@ -10,6 +10,7 @@ from services.cluster.registry import Member, Role
 from services.cluster.view import MembershipChange
 from services.errors import IntegrityError, InvalidRequest, ModelNotFound, NoDecodeWorker, NotFound, TandemError
 from services.gateway.routing.candidates import Requirements
+from services.gateway.text.sandbox import RenderLimits
 from services.gateway.text.template import ChatTemplate
 from services.gateway.text.threads import TextThreads
 from services.gateway.text.tokenizer import ModelTokenizer
@@ -18,6 +19,8 @@ from services.telemetry.clock import Clock
 from services.telemetry.logs import get_logger
 
 MAX_LOADED_MODELS = 16
+_SHIELD_GROWTH = 16
+"""How much longer a text may be while placeholders stand for the markers in it."""
 
 _log = get_logger(__name__)
 
@@ -178,8 +181,9 @@ class ModelCatalog:
             del self._loaded[next(iter(self._loaded))]
 
     def _build(self, card: ModelCard) -> ServedModel:
-        template = None
+        tokenizer, template = ModelTokenizer(card), None
         if card.chat_template is not None:
-            template = ChatTemplate(card.chat_template, card.special_tokens, self._clock)
+            limits = RenderLimits(_SHIELD_GROWTH * tokenizer.max_characters, timeout_s=self._threads.timeout_s)
+            template = ChatTemplate(card.chat_template, card.special_tokens, self._clock, limits)
         requirements = Requirements(card.fingerprint, self._protocol_version)
-        return ServedModel(card, ModelTokenizer(card), template, requirements)
+        return ServedModel(card, tokenizer, template, requirements)

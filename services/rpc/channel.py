@@ -13,10 +13,15 @@ PROTOCOL_VERSION = 1
 SECRET_KEY = "tandem-secret-bin"
 VERSION_KEY = "tandem-protocol"
 MAX_MESSAGE_BYTES = 16 * 2**20
+"""A prompt of three million tokens; of what is larger the receiver reads no more than its length."""
+MAX_METADATA_BYTES = 16 * 2**10
+"""Ours is the secret, the version and, on the way back, an error of at most a thousand characters."""
 
 CHANNEL_OPTIONS = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+    ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.http2.max_pings_without_data", 0),

@@ -9,7 +9,7 @@ import pytest
 from services.errors import InvalidRequest
 from services.rpc import tandem_pb2 as pb
 from services.rpc import tandem_pb2_grpc
-from services.rpc.channel import PROTOCOL_VERSION, SECRET_KEY, VERSION_KEY
+from services.rpc.channel import MAX_MESSAGE_BYTES, MAX_METADATA_BYTES, PROTOCOL_VERSION, SECRET_KEY, VERSION_KEY
 from services.rpc.errors import CODE_KEY
 from services.rpc.server import new_server
 
@@ -32,7 +32,7 @@ async def channel() -> AsyncIterator[Any]:
     tandem_pb2_grpc.add_PrefillServicer_to_server(Talkative(), server)  # type: ignore[abstract]
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as opened:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.max_send_message_length", -1)]) as opened:
         yield opened
     await server.stop(None)
 
@@ -63,3 +63,16 @@ async def test_a_long_explanation_is_shortened_and_keeps_its_code(channel: Any) 
     status, code, details = await refusal(channel.unary_unary(SETTLE)(b"", metadata=METADATA))
     assert (status, code) == (grpc.StatusCode.INVALID_ARGUMENT, "invalid_value")
     assert details.startswith("xxx") and details.endswith("...") and len(details) == 1000
+
+
+async def test_a_message_that_is_too_large_is_refused_by_its_length(channel: Any) -> None:
+    status, _, _ = await refusal(channel.unary_unary(SETTLE)(bytes(MAX_MESSAGE_BYTES + 1), metadata=METADATA))
+    assert status is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_metadata_that_is_too_large_is_refused(channel: Any) -> None:
+    large = (*METADATA, ("x", "y" * MAX_METADATA_BYTES))
+    status, _, _ = await refusal(channel.unary_unary(SETTLE)(b"", metadata=large))
+    assert status is grpc.StatusCode.RESOURCE_EXHAUSTED
+    status, code, _ = await refusal(channel.unary_unary(SETTLE)(b"", metadata=METADATA))
+    assert code == "invalid_value"
