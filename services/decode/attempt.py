@@ -101,6 +101,7 @@ class Attempt:
         Raises:
             PeerError, IntegrityError, Overloaded, Unavailable: this candidate did not do it; leave the attempt.
         """
+        await self._reached(candidate.address, step_timeout_s)
         self.peer = Peer(candidate.member_id, candidate.address, computes=True)
         call = self._channels.prefill(candidate.address).Run(self._run_request(spec, candidate, project))
         with self._asking(call):
@@ -116,6 +117,7 @@ class Attempt:
         Raises:
             PeerError, IntegrityError, Overloaded, Unavailable: they did not come; leave the attempt.
         """
+        await self._reached(source.address, step_timeout_s)
         self.peer = Peer(source.member_id, source.address, computes=False)
         call = self._channels.kv(source.address).Fetch(self._fetch_request(source, num_blocks))
         with self._asking(call):
@@ -128,6 +130,11 @@ class Attempt:
             proof.lap("transfer")
             self._outcome = Outcome.NOTHING_POSTED  # of the others, by the peer's word
         return event.found.blocks
+
+    async def _reached(self, address: str, timeout_s: float) -> None:
+        """Connect first: of a peer that was never reached, no write can be on its way."""
+        async with _progress_within(timeout_s):
+            await self._channels.connected(address)
 
     @contextmanager
     def _asking(self, call: grpc.aio.UnaryStreamCall[Any, Any]) -> Iterator[None]:

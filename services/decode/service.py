@@ -16,7 +16,7 @@ from services.errors import DeadlineExceeded
 from services.kv.hashes import cache_seed
 from services.rpc import tandem_pb2 as pb
 from services.rpc import tandem_pb2_grpc
-from services.rpc.convert import sampling_from_message
+from services.rpc.convert import duration_from_message, sampling_from_message
 from services.telemetry.logs import get_logger
 from services.worker.convert import reason_to_message, token_to_message
 from services.worker.engine_thread import EngineEvent, EngineStream
@@ -49,9 +49,7 @@ class DecodeServicer(tandem_pb2_grpc.DecodeServicer):
         self._node.require_open()
         self._node.require_fingerprint(request.fingerprint)
         self._node.require_place(self.num_live, max_waiting=self._services.settings.max_waiting)
-        timeout_s = min(
-            request.timeout_s or self._services.settings.request_timeout_s, self._services.settings.request_timeout_s
-        )
+        timeout_s = duration_from_message("timeout_s", request.timeout_s, self._services.settings.request_timeout_s)
         proof = Proof(decode=self._node.member_id, clock=self._node.clock)
         try:
             with self._handover.running(request.request_id):

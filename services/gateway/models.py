@@ -11,6 +11,7 @@ from services.cluster.view import MembershipChange
 from services.errors import IntegrityError, InvalidRequest, ModelNotFound, NoDecodeWorker, NotFound, TandemError
 from services.gateway.routing.candidates import Requirements
 from services.gateway.routing.revisions import Revision, drawn, heaviest, revisions_of
+from services.gateway.text.sandbox import RenderLimits
 from services.gateway.text.template import ChatTemplate
 from services.gateway.text.threads import TextThreads
 from services.gateway.text.tokenizer import ModelTokenizer
@@ -20,6 +21,8 @@ from services.telemetry.clock import Clock
 from services.telemetry.logs import get_logger
 
 MAX_LOADED_MODELS = 16
+_SHIELD_GROWTH = 16
+"""How much longer a text may be while placeholders stand for the markers in it."""
 
 _log = get_logger(__name__)
 
@@ -181,8 +184,9 @@ class ModelCatalog:
             del self._loaded[next(iter(self._loaded))]
 
     def _build(self, card: ModelCard) -> ServedModel:
-        template = None
+        tokenizer, template = ModelTokenizer(card), None
         if card.chat_template is not None:
-            template = ChatTemplate(card.chat_template, card.special_tokens, self._clock)
+            limits = RenderLimits(_SHIELD_GROWTH * tokenizer.max_characters, timeout_s=self._threads.timeout_s)
+            template = ChatTemplate(card.chat_template, card.special_tokens, self._clock, limits)
         requirements = Requirements(card.fingerprint, self._protocol_version)
-        return ServedModel(card, ModelTokenizer(card), template, requirements)
+        return ServedModel(card, tokenizer, template, requirements)

@@ -12,6 +12,7 @@ from fastapi import FastAPI
 
 from services.errors import ConfigurationError
 from services.gateway.drain import Drain
+from services.gateway.http_protocol import bounded
 from services.gateway.settings import GatewaySettings
 from services.telemetry.logs import get_logger
 
@@ -38,7 +39,8 @@ class HttpServer:
         self._server = _Server(
             uvicorn.Config(
                 app,
-                http="httptools",
+                http=bounded(max_head_bytes=settings.max_header_bytes, head_timeout_s=settings.header_timeout_s),
+                ws="none",
                 lifespan="off",
                 log_config=None,
                 access_log=False,

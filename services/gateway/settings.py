@@ -30,6 +30,10 @@ class GatewaySettings(Settings):
     members_interval_s: float = Field(default=1.0, gt=0)
     """How often the list of workers is read."""
 
+    max_header_bytes: int = Field(default=64 * 2**10, gt=0)
+    """Largest accepted head of a request: its first line and its headers."""
+    header_timeout_s: float = Field(default=10.0, gt=0)
+    """Longest wait for the whole head of a request before 408."""
     max_body_bytes: int = Field(default=4 * 2**20, gt=0)
     """Largest accepted request body."""
     body_timeout_s: float = Field(default=30.0, gt=0)

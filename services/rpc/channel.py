@@ -5,21 +5,28 @@ from typing import Any
 
 import grpc
 
+from services.errors import PeerGone
 from services.rpc import tandem_pb2_grpc
+from services.rpc.liveness import is_address
 from services.rpc.versions import PROTOCOL_VERSION
 
 SECRET_KEY = "tandem-secret-bin"
 VERSION_KEY = "tandem-protocol"
 MAX_MESSAGE_BYTES = 16 * 2**20
+"""A prompt of three million tokens; of what is larger the receiver reads no more than its length."""
 WINDOW_BYTES = 64 * 1024
 """What may be on its way in one stream, unread: a sender waits for a reader that is slower. By default gRPC lets the
 window grow to megabytes, for each stream that is not read."""
+MAX_METADATA_BYTES = 16 * 2**10
+"""Ours is the secret, the version and, on the way back, an error of at most a thousand characters."""
 
 CHANNEL_OPTIONS = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.http2.lookahead_bytes", WINDOW_BYTES),
     ("grpc.http2.bdp_probe", 0),
+    ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+    ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.http2.max_pings_without_data", 0),
@@ -55,6 +62,20 @@ class Channels:
     def admin(self, address: str) -> "tandem_pb2_grpc.AdminAsyncStub":
         """Return the admin service at ``host:port``."""
         return tandem_pb2_grpc.AdminStub(self._channel(address))
+
+    async def connected(self, address: str) -> None:
+        """Return once there is a connection to ``host:port``; until then nothing was asked of anybody there.
+
+        Raises:
+            PeerGone: it cannot be reached now, or the address is none.
+        """
+        if not is_address(address):
+            raise PeerGone(f"{address!r} is not the address of a worker.")
+        channel = self._channel(address)
+        while (state := channel.get_state(try_to_connect=True)) is not grpc.ChannelConnectivity.READY:
+            if state in (grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN):
+                raise PeerGone(f"{address} cannot be reached.")
+            await channel.wait_for_state_change(state)
 
     async def forget(self, address: str) -> None:
         """Close the connection to a peer that is gone for good."""

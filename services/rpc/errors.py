@@ -54,6 +54,11 @@ def trailing_metadata(error: errors.TandemError) -> tuple[tuple[str, str], ...]:
     return tuple(pairs)
 
 
+def shortened(text: str, max_length: int) -> str:
+    """Return ``text`` with at most ``max_length`` characters."""
+    return text if len(text) <= max_length else f"{text[: max_length - 3]}..."
+
+
 def from_rpc_error(error: grpc.aio.AioRpcError) -> errors.TandemError:
     """Return the error that the peer raised, or what a bare status means."""
     trailing = {str(key): str(value) for key, value in error.trailing_metadata() or ()}

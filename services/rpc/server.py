@@ -8,15 +8,17 @@ from contextlib import aclosing
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
-from services.errors import AuthenticationFailed, IncompatiblePeer, InternalError, TandemError
+from services.errors import AuthenticationFailed, IncompatiblePeer, InternalError, InvalidRequest, TandemError
 from services.rpc.channel import CHANNEL_OPTIONS, SECRET_KEY, VERSION_KEY
-from services.rpc.errors import status_of, trailing_metadata
+from services.rpc.errors import shortened, status_of, trailing_metadata
 from services.rpc.versions import PROTOCOL_VERSION, understands
 from services.telemetry.logs import get_logger
 
 _log = get_logger(__name__)
 _MAX_VERSION_DIGITS = 9
+_MAX_DETAILS = 1000
 _HEALTH_PREFIX = "/grpc.health.v1.Health/"
 _Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -28,8 +30,8 @@ def new_server(secret: bytes) -> grpc.aio.Server:
 
 
 async def abort(context: _Context, error: TandemError) -> None:
-    """End a call with ``error``."""
-    await context.abort(status_of(error), error.message, trailing_metadata(error))
+    """End a call with ``error``; its text travels as metadata, which has little room."""
+    await context.abort(status_of(error), shortened(error.message, _MAX_DETAILS), trailing_metadata(error))
 
 
 class _Gate(grpc.aio.ServerInterceptor):
@@ -62,12 +64,12 @@ class _Gate(grpc.aio.ServerInterceptor):
 def _guarded(
     handler: grpc.RpcMethodHandler[Any, Any], method: str, refusal: TandemError | None
 ) -> grpc.RpcMethodHandler[Any, Any]:
-    async def answer(request: Any, context: _Context, respond: Callable[[Any, _Context], Awaitable[Any]]) -> Any:
+    async def answer(data: bytes, context: _Context, respond: Callable[[Any, _Context], Awaitable[Any]]) -> Any:
         if refusal is not None:
             _log.warning("rpc.refused", method=method, peer=context.peer(), code=refusal.code)
             return await abort(context, refusal)
         try:
-            return await respond(request, context)
+            return await respond(_parsed(handler, data), context)
         except TandemError as error:
             await abort(context, error)
         except Exception as error:
@@ -78,17 +80,26 @@ def _guarded(
 
     if handler.response_streaming:
 
-        async def stream(request: Any, context: _Context) -> None:
-            await answer(request, context, _writer(handler.unary_stream))
+        async def stream(data: bytes, context: _Context) -> None:
+            await answer(data, context, _writer(handler.unary_stream))
 
-        return grpc.unary_stream_rpc_method_handler(stream, handler.request_deserializer, handler.response_serializer)
+        return grpc.unary_stream_rpc_method_handler(stream, None, handler.response_serializer)
 
     respond: Any = handler.unary_unary
 
-    async def unary(request: Any, context: _Context) -> Any:
-        return await answer(request, context, respond)
+    async def unary(data: bytes, context: _Context) -> Any:
+        return await answer(data, context, respond)
 
-    return grpc.unary_unary_rpc_method_handler(unary, handler.request_deserializer, handler.response_serializer)
+    return grpc.unary_unary_rpc_method_handler(unary, None, handler.response_serializer)
+
+
+def _parsed(handler: grpc.RpcMethodHandler[Any, Any], data: bytes) -> Any:
+    """Return the request, which is read only now: nothing that a stranger sends is, and garbage has an answer."""
+    assert handler.request_deserializer is not None
+    try:
+        return handler.request_deserializer(data)
+    except DecodeError as error:
+        raise InvalidRequest("The request is not a message of this method.") from error
 
 
 def _writer(generate: Any) -> Callable[[Any, _Context], Awaitable[None]]:

@@ -8,11 +8,13 @@ import grpc
 
 from services.rpc import tandem_pb2 as pb
 from services.rpc import tandem_pb2_grpc
+from services.rpc.convert import duration_from_message
 from services.worker.convert import load_to_message
 from services.worker.node import Node
 
 _Context = grpc.aio.ServicerContext[object, object]
 _DRAIN_POLL_S = 0.05
+_LONGEST_DRAIN_S = 86_400.0
 
 
 class Service(Protocol):
@@ -67,7 +69,9 @@ class AdminServicer(tandem_pb2_grpc.AdminServicer):
         """Take no new work; answer when the running work ended or the time is over."""
         if request.member_id:
             self._node.require_member(request.member_id)
-        draining = asyncio.create_task(self.drain(request.timeout_s or self._drain_timeout_s), name="drain")
+        wanted_s = duration_from_message("timeout_s", request.timeout_s, _LONGEST_DRAIN_S)
+        timeout_s = wanted_s if request.timeout_s else self._drain_timeout_s
+        draining = asyncio.create_task(self.drain(timeout_s), name="drain")
         self._drains.add(draining)
         draining.add_done_callback(self._drains.discard)
         return pb.DrainReply(remaining=await asyncio.shield(draining))  # a caller who hangs up does not end it

@@ -29,6 +29,7 @@ from services.telemetry.clock import Clock, SystemClock
 from services.telemetry.logs import get_logger
 from services.telemetry.metrics import WorkerMetrics, counter_values
 from services.transfer.loop import NoticeHandler, TransferThread
+from services.transfer.nixl import NixlOptions
 from services.transfer.open import TransportOptions, open_transport
 from services.transfer.tcp import TcpOptions
 from services.worker.admin import AdminServicer, Service
@@ -238,7 +239,7 @@ def _transfer_thread(
         agent=f"tandem-{secrets.token_hex(8)}",
         fingerprint=built.layout.fingerprint,
         memory=built.memory,
-        options=TransportOptions(tcp=listen),
+        options=TransportOptions(tcp=listen, nixl=NixlOptions(secret=secret)),
     )
     transfers = TransferThread(transport, on_notice=on_notice)
     transfers.start()
