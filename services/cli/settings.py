@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import Field, SecretStr
 
 from services.config import Settings, default_data_dir
+from services.rpc.tls import TlsSettings
 
 
 class ClusterSettings(Settings):
@@ -91,7 +92,7 @@ class KeysSettings(ClusterSettings):
     """Longest wait for Redis."""
 
 
-class StatusSettings(ClusterSettings):
+class StatusSettings(ClusterSettings, TlsSettings):
     """Show who belongs to the cluster, how busy they are, and their block ledgers."""
 
     secret_file: Path | None = None

@@ -47,6 +47,7 @@ from services.gateway.settings import GatewaySettings
 from services.gateway.text.threads import TextThreads
 from services.gateway.timeline import RedisTimelineStore, TimelineStore
 from services.rpc.channel import Channels
+from services.rpc.tls import tls_of
 from services.rpc.versions import PROTOCOL_VERSION
 from services.telemetry.admin_server import serve_admin
 from services.telemetry.clock import Clock, SystemClock
@@ -206,7 +207,7 @@ async def run(settings: GatewaySettings) -> None:
         stack.push_async_callback(registry.close)
         state = RedisState(settings.redis_url, settings.redis_timeout_s)
         stack.push_async_callback(state.close)
-        channels = Channels(secret)
+        channels = Channels(secret, tls_of(settings))
         stack.push_async_callback(channels.close)
         view = await stack.enter_async_context(MemberView(registry, clock, settings.members_interval_s))
         around = Surroundings(

@@ -5,10 +5,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from services.config import Settings
+from services.rpc.tls import TlsSettings
 
 
-class GatewaySettings(Settings):
+class GatewaySettings(TlsSettings):
     """Everything that can be set about a gateway."""
 
     host: str = "127.0.0.1"

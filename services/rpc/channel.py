@@ -1,6 +1,7 @@
 """Client side of the wire: one channel per peer, the cluster secret and the protocol version in every call."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -8,6 +9,7 @@ import grpc
 from services.errors import PeerGone
 from services.rpc import tandem_pb2_grpc
 from services.rpc.liveness import is_address
+from services.rpc.tls import TLS_CHANNEL_OPTIONS, Pems, Tls
 from services.rpc.versions import PROTOCOL_VERSION
 
 SECRET_KEY = "tandem-secret-bin"
@@ -39,13 +41,16 @@ CHANNEL_OPTIONS = (
 class Channels:
     """Owns this process's outgoing connections; ``close`` ends them all."""
 
-    def __init__(self, secret: bytes) -> None:
+    def __init__(self, secret: bytes, tls: Tls | None = None) -> None:
+        self._tls = tls
         metadata = ((SECRET_KEY, secret), (VERSION_KEY, str(PROTOCOL_VERSION)))
         self._interceptors: list[grpc.aio.ClientInterceptor] = [
             _UnaryCredentials(metadata),
             _StreamCredentials(metadata),
         ]
-        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._channels: dict[str, _Opened] = {}
+        self._outdated: list[grpc.aio.Channel] = []
+        """Opened with certificates that were replaced; calls that run over them go on."""
 
     def decode(self, address: str) -> "tandem_pb2_grpc.DecodeAsyncStub":
         """Return the decode service at ``host:port``."""
@@ -74,26 +79,46 @@ class Channels:
         channel = self._channel(address)
         while (state := channel.get_state(try_to_connect=True)) is not grpc.ChannelConnectivity.READY:
             if state in (grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN):
-                raise PeerGone(f"{address} cannot be reached.")
+                hint = "" if self._tls is None else ", or does not accept our certificate, or we do not accept its own"
+                raise PeerGone(f"{address} cannot be reached{hint}.")
             await channel.wait_for_state_change(state)
 
     async def forget(self, address: str) -> None:
         """Close the connection to a peer that is gone for good."""
-        channel = self._channels.pop(address, None)
-        if channel is not None:
-            await channel.close()
+        opened = self._channels.pop(address, None)
+        if opened is not None:
+            await opened.channel.close()
 
     async def close(self) -> None:
         """Close every connection."""
         for address in list(self._channels):
             await self.forget(address)
+        while self._outdated:
+            await self._outdated.pop().close()
 
     def _channel(self, address: str) -> grpc.aio.Channel:
-        if address not in self._channels:
-            self._channels[address] = grpc.aio.insecure_channel(
-                address, options=CHANNEL_OPTIONS, interceptors=self._interceptors
-            )
-        return self._channels[address]
+        pems = self._tls.current() if self._tls is not None else None
+        opened = self._channels.get(address)
+        if opened is not None and opened.pems != pems:
+            self._outdated.append(opened.channel)
+            opened = None
+        if opened is None:
+            opened = self._channels[address] = _Opened(pems, self._open(address, pems))
+        return opened.channel
+
+    def _open(self, address: str, pems: Pems | None) -> grpc.aio.Channel:
+        if pems is None:
+            return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS, interceptors=self._interceptors)
+        options = (*CHANNEL_OPTIONS, *TLS_CHANNEL_OPTIONS)
+        return grpc.aio.secure_channel(
+            address, pems.channel_credentials(), options=options, interceptors=self._interceptors
+        )
+
+
+@dataclass(frozen=True)
+class _Opened:
+    pems: Pems | None
+    channel: grpc.aio.Channel
 
 
 _Metadata = tuple[tuple[str, str | bytes], ...]

@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 from services.errors import AuthenticationFailed, IncompatiblePeer, InternalError, InvalidRequest, TandemError
 from services.rpc.channel import CHANNEL_OPTIONS, SECRET_KEY, VERSION_KEY
 from services.rpc.errors import shortened, status_of, trailing_metadata
+from services.rpc.tls import Tls
 from services.rpc.versions import PROTOCOL_VERSION, understands
 from services.telemetry.logs import get_logger
 
@@ -27,6 +28,17 @@ def new_server(secret: bytes) -> grpc.aio.Server:
     """Return a server that answers only callers with the cluster secret and a known protocol version."""
     options = (*CHANNEL_OPTIONS, ("grpc.so_reuseport", 0), ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000))
     return grpc.aio.server(interceptors=[_Gate(secret)], options=options)
+
+
+def listen(server: grpc.aio.Server, address: str, tls: Tls | None) -> int:
+    """Bind ``server`` to ``host:port``, for callers with a certificate if ``tls`` is given; return the port.
+
+    Raises:
+        RuntimeError: the address cannot be used.
+    """
+    if tls is None:
+        return server.add_insecure_port(address)
+    return server.add_secure_port(address, tls.server_credentials())
 
 
 async def abort(context: _Context, error: TandemError) -> None:

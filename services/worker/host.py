@@ -22,7 +22,8 @@ from services.cluster.secret import load_or_create_secret
 from services.errors import ConfigurationError, InternalError, StateUnavailable, TandemError
 from services.rpc import tandem_pb2_grpc
 from services.rpc.channel import Channels
-from services.rpc.server import new_server
+from services.rpc.server import listen, new_server
+from services.rpc.tls import Tls, tls_of
 from services.rpc.versions import PROTOCOL_VERSION
 from services.telemetry.admin_server import serve_admin
 from services.telemetry.clock import Clock, SystemClock
@@ -189,8 +190,9 @@ async def open_host(
         )
         secret = load_or_create_secret(settings.secret_file.expanduser())
         built = await asyncio.to_thread(build, settings, clock=clock, max_reserved_share=max_reserved_share)
-        server, address = _server(stack, settings, secret)
-        channels, registry = Channels(secret), RedisRegistry(settings.redis_url, secret, clock)
+        tls = tls_of(settings)
+        server, address = _server(stack, settings, secret, tls)
+        channels, registry = Channels(secret, tls), RedisRegistry(settings.redis_url, secret, clock)
         stack.push_async_callback(channels.close)
         stack.push_async_callback(registry.close)
         sealer, throughput = Sealer(built.cache.block_view, enabled=settings.payload_digests), Throughput()
@@ -247,11 +249,13 @@ def _transfer_thread(
     return transfers
 
 
-def _server(stack: AsyncExitStack, settings: WorkerSettings, secret: bytes) -> tuple[grpc.aio.Server, str]:
+def _server(
+    stack: AsyncExitStack, settings: WorkerSettings, secret: bytes, tls: Tls | None
+) -> tuple[grpc.aio.Server, str]:
     """Bind before there is anything to push with: a port that refuses means that no write can come any more."""
     server = new_server(secret)
     try:
-        port = server.add_insecure_port(f"{settings.host}:{settings.port}")
+        port = listen(server, f"{settings.host}:{settings.port}", tls)
     except RuntimeError as error:
         raise ConfigurationError(f"The port {settings.host}:{settings.port} cannot be used.", param="port") from error
     stack.push_async_callback(server.stop, _CLOSE_TIMEOUT_S)

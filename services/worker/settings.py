@@ -5,10 +5,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from services.config import Settings
+from services.rpc.tls import TlsSettings
 
 
-class WorkerSettings(Settings):
+class WorkerSettings(TlsSettings):
     """One worker process: its model, its memory, its place in the cluster."""
 
     model: str = "smollm2"
