@@ -1,6 +1,6 @@
 """Client side of the wire: one channel per peer, the cluster secret and the protocol version in every call."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grpc
@@ -27,11 +27,12 @@ CHANNEL_OPTIONS = (
 class Channels:
     """Owns this process's outgoing connections; ``close`` ends them all."""
 
-    def __init__(self, secret: bytes) -> None:
+    def __init__(self, secret: bytes, *, interceptors: Sequence[grpc.aio.ClientInterceptor] = ()) -> None:
         metadata = ((SECRET_KEY, secret), (VERSION_KEY, str(PROTOCOL_VERSION)))
         self._interceptors: list[grpc.aio.ClientInterceptor] = [
             _UnaryCredentials(metadata),
             _StreamCredentials(metadata),
+            *interceptors,
         ]
         self._channels: dict[str, grpc.aio.Channel] = {}
 

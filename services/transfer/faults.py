@@ -118,8 +118,8 @@ class FaultyTransport:
         self.plan = plan
         self.injected: Counter[PushFault | NoticeFault] = Counter()
         self._inner = inner
+        self.delay_s = delay_s
         self._clock = clock
-        self._delay_s = delay_s
         self._scratch = scratch
         self._num_pushes = 0
         self._num_notices = 0
@@ -152,7 +152,7 @@ class FaultyTransport:
         if fault is PushFault.FAIL:
             self._events.append(PushFailed(push, PeerGone("A fault was injected: the push failed.")))
         elif fault is PushFault.DELAY:
-            due_s = self._clock.now() + self._delay_s
+            due_s = self._clock.now() + self.delay_s
             self._held.append(_Held(push, agent, tuple(blocks), notice, lambda: self._clock.now() >= due_s))
         elif fault is PushFault.STALL:
             self._held.append(_Held(push, agent, tuple(blocks), notice, lambda: self._num_resumed > number))
@@ -212,7 +212,7 @@ class FaultyTransport:
             return [event]
         self.injected[fault] += 1
         if fault is NoticeFault.DELAY:
-            self._late.append((self._clock.now() + self._delay_s, event))
+            self._late.append((self._clock.now() + self.delay_s, event))
         return [event, event] if fault is NoticeFault.DUPLICATE else []
 
     def _can_corrupt(self) -> bool:

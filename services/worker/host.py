@@ -20,8 +20,10 @@ from services.cluster.redis_registry import RedisRegistry
 from services.cluster.registry import Member, Role
 from services.cluster.secret import load_or_create_secret
 from services.errors import ConfigurationError, InternalError, TandemError
+from services.faults.armed import faults_of
 from services.rpc import tandem_pb2_grpc
 from services.rpc.channel import PROTOCOL_VERSION, Channels
+from services.rpc.faults import client_interceptors, server_interceptors
 from services.rpc.server import new_server
 from services.telemetry.admin_server import serve_admin
 from services.telemetry.clock import Clock, SystemClock
@@ -29,7 +31,9 @@ from services.telemetry.logs import get_logger
 from services.telemetry.metrics import WorkerMetrics, counter_values
 from services.transfer.loop import NoticeHandler, TransferThread
 from services.transfer.open import TransportOptions, open_transport
+from services.transfer.step_faults import with_faults
 from services.transfer.tcp import TcpOptions
+from services.transfer.transport import Transport
 from services.worker.admin import AdminServicer, Service
 from services.worker.building import Built, build
 from services.worker.engine_thread import EngineThread
@@ -163,10 +167,11 @@ async def open_host(
         admin = await stack.enter_async_context(
             serve_admin(settings.admin_host, settings.admin_port, prometheus, state.ready, liveness=state.live)
         )
-        secret = load_or_create_secret(settings.secret_file.expanduser())
+        secret, faults = load_or_create_secret(settings.secret_file.expanduser()), faults_of(settings.fault_plan)
         built = await asyncio.to_thread(build, settings, clock=clock, max_reserved_share=max_reserved_share)
-        server, address = _server(stack, settings, secret)
-        channels, registry = Channels(secret), RedisRegistry(settings.redis_url, secret, clock)
+        server, address = _server(stack, settings, new_server(secret, interceptors=server_interceptors(faults, clock)))
+        channels = Channels(secret, interceptors=client_interceptors(faults, clock))
+        registry = RedisRegistry(settings.redis_url, secret, clock)
         stack.push_async_callback(channels.close)
         stack.push_async_callback(registry.close)
         sealer, throughput = Sealer(built.cache.block_view, enabled=settings.payload_digests), Throughput()
@@ -176,7 +181,9 @@ async def open_host(
             card=built.card,
             layout=built.layout,
             engine=_engine_thread(stack, built, sealer, StepMetrics(metrics, throughput), state, clock),
-            transfers=_transfer_thread(stack, built, settings, secret, on_notice),
+            transfers=_transfer_thread(
+                stack, with_faults(_transport(built, settings, secret), faults, built.memory, clock), on_notice
+            ),
             sealer=sealer,
             throughput=throughput,
             clock=clock,
@@ -201,26 +208,26 @@ def _engine_thread(
     return engine
 
 
-def _transfer_thread(
-    stack: AsyncExitStack, built: Built, settings: WorkerSettings, secret: bytes, on_notice: NoticeHandler
-) -> TransferThread:
+def _transport(built: Built, settings: WorkerSettings, secret: bytes) -> Transport:
     listen = TcpOptions(secret=secret, listen_host=settings.host, advertised_host=settings.advertise_host)
-    transport = open_transport(
+    return open_transport(
         settings.transport,
         agent=f"tandem-{secrets.token_hex(8)}",
         fingerprint=built.layout.fingerprint,
         memory=built.memory,
         options=TransportOptions(tcp=listen),
     )
+
+
+def _transfer_thread(stack: AsyncExitStack, transport: Transport, on_notice: NoticeHandler) -> TransferThread:
     transfers = TransferThread(transport, on_notice=on_notice)
     transfers.start()
     stack.push_async_callback(transfers.close, _CLOSE_TIMEOUT_S)
     return transfers
 
 
-def _server(stack: AsyncExitStack, settings: WorkerSettings, secret: bytes) -> tuple[grpc.aio.Server, str]:
+def _server(stack: AsyncExitStack, settings: WorkerSettings, server: grpc.aio.Server) -> tuple[grpc.aio.Server, str]:
     """Bind before there is anything to push with: a port that refuses means that no write can come any more."""
-    server = new_server(secret)
     try:
         port = server.add_insecure_port(f"{settings.host}:{settings.port}")
     except RuntimeError as error:

@@ -64,6 +64,8 @@ class WorkerSettings(Settings):
     """Longest wait for running work after that."""
     payload_digests: bool = True
     """Digest every block's bytes; without, answers are marked `verified: false`."""
+    fault_plan: Path | None = None
+    """A test instrument: a YAML file that says at which protocol steps this worker misbehaves (docs/reliability.md)."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """How much is logged."""
     log_json: bool = False
