@@ -31,6 +31,8 @@ class Action(Enum):
     """It happens twice."""
     CORRUPT = "corrupt"
     """One bit is another: of a message, a notice or a block; the end of a push is told wrongly."""
+    SWAP = "swap"
+    """Two blocks of a push change places."""
     STOP = "stop"
     """This process stands still (SIGSTOP) until somebody continues it."""
     KILL = "kill"

@@ -44,6 +44,8 @@ class PushFault(Enum):
     """It arrives, and yet it fails."""
     CORRUPT = "corrupt"
     """One bit of one block is flipped on the way."""
+    SWAP = "swap"
+    """The first and the last of its blocks change places."""
 
 
 class NoticeFault(Enum):
@@ -145,7 +147,7 @@ class FaultyTransport:
         """Post a push, or do to it what the plan says; ``Transport.push`` says the rest."""
         number, self._num_pushes = self._num_pushes, self._num_pushes + 1
         fault, push = self.plan.of_push(number), PushId(number)
-        if fault is PushFault.CORRUPT and not self._can_corrupt():
+        if (fault is PushFault.CORRUPT and not self._can_corrupt()) or (fault is PushFault.SWAP and len(blocks) < 2):
             fault = None
         if fault is not None:
             self.injected[fault] += 1
@@ -159,6 +161,8 @@ class FaultyTransport:
         else:
             if fault is PushFault.CORRUPT:
                 blocks = self._with_a_flipped_bit(blocks, number)
+            elif fault is PushFault.SWAP:
+                blocks = _with_two_swapped(blocks)
             self._posted[self._inner.push(agent, blocks, notice)] = _Posted(push, fault)
         return push
 
@@ -245,6 +249,11 @@ class _Held:
 class _Posted:
     push: PushId
     fault: PushFault | None
+
+
+def _with_two_swapped(blocks: Sequence[BlockPair]) -> list[BlockPair]:
+    first, *between, last = blocks
+    return [BlockPair(first.local, last.remote), *between, BlockPair(last.local, first.remote)]
 
 
 def _drawn(shares: Mapping[FaultT, float], key: str) -> FaultT | None:

@@ -28,6 +28,7 @@ _PUSH_FAULTS = {
     Action.STALL: PushFault.DELAY,
     Action.DROP: PushFault.FAIL,
     Action.CORRUPT: PushFault.CORRUPT,
+    Action.SWAP: PushFault.SWAP,
 }
 
 
@@ -66,7 +67,7 @@ class SteppedTransport:
 
     def push(self, agent: str, blocks: Sequence[BlockPair], notice: bytes) -> PushId:
         """Post a push, or do to it what the plan says; a process that dies here has posted it."""
-        fault = self._faults.decide("transfer.push.posted", _ABLE)
+        fault = self._faults.decide("transfer.push.posted", _PUSH_FAULTS)
         self._next.fault = _PUSH_FAULTS.get(fault.action) if fault is not None else None
         if fault is not None and fault.action in _LATER:
             self._pushes.delay_s = fault.seconds

@@ -195,3 +195,13 @@ def test_who_is_killed_at_a_post_has_posted(sides: tuple[Side, Side]) -> None:
     assert here.signals == [signal.SIGKILL]
     assert here.poll() == [PushDone(number)]
     assert there.poll() == [NoticeArrived("here", NOTICE)]
+
+
+def test_two_blocks_of_a_push_can_change_places(sides: tuple[Side, Side]) -> None:
+    here, there = sides
+    connect(here, there)
+    here.memory.block(1)[:] = b"2" * BLOCK_BYTES
+    here.plan("push.posted", "swap")
+    push_to_its_end(here)
+    assert bytes(there.memory.block(3)) == bytes(here.memory.block(1))
+    assert bytes(there.memory.block(2)) == bytes(here.memory.block(0))
