@@ -19,6 +19,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="run what is marked chaos_long: minutes of faults (docs/reliability.md)",
     )
+    parser.addoption("--chaos-seconds", type=float, default=600.0, help="how long random chaos lasts")
+    parser.addoption(
+        "--chaos-seed", type=int, default=None, help="what random chaos does; drawn and printed if not given"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

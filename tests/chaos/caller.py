@@ -50,6 +50,8 @@ class Heard:
     reason: str = ""
     replays: int = 0
     proof: PathProof | None = None
+    is_over: bool = False
+    """Whether nothing more will be heard."""
 
 
 class Caller:
@@ -75,9 +77,9 @@ class Caller:
                 pass
         return heard
 
-    async def give_up(self, question: Question, *, after_tokens: int) -> Heard:
+    async def give_up(self, question: Question, *, after_tokens: int, heard: Heard | None = None) -> Heard:
         """Begin a sequence and leave it after so many tokens; 0 means once it is accepted."""
-        heard = Heard()
+        heard = Heard() if heard is None else heard
         async with aclosing(self.events(question, heard)) as events:
             async for _ in events:
                 if len(heard.token_ids) >= after_tokens:
@@ -97,11 +99,14 @@ class Caller:
             timings_ms={},
         )
         generation = Generation(request, self._services)
-        async with aclosing(generation.events()) as events:
-            async for event in events:
-                if isinstance(event, NewTokens):
-                    heard.token_ids += [token.token_id for token in event.tokens]
-                elif isinstance(event, Ended):
-                    heard.reason = event.reason
-                heard.replays, heard.proof = len(generation.replay_codes), generation.proof
-                yield event
+        try:
+            async with aclosing(generation.events()) as events:
+                async for event in events:
+                    if isinstance(event, NewTokens):
+                        heard.token_ids += [token.token_id for token in event.tokens]
+                    elif isinstance(event, Ended):
+                        heard.reason = event.reason
+                    heard.replays, heard.proof = len(generation.replay_codes), generation.proof
+                    yield event
+        finally:
+            heard.is_over = True

@@ -78,13 +78,13 @@ class WorkerProcess:
         self._signal(signal.SIGCONT)
         self.is_stopped = False
 
-    async def terminate(self) -> int:
+    async def terminate(self, timeout_s: float = STOP_TIMEOUT_S) -> int:
         """SIGTERM, and the exit status; killed when it does not end in time."""
         if self.is_stopped:
             self.resume()
         self._signal(signal.SIGTERM)
         try:
-            return await asyncio.to_thread(self.process.wait, STOP_TIMEOUT_S)
+            return await asyncio.to_thread(self.process.wait, timeout_s)
         except subprocess.TimeoutExpired:
             self.kill()
             return self.process.returncode
