@@ -29,11 +29,13 @@ from services.gateway.decode_client import DecodeClient, GrpcDecodeClient
 from services.gateway.drain import Drain
 from services.gateway.entrance import Entrance
 from services.gateway.generation import GenerationLimits, GenerationServices
+from services.gateway.health_client import GrpcHealthClient
 from services.gateway.keys import KeyStore, RedisKeyStore
 from services.gateway.models import ClusterView, ModelCatalog
 from services.gateway.observer import AnswerObserver
 from services.gateway.recorder import TimelineRecorder
 from services.gateway.redis_state import RedisState
+from services.gateway.routing.probing import HealthClient, Probing
 from services.gateway.routing.router import Router
 from services.gateway.routing.suspects import Suspects
 from services.gateway.server import HttpServer
@@ -55,6 +57,7 @@ class Surroundings:
 
     view: ClusterView
     client: DecodeClient
+    health: HealthClient
     keys: KeyStore
     timelines: TimelineStore
     executor: Executor
@@ -75,6 +78,7 @@ class Gateway:
     recorder: TimelineRecorder
     readiness: Readiness
     drain: Drain
+    probing: Probing
 
 
 def build(settings: GatewaySettings, around: Surroundings) -> Gateway:
@@ -92,11 +96,12 @@ def build(settings: GatewaySettings, around: Surroundings) -> Gateway:
     )
     readiness = Readiness(around.view, drain)
     _watch(metrics, admission, around.view)
+    suspects = Suspects(clock, settings.suspect_s)
     openai = OpenAIServices(
         entrance=_entrance(settings, keys, clock),
         catalog=catalog,
         threads=threads,
-        answers=Answers(admission, _generation(settings, around), observer),
+        answers=Answers(admission, _generation(settings, around, suspects), observer),
         recorder=recorder,
         limits=_limits(settings),
     )
@@ -109,7 +114,8 @@ def build(settings: GatewaySettings, around: Surroundings) -> Gateway:
         max_body_bytes=settings.max_body_bytes,
         admin=admin_routes(around.registry, readiness) if settings.serve_admin_on_main else None,
     )
-    return Gateway(create_app(parts), catalog, keys, recorder, readiness, drain)
+    probing = Probing(suspects, around.view, around.health, clock, pause_s=settings.suspect_s)
+    return Gateway(create_app(parts), catalog, keys, recorder, readiness, drain, probing)
 
 
 def _entrance(settings: GatewaySettings, keys: KnownKeys, clock: Clock) -> Entrance:
@@ -140,10 +146,10 @@ def _admission(settings: GatewaySettings, clock: Clock) -> FifoAdmission:
     return FifoAdmission(limits, clock)
 
 
-def _generation(settings: GatewaySettings, around: Surroundings) -> GenerationServices:
+def _generation(settings: GatewaySettings, around: Surroundings, suspects: Suspects) -> GenerationServices:
     router = Router(
         around.view,
-        Suspects(around.clock, settings.suspect_s),
+        suspects,
         around.random,
         num_prefill_candidates=settings.prefill_candidates,
         require_prefill=settings.require_prefill,
@@ -197,6 +203,7 @@ async def run(settings: GatewaySettings) -> None:
         around = Surroundings(
             view=view,
             client=GrpcDecodeClient(channels),
+            health=GrpcHealthClient(channels),
             keys=RedisKeyStore(state, clock),
             timelines=RedisTimelineStore(state, settings.timeline_ttl_s),
             executor=stack.enter_context(ThreadPoolExecutor(settings.text_threads, "text")),
@@ -207,7 +214,11 @@ async def run(settings: GatewaySettings) -> None:
         )
         gateway = build(settings, around)
         await stack.enter_async_context(gateway.recorder)
-        for name, follow in (("model catalog", gateway.catalog.follow), ("keys", gateway.keys.follow)):
+        for name, follow in (
+            ("model catalog", gateway.catalog.follow),
+            ("keys", gateway.keys.follow),
+            ("probing", gateway.probing.follow),
+        ):
             following = Background(name, _log)
             following.start(follow)
             stack.push_async_callback(following.close)

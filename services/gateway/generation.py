@@ -23,6 +23,7 @@ from services.errors import (
     PeerGone,
     PeerStalled,
     TandemError,
+    TokenDivergence,
     Unavailable,
 )
 from services.gateway.decode_client import DecodeClient, PacedEvents
@@ -166,7 +167,8 @@ class Generation:
                 while not (event := await self._next(events, timeout_s, "token")).HasField("finished"):
                     if event.HasField("tokens"):
                         timeout_s = self._limits.token_timeout_s
-                        yield self._tokens(flight, event.tokens)
+                        if (news := self._tokens(flight, event.tokens)).tokens:
+                            yield news
                     elif event.HasField("path"):
                         self._proof = proof_of(event.path)
                 yield self._finish(flight, event.finished)
@@ -184,12 +186,24 @@ class Generation:
         return is_first
 
     def _tokens(self, flight: Flight, message: pb.Tokens) -> NewTokens:
+        """Take what is new of a message.
+
+        Raises:
+            IntegrityError: tokens before it are missing.
+        """
         flight.prefilled()
         tokens = tokens_of(message)
+        if message.HasField("position"):
+            num_repeated = len(self._output) - message.position
+            if num_repeated < 0:
+                raise IntegrityError(f"{-num_repeated} tokens of the decode worker are missing.")
+            tokens = tokens[num_repeated:]
         self._output.extend(token.token_id for token in tokens)
         return NewTokens(tokens)
 
     def _finish(self, flight: Flight, message: pb.Finished) -> Ended:
+        if message.HasField("output_tokens") and message.output_tokens != len(self._output):
+            raise IntegrityError(f"The decode worker sent {message.output_tokens} tokens, {len(self._output)} came.")
         flight.loaded(load_of(message.load))
         self._proof = proof_of(message.proof)
         reason = _REASONS.get(message.reason)
@@ -222,7 +236,7 @@ class Generation:
             self._refusal = error
         elif isinstance(error, Draining):
             self._router.suspect(member_id)
-        elif isinstance(error, NoPrefillWorker) or not isinstance(
+        elif isinstance(error, NoPrefillWorker | TokenDivergence) or not isinstance(
             error, (PeerError, IntegrityError, InternalError, Unavailable)
         ):
             raise error

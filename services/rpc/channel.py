@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import grpc
+from grpc_health.v1 import health_pb2_grpc
 
 from services.rpc import tandem_pb2_grpc
 
@@ -47,6 +48,10 @@ class Channels:
     def admin(self, address: str) -> "tandem_pb2_grpc.AdminAsyncStub":
         """Return the admin service at ``host:port``."""
         return tandem_pb2_grpc.AdminStub(self._channel(address))
+
+    def health(self, address: str) -> health_pb2_grpc.HealthStub:
+        """Return the health service at ``host:port``."""
+        return health_pb2_grpc.HealthStub(self._channel(address))
 
     async def forget(self, address: str) -> None:
         """Close the connection to a peer that is gone for good."""

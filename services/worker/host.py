@@ -38,6 +38,7 @@ from services.worker.admin import AdminServicer, Service
 from services.worker.building import Built, build
 from services.worker.engine_thread import EngineThread
 from services.worker.node import Node
+from services.worker.quarantine import excess_of_quarantine
 from services.worker.seal import Sealer
 from services.worker.settings import WorkerSettings
 from services.worker.step_metrics import StepMetrics
@@ -53,16 +54,22 @@ _LOAD_REFRESH_S = 1.0
 class _State:
     is_ready: bool = False
     is_broken: bool = False
+    is_unhealthy: bool = False
+    """It still serves, but is to be replaced."""
     stop: asyncio.Event = field(default_factory=asyncio.Event)
 
     def ready(self) -> bool:
         return self.is_ready
 
     def live(self) -> bool:
-        return not self.is_broken
+        return not self.is_broken and not self.is_unhealthy
 
     def break_down(self) -> None:
         self.is_broken = True
+        self.stop.set()
+
+    def retire(self) -> None:
+        self.is_unhealthy = True
         self.stop.set()
 
 
@@ -139,6 +146,10 @@ class WorkerHost:
             except TandemError:
                 return  # the engine failed, which stops this worker in its own way
             self.metrics.set_ledger(snapshot.ledger.by_claim())
+            reason = excess_of_quarantine(snapshot.ledger, self._settings.max_quarantined_share)
+            if reason is not None and not self._state.is_unhealthy:
+                _log.warning("worker.unhealthy", reason=reason)
+                self._state.retire()
             self.metrics.running.set(snapshot.load.num_running)
             self.metrics.waiting.set(snapshot.load.num_waiting)
             self.metrics.queued_tokens.set(snapshot.load.num_queued_tokens)

@@ -9,8 +9,10 @@ from random import Random
 from services.cluster.registry import Member, MemberLoad
 from services.gateway.decode_client import GrpcDecodeClient
 from services.gateway.generation import Generation, GenerationLimits, GenerationServices
+from services.gateway.health_client import GrpcHealthClient
 from services.gateway.proof import PathProof
 from services.gateway.routing.candidates import Requirements
+from services.gateway.routing.probing import Probing
 from services.gateway.routing.router import Router
 from services.gateway.routing.suspects import Suspects
 from services.gateway.sequence import Accepted, Ended, NewTokens, SequenceRequest
@@ -29,6 +31,7 @@ LIMITS = GenerationLimits(
     require_prefill=False,
 )
 DEADLINE_S = 180.0
+PROBE_PAUSE_S = 1.0
 _BUSY = MemberLoad(running=10_000, queued_tokens=10_000_000)
 _names = itertools.count()
 
@@ -61,7 +64,10 @@ class Caller:
         self._cluster = cluster
         self.clock = SystemClock()
         self.busy: frozenset[str] = frozenset()
-        router = Router(self, Suspects(self.clock, 5.0), Random(0))
+        suspects = Suspects(self.clock, PROBE_PAUSE_S)
+        router = Router(self, suspects, Random(0))
+        health = GrpcHealthClient(cluster.channels)
+        self.probing = Probing(suspects, self, health, self.clock, pause_s=PROBE_PAUSE_S)
         self._services = GenerationServices(router, GrpcDecodeClient(cluster.channels), self.clock, limits)
 
     def members(self) -> Sequence[Member]:

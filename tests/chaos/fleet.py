@@ -50,11 +50,18 @@ class Fleet:
     tokens_compared: int = 0
     _joined: set[int] = field(default_factory=set)
     _joining: set["asyncio.Task[None]"] = field(default_factory=set)
+    _probing: "asyncio.Task[None] | None" = None
     _plans: dict[int, Path] = field(default_factory=dict)
     _names: "itertools.count[int]" = field(default_factory=itertools.count)
 
     def __post_init__(self) -> None:
-        self.caller = Caller(self.cluster)
+        self.call_as(Caller(self.cluster))
+
+    def call_as(self, caller: Caller) -> None:
+        """Let all questions come from ``caller`` from now on."""
+        if self._probing is not None:
+            self._probing.cancel()
+        self.caller, self._probing = caller, asyncio.create_task(caller.probing.follow())
 
     # -- workers -----------------------------------------------------------------------------------
 
@@ -95,9 +102,10 @@ class Fleet:
         return [w for w in self.living() if w.role == role and w.process.pid in self._joined]
 
     async def close(self) -> None:
-        for joining in self._joining:
-            joining.cancel()
-        await asyncio.gather(*self._joining, return_exceptions=True)
+        tasks = [*self._joining, *([self._probing] if self._probing else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     # -- faults ------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from tests.chaos.conftest import Say
 from tests.chaos.fleet import NUM_QUESTIONS, Fleet, Line
 from tests.e2e.processes import WorkerProcess
 
-pytestmark = [pytest.mark.asyncio(loop_scope="package"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.asyncio(loop_scope="package"), pytest.mark.timeout(1800)]
 FLEET = {PREFILL: 2, DECODE: 3}
 KILL_TIMEOUT_S = 60.0
 LATER_OCCURRENCES = {

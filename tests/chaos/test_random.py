@@ -128,7 +128,7 @@ async def test_whatever_happens_no_token_changes_and_nothing_is_left(
     seed, duration_s = pytestconfig.getoption("--chaos-seed"), pytestconfig.getoption("--chaos-seconds")
     seed = random.SystemRandom().randrange(1 << 30) if seed is None else seed
     say(f"random chaos for {duration_s:g} s with --chaos-seed {seed}")
-    fleet.caller = Caller(fleet.cluster, limits=replace(LIMITS, token_timeout_s=TOKEN_TIMEOUT_S, max_replays=8))
+    fleet.call_as(Caller(fleet.cluster, limits=replace(LIMITS, token_timeout_s=TOKEN_TIMEOUT_S, max_replays=8)))
     generator = random.Random(seed)
     load = Load(fleet, NUM_CALLERS, CANCEL_SHARE, random.Random(generator.random()))
     chaos = Chaos(fleet, load, generator, say)

@@ -10,6 +10,7 @@ from services.errors import (
     DeadlineExceeded,
     Draining,
     IncompatiblePeer,
+    IntegrityError,
     InternalError,
     InvalidRequest,
     NoDecodeWorker,
@@ -18,6 +19,7 @@ from services.errors import (
     PeerGone,
     PeerStalled,
     TandemError,
+    TokenDivergence,
 )
 from services.gateway.generation import Generation, GenerationLimits, GenerationServices
 from services.gateway.routing.candidates import Requirements
@@ -227,6 +229,35 @@ async def test_waiting_for_room_is_bounded() -> None:
 
     assert caught.value.retry_after_s == 3
     assert cluster.clock.now() - started_s <= 20
+
+
+@pytest.mark.parametrize("position", range(len(OUTPUT)))
+async def test_a_lost_message_is_noticed_and_the_sequence_replayed(position: int) -> None:
+    cluster = Cluster(member("d1"), member("d2"))
+    cluster.decode.first = [Script(OUTPUT, lost=frozenset({position}))]
+    generation = cluster.generation()
+
+    assert token_ids(await heard(generation)) == OUTPUT
+    assert generation.replay_codes == [IntegrityError.code]
+
+
+@pytest.mark.parametrize("step", [1, 2])
+async def test_a_message_that_comes_twice_is_heard_once(step: int) -> None:
+    cluster = Cluster(member("d1"))
+    cluster.decode.first = [Script(OUTPUT, step=step, repeated=frozenset(range(len(OUTPUT))))]
+    generation = cluster.generation()
+
+    assert token_ids(await heard(generation)) == OUTPUT
+    assert generation.proof.replays == 0
+
+
+async def test_what_is_in_doubt_is_not_continued() -> None:
+    cluster = Cluster(member("d1"), member("d2"))
+    cluster.decode.first = [Script(OUTPUT, error=TokenDivergence("another token"), fail_after=1)]
+
+    with pytest.raises(TokenDivergence):
+        await heard(cluster.generation())
+    assert len(cluster.decode.requests) == 1
 
 
 @pytest.mark.parametrize("error", [InvalidRequest("bad"), NoPrefillWorker("none"), DeadlineExceeded("late")])
