@@ -56,7 +56,8 @@ class ArmedFaults:
     def _refresh(self) -> None:
         """Take a newer plan, if there is one."""
 
-    def _arm(self, plan: FaultPlan) -> None:
+    def arm(self, plan: FaultPlan) -> None:
+        """Follow another plan; occurrences count from now on."""
         self.plan = plan
         self._occurrences.clear()
 
@@ -76,7 +77,7 @@ class FileFaults(ArmedFaults):
             return
         self._version = version
         try:
-            self._arm(read_plan(self._path))
+            self.arm(read_plan(self._path))
         except ConfigurationError as error:
             _log.warning("faults.refused", path=self._path, reason=error.message)
         else:

@@ -2,10 +2,10 @@
 
 import asyncio
 import itertools
-import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from random import Random
 
 from tests.chaos.caller import Heard
 from tests.chaos.fleet import NUM_QUESTIONS, NUM_TOKENS, Fleet
@@ -18,7 +18,7 @@ class Load:
     fleet: Fleet
     num_callers: int
     cancel_share: float = 0.0
-    random: random.Random = field(default_factory=lambda: random.Random(0))
+    random: Random = field(default_factory=lambda: Random(0))
     num_answers: int = 0
     num_cancelled: int = 0
     num_replayed: int = 0

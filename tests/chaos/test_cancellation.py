@@ -1,27 +1,18 @@
 """After a cancel, whatever it meets, the engine runs at most one more step that contains the request."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from random import Random
 
 import pytest
 
-from services.cluster.registry import Member, MemberLoad, Role
 from services.engine.schedule import Schedule
-from services.gateway.decode_client import GrpcDecodeClient
-from services.gateway.generation import Generation, GenerationServices
-from services.gateway.routing.candidates import Requirements
-from services.gateway.routing.router import Router
-from services.gateway.routing.suspects import Suspects
-from services.gateway.sequence import NewTokens, SequenceRequest
-from services.rpc.channel import PROTOCOL_VERSION
-from services.telemetry.clock import SystemClock
-from tests.chaos.caller import LIMITS
+from services.gateway.generation import Generation
+from services.gateway.sequence import NewTokens
+from tests.chaos.gateway import gateway
 from tests.inprocess.client import SEEDED, begin, expected_ids, prompt
 from tests.inprocess.cluster import Cluster, Worker, cluster, until
-from tests.inprocess.hash_model import BLOCK_SIZE, DEADLINE_S
 
 REQUEST_ID = "given-up"
 LONG_ANSWER = replace(SEEDED, max_tokens=50)
@@ -54,46 +45,8 @@ def watch(worker: Worker) -> Steps:
     return steps
 
 
-def member(worker: Worker, role: Role) -> Member:
-    node = worker.node
-    return Member(
-        member_id=node.member_id,
-        role=role,
-        address=worker.address,
-        model_name="hash",
-        card_digest=node.card.digest,
-        fingerprint=node.layout.fingerprint,
-        transport="inproc",
-        protocol_version=PROTOCOL_VERSION,
-        load=MemberLoad(),
-    )
-
-
-@dataclass
-class Members:
-    listed: Sequence[Member]
-
-    def members(self) -> Sequence[Member]:
-        return self.listed
-
-
 def generation(running: Cluster) -> Generation:
-    """Return the request as a gateway runs it."""
-    clock = SystemClock()
-    members = Members([member(running.decode, Role.DECODE), member(running.prefill, Role.PREFILL)])
-    router = Router(members, Suspects(clock, 5.0), Random(0))
-    services = GenerationServices(router, GrpcDecodeClient(running.channels), clock, LIMITS)
-    request = SequenceRequest(
-        request_id=REQUEST_ID,
-        project="",
-        requirements=Requirements(running.decode.node.layout.fingerprint, PROTOCOL_VERSION),
-        block_size=BLOCK_SIZE,
-        prompt_token_ids=tuple(prompt(30)),
-        sampling=LONG_ANSWER,
-        deadline_s=clock.now() + DEADLINE_S,
-        timings_ms={},
-    )
-    return Generation(request, services)
+    return gateway(running).generation(prompt(30), LONG_ANSWER, request_id=REQUEST_ID)
 
 
 async def one_step(worker: Worker) -> None:
