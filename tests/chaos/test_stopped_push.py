@@ -40,11 +40,16 @@ async def ask_everything(fleet: Fleet) -> list[Question]:
     return questions
 
 
-async def stop_for(fleet: Fleet, seconds: float, say: Say) -> None:
-    (prefill,), (decode,) = fleet.members(PREFILL), fleet.members(DECODE)
+async def long_question(fleet: Fleet) -> tuple[Question, list[int]]:
+    """Return a question of several pushes, and what its answer is undisturbed."""
     prompt = (await fleet.cluster.prompts()).ids(LONG, seed=99)
     question = Question(tuple(prompt), seeded(24, seed=99), project="undisturbed")
-    expected = (await fleet.caller.ask(question)).token_ids
+    return question, (await fleet.caller.ask(question)).token_ids
+
+
+async def stop_for(fleet: Fleet, seconds: float, say: Say) -> None:
+    (prefill,), (decode,) = fleet.members(PREFILL), fleet.members(DECODE)
+    question, expected = await long_question(fleet)
     before = (await fleet.integrity_failures())["stale"]
     fleet.arm([prefill], {"step": "transfer.push.posted", "nth": 2, "action": "stop"})
     disturbed = replace(question, project=f"stopped for {seconds}")
@@ -82,3 +87,30 @@ async def test_for_some_seconds(fleet: Fleet, say: Say) -> None:
 @pytest.mark.chaos_long
 async def test_for_half_a_minute(fleet: Fleet, say: Say) -> None:
     await stop_for(fleet, 30.0, say)
+
+
+@pytest.mark.chaos_long
+async def test_a_worker_with_too_much_in_quarantine_retires_and_its_streams_end_well(fleet: Fleet, say: Say) -> None:
+    (prefill,), (other,) = fleet.members(PREFILL), fleet.members(DECODE)
+    question, expected = await long_question(fleet)
+    doomed = fleet.spawn(DECODE, max_quarantined_share=0.05)
+    await fleet.ready(prefill=1, decode=2)
+    fleet.caller.busy = frozenset({other.member_id})
+    fleet.arm([prefill], {"step": "transfer.push.posted", "nth": 2, "action": "stop"})
+    asking = asyncio.create_task(fleet.caller.ask(replace(question, project="quarantine")))
+    try:
+        await stand_still(prefill)
+        assert (await asking).token_ids == expected
+        await doomed.wait_until(lambda: bool(doomed.events("worker.unhealthy")), "retirement")
+        async with asyncio.timeout(STOP_TIMEOUT_S):
+            while doomed.is_alive:
+                await asyncio.sleep(0.05)
+    finally:
+        prefill.resume()
+        fleet.disarm()
+        fleet.caller.busy = frozenset()
+    assert doomed.process.returncode == 0
+    assert [event["remaining"] for event in doomed.events("worker.drained")] == [0]
+    await ask_everything(fleet)
+    await fleet.audit()
+    say(f"{doomed} retired: {doomed.events('worker.unhealthy')[0]['reason']}")
