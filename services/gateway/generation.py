@@ -170,7 +170,7 @@ class Generation:
                         if (news := self._tokens(flight, event.tokens)).tokens:
                             yield news
                     elif event.HasField("path"):
-                        self._proof = proof_of(event.path)
+                        self._learn(route, event.path)
                 yield self._finish(flight, event.finished)
 
     def _accept(self, route: Route, flight: Flight, event: pb.GenerateEvent) -> bool:
@@ -184,6 +184,14 @@ class Generation:
         self._proof = unknown_proof(route.decode.member_id, event.accepted.cached_tokens)
         is_first, self._is_accepted = not self._is_accepted, True
         return is_first
+
+    def _learn(self, route: Route, message: pb.PathProof) -> None:
+        """Take the way of the prompt; the prefill workers that were tried in vain are suspect, once."""
+        if self._proof.path == "unknown":
+            num_failed = message.attempts - (message.path == "pd")
+            for member in route.prefill[:num_failed]:
+                self._router.suspect(member.member_id)
+        self._proof = proof_of(message)
 
     def _tokens(self, flight: Flight, message: pb.Tokens) -> NewTokens:
         """Take what is new of a message.

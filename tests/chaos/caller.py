@@ -53,6 +53,7 @@ class Heard:
     reason: str = ""
     replays: int = 0
     proof: PathProof | None = None
+    first_token_after_s: float = 0.0
     is_over: bool = False
     """Whether nothing more will be heard."""
 
@@ -104,11 +105,12 @@ class Caller:
             deadline_s=self.clock.now() + DEADLINE_S,
             timings_ms={},
         )
-        generation = Generation(request, self._services)
+        generation, began_s = Generation(request, self._services), self.clock.now()
         try:
             async with aclosing(generation.events()) as events:
                 async for event in events:
                     if isinstance(event, NewTokens):
+                        heard.first_token_after_s = heard.first_token_after_s or self.clock.now() - began_s
                         heard.token_ids += [token.token_id for token in event.tokens]
                     elif isinstance(event, Ended):
                         heard.reason = event.reason

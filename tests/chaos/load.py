@@ -22,6 +22,8 @@ class Load:
     num_answers: int = 0
     num_cancelled: int = 0
     num_replayed: int = 0
+    first_tokens_s: list[float] = field(default_factory=list)
+    """Time to first token of each stream that met no fault."""
     heard: dict[int, Heard] = field(default_factory=dict)
     """What the streams that are open now have heard."""
     _numbers: "itertools.count[int]" = field(default_factory=itertools.count)
@@ -75,6 +77,8 @@ class Load:
                 self.fleet.check(index, heard.token_ids)
                 self.num_answers += 1
                 self.num_replayed += heard.replays > 0
+                if not heard.replays:
+                    self.first_tokens_s.append(heard.first_token_after_s)
         finally:
             del self.heard[number]
 

@@ -29,6 +29,8 @@ CANCEL_SHARE = 0.1
 EVENTS = {"kill": 0.5, "stall": 0.3, "burst": 0.2}
 REST_TIMEOUT_S = 120.0
 MAX_MEDIAN_RECOVERY_S = 5.0
+MAX_FIRST_TOKENS = 3.0
+"""Or that many times to first token of streams that met no fault in the same run."""
 SMALL_FAULTS = {"shares": {"delay": 0.02}, "delay_s": 0.05}
 """What every worker suffers all the time, besides the events."""
 
@@ -109,12 +111,17 @@ class Chaos:
             victim.resume()
 
     def summary(self) -> str:
-        median = f"{statistics.median(self.recoveries_s):.2f} s" if self.recoveries_s else "-"
+        median, first = _median(self.recoveries_s), _median(self.load.first_tokens_s)
         return (
             f"events {dict(sorted(self.events.items()))}, {self.load.num_answers} answers, "
             f"{self.load.num_cancelled} cancelled, {self.load.num_replayed} replayed, "
-            f"{self.fleet.tokens_compared} tokens compared, median recovery {median} of {len(self.recoveries_s)}"
+            f"{self.fleet.tokens_compared} tokens compared, median recovery {median} of {len(self.recoveries_s)}, "
+            f"undisturbed first token {first}"
         )
+
+
+def _median(seconds: Sequence[float]) -> str:
+    return f"{statistics.median(seconds):.2f} s" if seconds else "-"
 
 
 def _goes_on(heard: Heard, num_tokens: int) -> bool:
@@ -139,4 +146,6 @@ async def test_whatever_happens_no_token_changes_and_nothing_is_left(
     say(f"seed {seed}: {chaos.summary()}, {injected} small faults, 0 lost, 0 changed")
     assert load.num_answers > 0
     if chaos.recoveries_s:
-        assert statistics.median(chaos.recoveries_s) < MAX_MEDIAN_RECOVERY_S, sorted(chaos.recoveries_s)
+        # A recovery holds at least one prefill, so a host that is slow at those needs more.
+        limit_s = max(MAX_MEDIAN_RECOVERY_S, MAX_FIRST_TOKENS * statistics.median(load.first_tokens_s))
+        assert statistics.median(chaos.recoveries_s) < limit_s, sorted(chaos.recoveries_s)

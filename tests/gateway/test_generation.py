@@ -331,3 +331,16 @@ async def test_the_decode_worker_is_told_how_busy_and_how_fast_each_prefill_work
     assert (candidate.member_id, candidate.address) == ("p1", "p1:1")
     assert candidate.queued_tokens >= 700
     assert candidate.prefill_tokens_per_s == 1234.5
+
+
+@pytest.mark.parametrize(("path", "attempts", "num_failed"), [("pd", 1, 0), ("pd", 2, 1), ("fallback", 2, 2)])
+async def test_prefill_workers_that_were_tried_in_vain_are_avoided_at_once(
+    path: str, attempts: int, num_failed: int
+) -> None:
+    cluster = Cluster(member("d1"), *(member(f"p{number}", Role.PREFILL) for number in range(3)))
+    cluster.decode.first = [Script(OUTPUT, tell_path=True, path=path, attempts=attempts)]
+    await heard(cluster.generation())
+    await heard(cluster.generation())
+
+    first, second = ([each.member_id for each in request.prefill_candidates] for request in cluster.decode.requests)
+    assert set(first) - set(second) == set(first[:num_failed])

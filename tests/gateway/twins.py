@@ -123,6 +123,7 @@ class Script:
     hang_after: int | None = None
     tell_path: bool = False
     path: str = "pd"
+    attempts: int = 1
     step: int = 1
     lost: frozenset[int] = frozenset()
     """Positions whose messages do not come."""
@@ -171,7 +172,8 @@ class DecodeTwin:
         for position in range(start, len(output) + 1, script.step):
             await self._maybe_stop(script, position)
             if position == 0 and script.tell_path:
-                yield pb.GenerateEvent(path=proof(address.split(":")[0], path=script.path))
+                told = proof(address.split(":")[0], path=script.path, attempts=script.attempts)
+                yield pb.GenerateEvent(path=told)
             chunk = output[position : position + script.step]
             if chunk and position not in script.lost:
                 tokens = [_token(request, token_id) for token_id in chunk]
