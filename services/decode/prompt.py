@@ -29,6 +29,7 @@ from services.errors import (
     PeerError,
     PoolExhausted,
     TandemError,
+    TokenDivergence,
     Unavailable,
 )
 from services.rpc import tandem_pb2 as pb
@@ -145,12 +146,12 @@ class Prompt:
         """Whether ``token`` repeats the first token that was sent already.
 
         Raises:
-            InternalError: it should, but it is another token; nothing wrong may follow a right token.
+            TokenDivergence: it should, but it is another token; nothing may follow what is in doubt.
         """
         if self._repeated is None:
             return False
         if token.token_id != self._repeated.token_id:
-            raise InternalError(
+            raise TokenDivergence(
                 f"The first token was {self._repeated.token_id}, computed again it is {token.token_id}."
             )
         self._repeated = None

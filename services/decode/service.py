@@ -82,13 +82,15 @@ class DecodeServicer(tandem_pb2_grpc.DecodeServicer):
         )
         stream = self._node.engine.subscribe(spec.request_id)
         try:
+            position = len(spec.resumed_output_token_ids)
             reservation = await prompt.reserve()
             load = self._node.load_message()
             yield pb.GenerateEvent(accepted=pb.Accepted(cached_tokens=reservation.num_cached_tokens, load=load))
             async with aclosing(prompt.fill(reservation)) as first_tokens:
                 async for token in first_tokens:
                     proof.first_token()
-                    yield self._tokens([token])
+                    yield self._tokens([token], position)
+                    position += 1
             yield pb.GenerateEvent(path=proof.to_message())
             proof.mark()
             reason = prompt.finish_reason
@@ -101,24 +103,30 @@ class DecodeServicer(tandem_pb2_grpc.DecodeServicer):
                     yield pb.GenerateEvent(path=proof.to_message())
                 fresh = [output.token for output in step.outputs if not prompt.is_repeated(output.token)]
                 if fresh:
-                    yield self._tokens(fresh)
+                    yield self._tokens(fresh, position)
+                    position += len(fresh)
                 if handed_over is not None:
                     yield pb.GenerateEvent(handed_over=handed_over)
                     return
                 reason = step.outputs[-1].finish_reason
-            yield self._finished(reason, proof)
+            yield self._finished(reason, proof, position)
         finally:
             proof.publish(self._services.metrics)
             self._node.engine.unsubscribe(spec.request_id)
             prompt.abandon()
 
-    def _tokens(self, tokens: Sequence[SampledToken]) -> pb.GenerateEvent:
+    def _tokens(self, tokens: Sequence[SampledToken], position: int) -> pb.GenerateEvent:
         self._services.metrics.output_tokens.inc(len(tokens))
-        return pb.GenerateEvent(tokens=pb.Tokens(tokens=[token_to_message(token) for token in tokens]))
+        messages = [token_to_message(token) for token in tokens]
+        return pb.GenerateEvent(tokens=pb.Tokens(tokens=messages, position=position))
 
-    def _finished(self, reason: FinishReason, proof: Proof) -> pb.GenerateEvent:
-        load = self._node.load_message()
-        finished = pb.Finished(reason=reason_to_message(reason), proof=proof.to_message(), load=load)
+    def _finished(self, reason: FinishReason, proof: Proof, num_output_tokens: int) -> pb.GenerateEvent:
+        finished = pb.Finished(
+            reason=reason_to_message(reason),
+            proof=proof.to_message(),
+            load=self._node.load_message(),
+            output_tokens=num_output_tokens,
+        )
         return pb.GenerateEvent(finished=finished)
 
     def _spec(self, request: pb.GenerateRequest) -> NewRequest:

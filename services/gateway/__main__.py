@@ -35,11 +35,13 @@ from services.gateway.decode_client import DecodeClient, GrpcDecodeClient
 from services.gateway.drain import Drain
 from services.gateway.entrance import Entrance
 from services.gateway.generation import GenerationLimits, GenerationServices
+from services.gateway.health_client import GrpcHealthClient
 from services.gateway.keys import KeyStore, RedisKeyStore
 from services.gateway.models import ClusterView, ModelCatalog
 from services.gateway.observer import AnswerObserver
 from services.gateway.recorder import TimelineRecorder
 from services.gateway.redis_state import RedisState
+from services.gateway.routing.probing import HealthClient, Probing
 from services.gateway.routing.router import Router
 from services.gateway.routing.suspects import Suspects
 from services.gateway.server import HttpServer
@@ -63,6 +65,7 @@ class Surroundings:
 
     view: ClusterView
     client: DecodeClient
+    health: HealthClient
     keys: KeyStore
     timelines: TimelineStore
     shares: ShareLedger
@@ -85,6 +88,7 @@ class Gateway:
     shares: Shares
     readiness: Readiness
     drain: Drain
+    probing: Probing
 
 
 def build(settings: GatewaySettings, around: Surroundings) -> Gateway:
@@ -103,11 +107,12 @@ def build(settings: GatewaySettings, around: Surroundings) -> Gateway:
     )
     readiness = Readiness(around.view, drain)
     _watch(metrics, admission, around.view)
+    suspects = Suspects(clock, settings.suspect_s)
     openai = OpenAIServices(
         entrance=_entrance(settings, keys, clock),
         catalog=catalog,
         threads=threads,
-        answers=Answers(admission, _generation(settings, around), observer),
+        answers=Answers(admission, _generation(settings, around, suspects), observer),
         recorder=recorder,
         limits=_limits(settings),
     )
@@ -121,7 +126,8 @@ def build(settings: GatewaySettings, around: Surroundings) -> Gateway:
         max_open_requests=settings.max_open_requests,
         admin=admin_routes(around.registry, readiness) if settings.serve_admin_on_main else None,
     )
-    return Gateway(create_app(parts), catalog, keys, recorder, shares, readiness, drain)
+    probing = Probing(suspects, around.view, around.health, clock, pause_s=settings.suspect_s)
+    return Gateway(create_app(parts), catalog, keys, recorder, shares, readiness, drain, probing)
 
 
 def _entrance(settings: GatewaySettings, keys: KnownKeys, clock: Clock) -> Entrance:
@@ -156,10 +162,10 @@ def _admission(settings: GatewaySettings, around: Surroundings, shares: Shares) 
     return FairAdmission(limits, shares, MemberCapacity(around.view), around.clock, around.metrics)
 
 
-def _generation(settings: GatewaySettings, around: Surroundings) -> GenerationServices:
+def _generation(settings: GatewaySettings, around: Surroundings, suspects: Suspects) -> GenerationServices:
     router = Router(
         around.view,
-        Suspects(around.clock, settings.suspect_s),
+        suspects,
         around.random,
         num_prefill_candidates=settings.prefill_candidates,
         require_prefill=settings.require_prefill,
@@ -213,6 +219,7 @@ async def run(settings: GatewaySettings) -> None:
         around = Surroundings(
             view=view,
             client=GrpcDecodeClient(channels),
+            health=GrpcHealthClient(channels),
             keys=RedisKeyStore(state, clock),
             timelines=RedisTimelineStore(state, settings.timeline_ttl_s),
             shares=RedisShareLedger(state),
@@ -241,6 +248,7 @@ def _followers(gateway: Gateway) -> tuple[tuple[str, Callable[[], Coroutine[None
         ("model catalog", gateway.catalog.follow),
         ("keys", gateway.keys.follow),
         ("shares", gateway.shares.follow),
+        ("probing", gateway.probing.follow),
     )
 
 

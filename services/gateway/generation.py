@@ -23,6 +23,7 @@ from services.errors import (
     PeerGone,
     PeerStalled,
     TandemError,
+    TokenDivergence,
     Unavailable,
 )
 from services.gateway.decode_client import DecodeClient, PacedEvents
@@ -180,9 +181,10 @@ class Generation:
                         return
                     if event.HasField("tokens"):
                         timeout_s = self._limits.token_timeout_s
-                        yield self._tokens(flight, event.tokens)
+                        if (news := self._tokens(flight, event.tokens)).tokens:
+                            yield news
                     elif event.HasField("path"):
-                        self._proof = proof_of(event.path)
+                        self._learn(route, event.path)
                 yield self._finish(flight, event.finished)
 
     def _accept(self, route: Route, flight: Flight, event: pb.GenerateEvent) -> bool:
@@ -197,13 +199,33 @@ class Generation:
         is_first, self._is_accepted = not self._is_accepted, True
         return is_first
 
+    def _learn(self, route: Route, message: pb.PathProof) -> None:
+        """Take the way of the prompt; the prefill workers that were tried in vain are suspect, once."""
+        if self._proof.path == "unknown":
+            num_failed = message.attempts - (message.path == "pd")
+            for member in route.prefill[:num_failed]:
+                self._router.suspect(member.member_id)
+        self._proof = proof_of(message)
+
     def _tokens(self, flight: Flight, message: pb.Tokens) -> NewTokens:
+        """Take what is new of a message.
+
+        Raises:
+            IntegrityError: tokens before it are missing.
+        """
         flight.prefilled()
         tokens = tokens_of(message)
+        if message.HasField("position"):
+            num_repeated = len(self._output) - message.position
+            if num_repeated < 0:
+                raise IntegrityError(f"{-num_repeated} tokens of the decode worker are missing.")
+            tokens = tokens[num_repeated:]
         self._output.extend(token.token_id for token in tokens)
         return NewTokens(tokens)
 
     def _finish(self, flight: Flight, message: pb.Finished) -> Ended:
+        if message.HasField("output_tokens") and message.output_tokens != len(self._output):
+            raise IntegrityError(f"The decode worker sent {message.output_tokens} tokens, {len(self._output)} came.")
         flight.loaded(load_of(message.load))
         self._proof = proof_of(message.proof)
         reason = _REASONS.get(message.reason)
@@ -252,7 +274,7 @@ class Generation:
             self._refusal = error
         elif isinstance(error, Draining):
             self._router.suspect(member_id)
-        elif isinstance(error, NoPrefillWorker) or not isinstance(
+        elif isinstance(error, NoPrefillWorker | TokenDivergence) or not isinstance(
             error, (PeerError, IntegrityError, InternalError, Unavailable)
         ):
             raise error

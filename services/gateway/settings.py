@@ -69,8 +69,9 @@ class GatewaySettings(TlsSettings):
     """Longest wait between two tokens."""
     max_replays: int = Field(default=3, ge=0)
     """How often one sequence may be continued on another decode worker."""
-    suspect_s: float = Field(default=5.0, gt=0)
-    """How long a worker that failed a request is avoided."""
+    suspect_s: float = Field(default=1.0, gt=0)
+    """How long a worker that failed a request is left alone before it is asked whether it serves; it is avoided until
+    it said so."""
     prefill_candidates: int = Field(default=3, gt=0)
     """How many prefill workers are suggested to the decode worker."""
     require_prefill: bool = False

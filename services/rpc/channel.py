@@ -1,10 +1,11 @@
 """Client side of the wire: one channel per peer, the cluster secret and the protocol version in every call."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
+from grpc_health.v1 import health_pb2_grpc
 
 from services.errors import PeerGone
 from services.rpc import tandem_pb2_grpc
@@ -41,12 +42,15 @@ CHANNEL_OPTIONS = (
 class Channels:
     """Owns this process's outgoing connections; ``close`` ends them all."""
 
-    def __init__(self, secret: bytes, tls: Tls | None = None) -> None:
+    def __init__(
+        self, secret: bytes, tls: Tls | None = None, *, interceptors: Sequence[grpc.aio.ClientInterceptor] = ()
+    ) -> None:
         self._tls = tls
         metadata = ((SECRET_KEY, secret), (VERSION_KEY, str(PROTOCOL_VERSION)))
         self._interceptors: list[grpc.aio.ClientInterceptor] = [
             _UnaryCredentials(metadata),
             _StreamCredentials(metadata),
+            *interceptors,
         ]
         self._channels: dict[str, _Opened] = {}
         self._outdated: list[grpc.aio.Channel] = []
@@ -82,6 +86,10 @@ class Channels:
                 hint = "" if self._tls is None else ", or does not accept our certificate, or we do not accept its own"
                 raise PeerGone(f"{address} cannot be reached{hint}.")
             await channel.wait_for_state_change(state)
+
+    def health(self, address: str) -> health_pb2_grpc.HealthStub:
+        """Return the health service at ``host:port``."""
+        return health_pb2_grpc.HealthStub(self._channel(address))
 
     async def forget(self, address: str) -> None:
         """Close the connection to a peer that is gone for good."""

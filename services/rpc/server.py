@@ -3,7 +3,7 @@
 from __future__ import annotations  # grpc's classes are generic in the type stubs only
 
 import hmac
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -24,10 +24,10 @@ _HEALTH_PREFIX = "/grpc.health.v1.Health/"
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 
-def new_server(secret: bytes) -> grpc.aio.Server:
+def new_server(secret: bytes, *, interceptors: Sequence[grpc.aio.ServerInterceptor] = ()) -> grpc.aio.Server:
     """Return a server that answers only callers with the cluster secret and a known protocol version."""
     options = (*CHANNEL_OPTIONS, ("grpc.so_reuseport", 0), ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000))
-    return grpc.aio.server(interceptors=[_Gate(secret)], options=options)
+    return grpc.aio.server(interceptors=[_Gate(secret), *interceptors], options=options)
 
 
 def listen(server: grpc.aio.Server, address: str, tls: Tls | None) -> int:

@@ -55,6 +55,8 @@ class Built:
 def build(settings: WorkerSettings, *, clock: Clock, max_reserved_share: float) -> Built:
     """Load the model and lay out its KV pool; takes seconds to minutes and blocks.
 
+    With a fault plan the memory has one more block at its end, which the engine does not know.
+
     Raises:
         ConfigurationError: the model cannot be found or the memory does not suffice.
         ModelRefused: the model cannot run here.
@@ -71,7 +73,7 @@ def build(settings: WorkerSettings, *, clock: Clock, max_reserved_share: float) 
         planes=loaded.planes,
     )
     num_blocks = _num_blocks(settings, layout)
-    cache = KVCache(layout, num_blocks, loaded.device)
+    cache = KVCache(layout, num_blocks + (settings.fault_plan is not None), loaded.device)
     model = TransformersModel(loaded, cache)
     invariance = probe.check_row_invariance(model, loaded.vocab_size, layout.block_size)
     if not invariance.is_exact:

@@ -20,8 +20,10 @@ from services.cluster.redis_registry import RedisRegistry
 from services.cluster.registry import Member, Role
 from services.cluster.secret import load_or_create_secret
 from services.errors import ConfigurationError, InternalError, StateUnavailable, TandemError
+from services.faults.armed import faults_of
 from services.rpc import tandem_pb2_grpc
 from services.rpc.channel import Channels
+from services.rpc.faults import client_interceptors, server_interceptors
 from services.rpc.server import listen, new_server
 from services.rpc.tls import Tls, tls_of
 from services.rpc.versions import PROTOCOL_VERSION
@@ -32,7 +34,9 @@ from services.telemetry.metrics import WorkerMetrics, counter_values
 from services.transfer.loop import NoticeHandler, TransferThread
 from services.transfer.nixl import NixlOptions
 from services.transfer.open import TransportOptions, open_transport
+from services.transfer.step_faults import with_faults
 from services.transfer.tcp import TcpOptions
+from services.transfer.transport import Transport
 from services.worker.admin import AdminServicer, Service
 from services.worker.building import Built, build
 from services.worker.engine_thread import EngineThread
@@ -40,6 +44,7 @@ from services.worker.exporter import Exporter
 from services.worker.kept_blocks import KeptBlocks
 from services.worker.kv_service import KVServicer
 from services.worker.node import Node
+from services.worker.quarantine import excess_of_quarantine
 from services.worker.seal import Sealer
 from services.worker.settings import WorkerSettings
 from services.worker.step_metrics import StepMetrics
@@ -56,16 +61,22 @@ _NOTE_INTERVAL_S = 2.0
 class _State:
     is_ready: bool = False
     is_broken: bool = False
+    is_unhealthy: bool = False
+    """It still serves, but is to be replaced."""
     stop: asyncio.Event = field(default_factory=asyncio.Event)
 
     def ready(self) -> bool:
         return self.is_ready
 
     def live(self) -> bool:
-        return not self.is_broken
+        return not self.is_broken and not self.is_unhealthy
 
     def break_down(self) -> None:
         self.is_broken = True
+        self.stop.set()
+
+    def retire(self) -> None:
+        self.is_unhealthy = True
         self.stop.set()
 
 
@@ -160,6 +171,10 @@ class WorkerHost:
             except TandemError:
                 return  # the engine failed, which stops this worker in its own way
             self.metrics.set_ledger(snapshot.ledger.by_claim())
+            reason = excess_of_quarantine(snapshot.ledger, self._settings.max_quarantined_share)
+            if reason is not None and not self._state.is_unhealthy:
+                _log.warning("worker.unhealthy", reason=reason)
+                self._state.retire()
             self.metrics.running.set(snapshot.load.num_running)
             self.metrics.waiting.set(snapshot.load.num_waiting)
             self.metrics.queued_tokens.set(snapshot.load.num_queued_tokens)
@@ -188,11 +203,13 @@ async def open_host(
         admin = await stack.enter_async_context(
             serve_admin(settings.admin_host, settings.admin_port, prometheus, state.ready, liveness=state.live)
         )
-        secret = load_or_create_secret(settings.secret_file.expanduser())
+        secret, faults = load_or_create_secret(settings.secret_file.expanduser()), faults_of(settings.fault_plan)
         built = await asyncio.to_thread(build, settings, clock=clock, max_reserved_share=max_reserved_share)
         tls = tls_of(settings)
-        server, address = _server(stack, settings, secret, tls)
-        channels, registry = Channels(secret, tls), RedisRegistry(settings.redis_url, secret, clock)
+        server = new_server(secret, interceptors=server_interceptors(faults, clock))
+        address = _bind(stack, settings, server, tls)
+        channels = Channels(secret, tls, interceptors=client_interceptors(faults, clock))
+        registry = RedisRegistry(settings.redis_url, secret, clock)
         stack.push_async_callback(channels.close)
         stack.push_async_callback(registry.close)
         sealer, throughput = Sealer(built.cache.block_view, enabled=settings.payload_digests), Throughput()
@@ -202,7 +219,9 @@ async def open_host(
             card=built.card,
             layout=built.layout,
             engine=_engine_thread(stack, built, sealer, StepMetrics(metrics, throughput), state, clock),
-            transfers=_transfer_thread(stack, built, settings, secret, on_notice),
+            transfers=_transfer_thread(
+                stack, with_faults(_transport(built, settings, secret), faults, built.memory, clock), on_notice
+            ),
             sealer=sealer,
             throughput=throughput,
             clock=clock,
@@ -232,31 +251,29 @@ def _engine_thread(
     return engine
 
 
-def _transfer_thread(
-    stack: AsyncExitStack, built: Built, settings: WorkerSettings, secret: bytes, on_notice: NoticeHandler
-) -> TransferThread:
+def _transport(built: Built, settings: WorkerSettings, secret: bytes) -> Transport:
     listen = TcpOptions(secret=secret, listen_host=settings.host, advertised_host=settings.advertise_host)
-    transport = open_transport(
+    return open_transport(
         settings.transport,
         agent=f"tandem-{secrets.token_hex(8)}",
         fingerprint=built.layout.fingerprint,
         memory=built.memory,
         options=TransportOptions(tcp=listen, nixl=NixlOptions(secret=secret)),
     )
+
+
+def _transfer_thread(stack: AsyncExitStack, transport: Transport, on_notice: NoticeHandler) -> TransferThread:
     transfers = TransferThread(transport, on_notice=on_notice)
     transfers.start()
     stack.push_async_callback(transfers.close, _CLOSE_TIMEOUT_S)
     return transfers
 
 
-def _server(
-    stack: AsyncExitStack, settings: WorkerSettings, secret: bytes, tls: Tls | None
-) -> tuple[grpc.aio.Server, str]:
+def _bind(stack: AsyncExitStack, settings: WorkerSettings, server: grpc.aio.Server, tls: Tls | None) -> str:
     """Bind before there is anything to push with: a port that refuses means that no write can come any more."""
-    server = new_server(secret)
     try:
         port = listen(server, f"{settings.host}:{settings.port}", tls)
     except RuntimeError as error:
         raise ConfigurationError(f"The port {settings.host}:{settings.port} cannot be used.", param="port") from error
     stack.push_async_callback(server.stop, _CLOSE_TIMEOUT_S)
-    return server, f"{settings.advertise_host or settings.host}:{port}"
+    return f"{settings.advertise_host or settings.host}:{port}"

@@ -66,6 +66,11 @@ class WorkerSettings(TlsSettings):
     """Longest wait for running work after that."""
     payload_digests: bool = True
     """Digest every block's bytes; without, answers are marked `verified: false`."""
+    max_quarantined_share: float = Field(default=0.5, gt=0, le=1)
+    """Share of the KV pool in quarantine above which a worker says that it is unhealthy, drains and ends, so that its
+    supervisor replaces it."""
+    fault_plan: Path | None = None
+    """A test instrument: a YAML file that says at which protocol steps this worker misbehaves (docs/reliability.md)."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """How much is logged."""
     log_json: bool = False

@@ -19,6 +19,7 @@ from services.cluster.view import MemberView
 from services.gateway.__main__ import Gateway, Surroundings, build
 from services.gateway.admission.ledger import MemoryShareLedger
 from services.gateway.decode_client import GrpcDecodeClient
+from services.gateway.health_client import GrpcHealthClient
 from services.gateway.keys import MemoryKeyStore
 from services.gateway.server import HttpServer
 from services.gateway.settings import GatewaySettings
@@ -108,6 +109,7 @@ async def whole(**changes: Any) -> AsyncIterator[Whole]:
             around = Surroundings(
                 view=view,
                 client=GrpcDecodeClient(workers.channels),
+                health=GrpcHealthClient(workers.channels),
                 keys=MemoryKeyStore(clock),
                 timelines=MemoryTimelineStore(clock, 900),
                 shares=MemoryShareLedger(clock),

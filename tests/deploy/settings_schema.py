@@ -23,9 +23,10 @@ SET_BY_CHART = frozenset(
         *("host", "port", "advertise_host", "admin_host", "admin_port", "serve_admin_on_main"),
         *("redis_url", "secret_file", "cache_dir", "log_level", "log_json"),
         *("model", "served_model_name", "dtype", "device", "transport", "drain_delay_s", "drain_timeout_s"),
+        "fault_plan",
     )
 )
-"""Settings that follow from other values, or that probes and policies of the chart rely on."""
+"""Settings that follow from other values, that probes and policies of the chart rely on, or that only tests use."""
 KEPT_KEYWORDS = (
     "type",
     "enum",

@@ -10,6 +10,7 @@ from services.errors import (
     DeadlineExceeded,
     Draining,
     IncompatiblePeer,
+    IntegrityError,
     InternalError,
     InvalidRequest,
     NoDecodeWorker,
@@ -18,6 +19,7 @@ from services.errors import (
     PeerGone,
     PeerStalled,
     TandemError,
+    TokenDivergence,
 )
 from services.gateway.generation import Generation, GenerationLimits, GenerationServices
 from services.gateway.routing.candidates import Requirements
@@ -229,6 +231,35 @@ async def test_waiting_for_room_is_bounded() -> None:
     assert cluster.clock.now() - started_s <= 20
 
 
+@pytest.mark.parametrize("position", range(len(OUTPUT)))
+async def test_a_lost_message_is_noticed_and_the_sequence_replayed(position: int) -> None:
+    cluster = Cluster(member("d1"), member("d2"))
+    cluster.decode.first = [Script(OUTPUT, lost=frozenset({position}))]
+    generation = cluster.generation()
+
+    assert token_ids(await heard(generation)) == OUTPUT
+    assert generation.replay_codes == [IntegrityError.code]
+
+
+@pytest.mark.parametrize("step", [1, 2])
+async def test_a_message_that_comes_twice_is_heard_once(step: int) -> None:
+    cluster = Cluster(member("d1"))
+    cluster.decode.first = [Script(OUTPUT, step=step, repeated=frozenset(range(len(OUTPUT))))]
+    generation = cluster.generation()
+
+    assert token_ids(await heard(generation)) == OUTPUT
+    assert generation.proof.replays == 0
+
+
+async def test_what_is_in_doubt_is_not_continued() -> None:
+    cluster = Cluster(member("d1"), member("d2"))
+    cluster.decode.first = [Script(OUTPUT, error=TokenDivergence("another token"), fail_after=1)]
+
+    with pytest.raises(TokenDivergence):
+        await heard(cluster.generation())
+    assert len(cluster.decode.requests) == 1
+
+
 @pytest.mark.parametrize("error", [InvalidRequest("bad"), NoPrefillWorker("none"), DeadlineExceeded("late")])
 async def test_what_another_worker_would_say_too_is_final(error: TandemError) -> None:
     cluster = Cluster(member("d1"), member("d2"))
@@ -390,3 +421,16 @@ async def test_a_stream_that_was_given_up_because_its_reader_was_slow_goes_on() 
     events = await heard(cluster.generation())
     assert token_ids(events) == OUTPUT
     assert [list(request.resumed_output_token_ids) for request in cluster.decode.requests] == [[], [10, 11]]
+
+
+@pytest.mark.parametrize(("path", "attempts", "num_failed"), [("pd", 1, 0), ("pd", 2, 1), ("fallback", 2, 2)])
+async def test_prefill_workers_that_were_tried_in_vain_are_avoided_at_once(
+    path: str, attempts: int, num_failed: int
+) -> None:
+    cluster = Cluster(member("d1"), *(member(f"p{number}", Role.PREFILL) for number in range(3)))
+    cluster.decode.first = [Script(OUTPUT, tell_path=True, path=path, attempts=attempts)]
+    await heard(cluster.generation())
+    await heard(cluster.generation())
+
+    first, second = ([each.member_id for each in request.prefill_candidates] for request in cluster.decode.requests)
+    assert set(first) - set(second) == set(first[:num_failed])

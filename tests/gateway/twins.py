@@ -126,7 +126,12 @@ class Script:
     kept_as: str = ""
     tell_path: bool = False
     path: str = "pd"
+    attempts: int = 1
     step: int = 1
+    lost: frozenset[int] = frozenset()
+    """Positions whose messages do not come."""
+    repeated: frozenset[int] = frozenset()
+    """Positions whose messages come twice."""
 
 
 class DecodeTwin:
@@ -140,6 +145,8 @@ class DecodeTwin:
         self.requests: list[pb.GenerateRequest] = []
         self.addresses: list[str] = []
         self.num_closed = 0
+        self.probed: list[str] = []
+        self.silent: set[str] = set()
         self.hanging = asyncio.Event()
         self.release = asyncio.Event()
 
@@ -154,6 +161,10 @@ class DecodeTwin:
         finally:
             self.num_closed += 1
 
+    async def is_serving(self, address: str, timeout_s: float) -> bool:
+        self.probed.append(address)
+        return address not in self.silent
+
     async def _play(self, address: str, script: Script, request: pb.GenerateRequest) -> AsyncIterator[pb.GenerateEvent]:
         if script.refuse is not None:
             raise script.refuse
@@ -167,13 +178,18 @@ class DecodeTwin:
                 yield pb.GenerateEvent(handed_over=pb.HandedOver(kept_as=script.kept_as, load=load))
                 return
             if position == 0 and script.tell_path:
-                yield pb.GenerateEvent(path=proof(address.split(":")[0], path=script.path))
+                told = proof(address.split(":")[0], path=script.path, attempts=script.attempts)
+                yield pb.GenerateEvent(path=told)
             chunk = output[position : position + script.step]
-            if chunk:
-                yield pb.GenerateEvent(tokens=pb.Tokens(tokens=[_token(request, token_id) for token_id in chunk]))
+            if chunk and position not in script.lost:
+                tokens = [_token(request, token_id) for token_id in chunk]
+                event = pb.GenerateEvent(tokens=pb.Tokens(tokens=tokens, position=position))
+                for _ in range(2 if position in script.repeated else 1):
+                    yield event
         reason = pb.FINISH_REASON_LENGTH if len(output) < len(script.output) else script.reason
         finished = pb.Finished(proof=proof(address.split(":")[0], path=script.path), load=load)
         finished.reason = reason  # type: ignore[assignment]
+        finished.output_tokens = len(output)
         yield pb.GenerateEvent(finished=finished)
 
     async def _maybe_stop(self, script: Script, position: int) -> None:
@@ -250,6 +266,7 @@ async def world(
         around = Surroundings(
             view=view,
             client=decode,
+            health=decode,
             keys=keys,
             timelines=timelines,
             shares=MemoryShareLedger(clock),

@@ -22,6 +22,8 @@ from services.engine.limits import SchedulerConfig
 from services.engine.output import Ledger
 from services.engine.sampler import BatchSampler
 from services.engine.scheduler import Scheduler
+from services.faults.armed import ArmedFaults
+from services.faults.plan import FaultPlan
 from services.kv.card import ModelCard
 from services.kv.layout import KVLayout
 from services.prefill.service import PrefillServicer
@@ -29,6 +31,7 @@ from services.prefill.settings import PrefillSettings
 from services.rpc import tandem_pb2 as pb
 from services.rpc import tandem_pb2_grpc
 from services.rpc.channel import Channels
+from services.rpc.faults import client_interceptors, server_interceptors
 from services.rpc.server import new_server
 from services.telemetry.clock import SystemClock
 from services.telemetry.metrics import WorkerMetrics, counter_values
@@ -36,6 +39,7 @@ from services.transfer.faults import FaultyTransport, Scratch, ScriptedFaults
 from services.transfer.inproc import InProcessFabric, InProcessTransport
 from services.transfer.loop import NoticeHandler, TransferThread
 from services.transfer.memory import KVMemory, allocate
+from services.transfer.step_faults import with_faults
 from services.worker.admin import AdminServicer, Service
 from services.worker.engine_thread import EngineThread
 from services.worker.exporter import Exporter
@@ -90,6 +94,8 @@ class Worker:
     defects: list[str]
     arrivals: Arrivals
     moving: Moving
+    steps: ArmedFaults
+    """What happens at the protocol steps of this worker."""
 
     @property
     def candidate(self) -> pb.PrefillCandidate:
@@ -231,7 +237,8 @@ class Cluster:
             clock=clock,
             scratch=Scratch(memory, shape.num_blocks),
         )
-        transfers = TransferThread(faults, on_notice=on_notice)
+        steps = ArmedFaults(FaultPlan())
+        transfers = TransferThread(with_faults(faults, steps, memory, clock), on_notice=on_notice)
         transfers.start()
         self.stack.push_async_callback(transfers.close, DEADLINE_S)
         node = Node(
@@ -245,9 +252,9 @@ class Cluster:
             throughput=throughput,
             clock=clock,
         )
-        channels = Channels(SECRET)
+        channels = Channels(SECRET, interceptors=client_interceptors(steps, clock))
         self.stack.push_async_callback(channels.close)
-        server = new_server(SECRET)
+        server = new_server(SECRET, interceptors=server_interceptors(steps, clock))
         port = server.add_insecure_port("127.0.0.1:0")
         moving = Moving(
             Exporter(node, parts.metrics, push_timeout_s=settings.push_timeout_s),
@@ -281,6 +288,7 @@ class Cluster:
             defects=defects,
             arrivals=parts.arrivals,
             moving=moving,
+            steps=steps,
         )
 
 
