@@ -159,7 +159,8 @@ def _admission(settings: GatewaySettings, around: Surroundings, shares: Shares) 
         max_project_tokens=settings.max_project_tokens,
         weights=settings.project_weights,
     )
-    return FairAdmission(limits, shares, MemberCapacity(around.view), around.clock, around.metrics)
+    capacity = MemberCapacity(around.view, settings.prefill_window_s)
+    return FairAdmission(limits, shares, capacity, around.clock, around.metrics)
 
 
 def _generation(settings: GatewaySettings, around: Surroundings, suspects: Suspects) -> GenerationServices:

@@ -117,6 +117,8 @@ class Answers:
                     if isinstance(event, Accepted):
                         yield Started()
                     elif isinstance(event, NewTokens):
+                        if not observed.num_tokens:
+                            turn.prefilled()
                         observed.tokens(len(event.tokens))
                         turn.generated(len(event.tokens))
                         piece = text.push(event.tokens)

@@ -58,6 +58,8 @@ class GatewaySettings(TlsSettings):
     """Shares of projects when requests wait, by name; 1 for those not named."""
     queue_timeout_s: float = Field(default=30.0, gt=0)
     """Longest wait for a turn or for room on a worker before 429."""
+    prefill_window_s: float = Field(default=2.0, ge=0)
+    """Seconds of work that prefill workers may have before them, 0 for any; other prompts wait here for their turn."""
     request_timeout_s: float = Field(default=600.0, gt=0)
     """Longest life of one request."""
 

@@ -2,13 +2,13 @@
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import Enum
 
 from services.errors import Overloaded
-from services.gateway.admission.capacity import Capacity
+from services.gateway.admission.capacity import Capacity, PromptWindow
 from services.gateway.admission.fair_queue import FairQueue, Head
 from services.gateway.admission.limits import AdmissionLimits, Demand
 from services.gateway.admission.prediction import OutputLengths
@@ -28,12 +28,23 @@ class _Turn:
 
     demand: Demand
     sequences: Budget
+    prompts: Budget
+    prompt_cost: int
+    """Of each sequence."""
     tokens: Budget
     project_tokens: Budget
     came: "asyncio.Future[None]"
+    on_prefilled: Callable[[], None]
+    num_unfilled: int
     charged: float = 0.0
     num_generated: int = 0
     is_refused: bool = False
+
+    def prefilled(self) -> None:
+        """One more of its sequences has its first token."""
+        self.num_unfilled -= 1
+        self.prompts.in_use -= self.prompt_cost
+        self.on_prefilled()
 
     def generated(self, num_tokens: int) -> None:
         """Count output tokens."""
@@ -44,6 +55,7 @@ class _Turn:
         num_tokens = self.demand.num_tokens
         return (
             (self.sequences, self.demand.num_sequences),
+            (self.prompts, self.num_unfilled * self.prompt_cost),
             (self.tokens, num_tokens),
             (self.project_tokens, num_tokens),
         )
@@ -126,12 +138,17 @@ class FairAdmission:
     # -- waiting -------------------------------------------------------------------------------------
 
     def _enter(self, demand: Demand) -> _Turn:
+        window, num_sequences = self._capacity.prompt_window(demand.pool), demand.num_sequences
         turn = _Turn(
             demand,
             sequences=self._sequences(demand.pool),
+            prompts=self._prompts(demand.pool, window),
+            prompt_cost=window.cost(demand.num_prompt_tokens // num_sequences),
             tokens=self._shares.budget("tokens", self._limits.max_tokens),
             project_tokens=self._shares.budget(f"tokens:{demand.project}", self._limits.max_project_tokens),
             came=asyncio.get_running_loop().create_future(),
+            on_prefilled=self._wake,
+            num_unfilled=num_sequences,
         )
         for budget, amount in turn.needs:
             budget.num_wanted += amount
@@ -217,13 +234,15 @@ class FairAdmission:
 
     def _serve_first(self, pool: str) -> _Step:
         queue, sequences = self._queues[pool], self._sequences(pool)
+        prompts = self._prompts(pool, self._capacity.prompt_window(pool))
         while (head := queue.head()) is not None:
             turn = head.item
             num_tokens = turn.demand.num_tokens
             if turn.came.cancelled():  # it gave up, but did not run since then
                 self._take_out(turn)
                 continue
-            if not sequences.fits(turn.demand.num_sequences):
+            is_too_wide = not sequences.fits(turn.demand.num_sequences)
+            if is_too_wide or not prompts.fits(turn.num_unfilled * turn.prompt_cost):
                 break
             if not turn.project_tokens.fits(num_tokens):
                 queue.park(head.project)
@@ -273,3 +292,6 @@ class FairAdmission:
 
     def _sequences(self, pool: str) -> Budget:
         return self._shares.budget(f"sequences:{pool}", self._capacity.num_sequences(pool))
+
+    def _prompts(self, pool: str, window: PromptWindow) -> Budget:
+        return self._shares.budget(f"prompts:{pool}", window.num_tokens)

@@ -45,6 +45,9 @@ class Demand:
 class Turn(Protocol):
     """A request that runs."""
 
+    def prefilled(self) -> None:
+        """One more of its sequences has its first token: its prompt needs no computing any more."""
+
     def generated(self, num_tokens: int) -> None:
         """Count output tokens: what it really takes is what its project is charged in the end."""
 

@@ -75,7 +75,9 @@ class Shares:
         if budget is None:
             budget = self._budgets[name] = Budget(name, 0, 0)
         if budget.total != total:
-            budget.total, budget.share = total, total // self._num_holders
+            begins = not budget.total
+            budget.share = total // self._num_holders if begins else budget.share * total // budget.total
+            budget.total = total
             self._needed.set()
         return budget
 

@@ -3,6 +3,7 @@ import asyncio
 import pytest
 
 from services.errors import Overloaded, PeerGone
+from services.gateway.admission.capacity import PromptWindow
 from services.gateway.admission.ledger import MemoryShareLedger
 from services.gateway.admission.limits import Demand
 from services.telemetry.clock import ManualClock
@@ -173,6 +174,31 @@ async def test_workers_run_no_more_sequences_than_they_told() -> None:
     await narrow.leave()
     assert await inside(third) == [True]
     await all_leave(door, wide, third)
+
+
+async def test_prompts_wait_for_their_turn_while_prefill_workers_have_enough_before_them() -> None:
+    door = Door(Workers(window=PromptWindow(100, 40)), max_requests=10)
+    visitors = [door.visitor(num_prompt_tokens=number) for number in (30, 1000, 40, 10, 10)]
+    assert await inside(*visitors) == [True, True, False, False, False]  # the large one counts for 40
+    assert visitors[1].turn is not None
+    visitors[1].turn.prefilled()
+    assert await inside(*visitors) == [True] * 5
+    await visitors[4].leave()  # without a first token
+    late = [door.visitor(num_prompt_tokens=20), door.visitor(num_prompt_tokens=1)]
+    assert await inside(*late) == [True, False]
+    await all_leave(door, *late, *visitors)
+    await door.shares.exchange()
+    assert door.shares.num_budgets == 0
+
+
+async def test_each_sequence_of_a_request_has_a_prompt() -> None:
+    door = Door(Workers(window=PromptWindow(100, 100)), max_requests=10)
+    wide, other = door.visitor(num_prompt_tokens=90, num_sequences=3), door.visitor(num_prompt_tokens=40)
+    assert await inside(wide, other) == [True, False]
+    assert wide.turn is not None
+    wide.turn.prefilled()
+    assert await inside(other) == [True]
+    await all_leave(door, wide, other)
 
 
 async def test_busy_workers_of_one_pool_hold_up_no_other_pool() -> None:

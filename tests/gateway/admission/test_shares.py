@@ -76,6 +76,16 @@ async def test_a_new_limit_begins_with_the_own_part() -> None:
     assert second.budget("tokens:project", 10).share == 5
 
 
+async def test_a_limit_that_grows_or_shrinks_takes_the_share_along() -> None:
+    ledger = FlakyLedger()
+    first, second = shares(ledger, "a"), shares(ledger, "b")
+    for _ in range(2):
+        for each in (first, second):
+            each.budget("tokens", 100).num_wanted = 100
+            await each.exchange()
+    assert [first.budget("tokens", total).share for total in (100, 200, 40, 0, 40)] == [50, 100, 20, 0, 20]
+
+
 async def test_while_the_ledger_is_away_a_gateway_keeps_what_it_has_and_at_least_its_own_part() -> None:
     ledger = FlakyLedger()
     first, second = shares(ledger, "a"), shares(ledger, "b")

@@ -6,6 +6,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
+from services.gateway.admission.capacity import PromptWindow
 from services.gateway.admission.front import FairAdmission
 from services.gateway.admission.ledger import MemoryShareLedger
 from services.gateway.admission.limits import AdmissionLimits, Demand, Turn
@@ -13,15 +14,21 @@ from services.gateway.admission.shares import Shares
 from services.telemetry.clock import ManualClock
 from services.telemetry.metrics import REFUSAL_REASONS, GatewayMetrics
 
+NO_WINDOW = PromptWindow()
+
 
 class Workers:
     """Tells how much each pool takes."""
 
-    def __init__(self, sequences: Mapping[str, int] | None = None) -> None:
+    def __init__(self, sequences: Mapping[str, int] | None = None, window: PromptWindow = NO_WINDOW) -> None:
         self.sequences = dict(sequences or {})
+        self.window = window
 
     def num_sequences(self, pool: str) -> int:
         return self.sequences.get(pool, 0)
+
+    def prompt_window(self, pool: str) -> PromptWindow:
+        return self.window
 
 
 class Door:
@@ -41,8 +48,8 @@ class Door:
         )
 
     def visitor(self, project: str = "default", num_tokens: int = 10, **demand: Any) -> "Visitor":
-        demand = {"pool": "model", "max_output_tokens": num_tokens - 1, **demand}
-        return Visitor(self.admission, Demand(project, num_prompt_tokens=1, **demand))
+        demand = {"pool": "model", "num_prompt_tokens": 1, "max_output_tokens": num_tokens - 1, **demand}
+        return Visitor(self.admission, Demand(project, **demand))
 
     @property
     def counts(self) -> tuple[int, int]:
