@@ -120,7 +120,7 @@ class Draining:
             known: int | None = None
             while not draining.done():
                 await self._clock.sleep(POLL_S)
-                if not draining.done() and (live := await self._operator.num_live(target)) != known:
+                if not draining.done() and (live := await self._operator.num_live(target)) not in (0, known):
                     known = live
                     self._say(f"{target.name}: {live} left")
             return draining.result()

@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 from services.cluster.registry import Member, Role
 from services.cluster.view import MemberView
@@ -55,7 +55,7 @@ async def _serve(worker: WorkerHost, settings: DecodeSettings, arrivals: Arrival
     services = prompt_services(node, channels, arrivals, worker.metrics, settings)
     view = MemberView(worker.registry, node.clock)
     handover = Handover(
-        node, worker.kept, worker.metrics, settings=settings, has_peer=lambda: any(_decode_peers(node, view.members()))
+        node, worker.kept, worker.metrics, settings=settings, room=lambda: _room_elsewhere(node, view.members())
     )
     servicer = DecodeServicer(services, worker.exporter, handover)
     tandem_pb2_grpc.add_DecodeServicer_to_server(servicer, worker.server)
@@ -67,12 +67,14 @@ async def _serve(worker: WorkerHost, settings: DecodeSettings, arrivals: Arrival
     await services.settling.close()
 
 
-def _decode_peers(node: Node, members: Iterable[Member]) -> Iterator[Member]:
-    """Return who could go on with a sequence of this worker."""
+def _room_elsewhere(node: Node, members: Iterable[Member]) -> int:
+    """Return how many blocks decode workers like this one have to spare."""
+    num_blocks = 0
     for member in members:
         is_other = member.role is Role.DECODE and member.member_id != node.member_id and not member.draining
         if is_other and member.fingerprint == node.layout.fingerprint and understands(member.protocol_version):
-            yield member
+            num_blocks += max(0, member.load.available_blocks - member.load.running)  # each will grow
+    return num_blocks
 
 
 def prompt_services(

@@ -46,7 +46,8 @@ class Exports:
     def lease_whole(self, request: Request) -> HandedOver:
         """Lease what ``lease_named`` would find of all that is computed of ``request``."""
         whole = self._tables.find_computed(request)
-        return HandedOver(request.request_id, self._hold(whole) if whole else None, len(whole))
+        hold = self._hold(whole) if whole else None
+        return HandedOver(request.request_id, hold, len(whole), request.num_tokens)
 
     def release(self, hold: int) -> None:
         """End a lease.

@@ -57,6 +57,8 @@ class HandedOver:
     request_id: str
     hold: int | None
     num_blocks: int
+    num_tokens: int
+    """Prompt and output so far: what has to find room elsewhere."""
 
 
 @dataclass(frozen=True)

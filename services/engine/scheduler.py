@@ -165,14 +165,16 @@ class Scheduler:
         """
         return self._exports.lease_named(request_id, names, first_block)
 
-    def hand_over(self, request_id: str) -> HandedOver | None:
+    def hand_over(self, request_id: str, *, max_tokens: int) -> HandedOver | None:
         """End a request in mid-sequence and lease its whole blocks for whoever goes on with it.
 
         Returns None if there is nothing to go on with: the request is unknown or finished, a peer still writes
-        its prompt, or it is exported.
+        its prompt, or it is exported; or if it has more than ``max_tokens`` tokens.
         """
         request = self._queues.get(request_id)
         if request is None or request.status is Status.RESERVED or request.spec.export:
+            return None
+        if request.num_tokens > max_tokens:
             return None
         handed_over = self._exports.lease_whole(request)
         self._end(request)

@@ -177,7 +177,7 @@ class TestASequence:
 
     async def test_ends_where_it_is_if_nobody_could_go_on_with_it(self) -> None:
         async with two_decoders() as (running, first, _):
-            running.has_peers = False
+            running.max_room = 0
             first.model.gate.close()
             call = begin(running, prompt(30))
             await call.read_tokens(1)
@@ -187,6 +187,27 @@ class TestASequence:
             assert (await call.finish()).tokens == expected(prompt(30))
             assert await draining == 0
             assert first.counted("sequences_handed_over") == 0
+
+    async def test_that_finds_no_room_elsewhere_stays_while_others_go(self) -> None:
+        async with two_decoders() as (running, first, second):
+            running.max_room = 12  # of 4 tokens: for one of the two, and a block for it to grow
+            first.model.gate.close()
+            calls = [begin(running, prompt(30)), begin(running, prompt(34, seed=2))]
+            await calls[0].read_tokens(1)
+            await until(lambda: first.model.gate.num_waiting)
+            await commands_wait(first, 1)  # to reserve
+            first.model.gate.allow(1)
+            await calls[1].read_tokens(1)
+            await until(lambda: first.node.engine.load.num_running == 2)
+            draining = drain(running, first)
+            await until(lambda: first.node.is_draining)
+            first.model.gate.open()
+            gone, stayed = await calls[0].read_until_over(), await calls[1].read_until_over()
+            assert (gone, stayed) == ("handed_over", "finished")
+            assert calls[1].answer.tokens == expected(prompt(34, seed=2))
+            answer = await going_on(running, calls[0], source_of(first, calls[0].answer), second).finish()
+            assert calls[0].answer.tokens + answer.tokens == expected(prompt(30))
+            assert await draining == 0
 
     async def test_has_its_time_before(self) -> None:
         async with two_decoders(handover_after_s=DEADLINE_S) as (running, first, _):

@@ -107,11 +107,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         request = self.world.scheduler._queues.get(request_id)
         assert request is not None
         num_whole, names = request.num_computed_tokens // BLOCK, self.names_of(request)
-        handed_over = self.world.scheduler.hand_over(request_id)
+        assert self.world.scheduler.hand_over(request_id, max_tokens=request.num_tokens - 1) is None
+        handed_over = self.world.scheduler.hand_over(request_id, max_tokens=request.num_tokens)
         if request_id in self.peers or request.spec.export:
             assert handed_over is None
             return
         assert handed_over is not None and handed_over.num_blocks <= num_whole
+        assert handed_over.num_tokens == request.num_tokens
         assert (handed_over.hold is None) == (handed_over.num_blocks == 0)
         del self.requests[request_id]
         if handed_over.hold is not None:

@@ -78,6 +78,12 @@ class GenerateCall:
         while await self.read() != kind:
             pass
 
+    async def read_until_over(self) -> str:
+        """Read to the end here and return its kind."""
+        while (kind := await self.read()) not in ("finished", "handed_over"):
+            pass
+        return kind
+
     async def read_tokens(self, num_tokens: int) -> None:
         while len(self.answer.tokens) < num_tokens:
             await self.read()

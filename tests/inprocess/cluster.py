@@ -141,8 +141,8 @@ class Cluster:
     channels: Channels
     prefills: list[Worker] = field(default_factory=list)
     decodes: list[Worker] = field(default_factory=list)
-    has_peers: bool = True
-    """Whether a decode worker that leaves knows of the others."""
+    max_room: int = 1_000_000
+    """Most blocks that a decode worker that leaves believes the others to have."""
 
     @property
     def decode(self) -> Worker:
@@ -187,6 +187,11 @@ class Cluster:
         self.decodes.append(worker)
         return worker
 
+    def room_elsewhere(self, node: Node) -> int:
+        """Return how many blocks decode workers other than ``node`` have to spare."""
+        others = [worker.node for worker in self.decodes if worker.node is not node and not worker.node.is_draining]
+        return min(sum(other.engine.load.num_available_blocks for other in others), self.max_room)
+
     async def settled(self, workers: Sequence[Worker] = ()) -> None:
         """Wait until nothing is left of any request, on the workers that are not stopped."""
         for worker in workers or [*self.decodes, *self.prefills]:
@@ -200,9 +205,7 @@ class Cluster:
             moving.kept,
             services.metrics,
             settings=services.settings,
-            has_peer=lambda: any(
-                worker.node is not node and not worker.node.is_draining for worker in self.decodes if self.has_peers
-            ),
+            room=lambda: self.room_elsewhere(node),
         )
         servicer = DecodeServicer(services, moving.exporter, handover)
         tandem_pb2_grpc.add_DecodeServicer_to_server(servicer, server)
