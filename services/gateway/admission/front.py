@@ -63,7 +63,9 @@ class _Turn:
     @property
     def cost(self) -> int:
         """What it really took."""
-        return 0 if self.is_refused else self.demand.num_prompt_tokens + self.num_generated
+        if self.is_refused and not self.num_generated:
+            return 0
+        return self.demand.num_prompt_tokens + self.num_generated
 
 
 class _Step(Enum):
@@ -97,12 +99,9 @@ class FairAdmission:
         self._service_s = MIN_RETRY_S
         self.num_running = 0
         """Requests that have their turn."""
-        shares.on_change = self._look_again
-
-    @property
-    def num_waiting(self) -> int:
+        self.num_waiting = 0
         """Requests that wait for it."""
-        return self._waiting_of.total()
+        shares.on_change = self._look_again
 
     def require_room(self, project: str) -> None:
         """Refuse early, before any work, what would be refused later.
@@ -152,6 +151,7 @@ class FairAdmission:
         )
         for budget, amount in turn.needs:
             budget.num_wanted += amount
+        self.num_waiting += 1
         self._waiting_of[demand.project] += 1
         queue = self._queues.setdefault(demand.pool, FairQueue(self._limits.weights))
         queue.push(demand.project, turn, priority=demand.priority)
@@ -211,6 +211,7 @@ class FairAdmission:
         for budget, amount in turn.needs:
             budget.num_wanted -= amount
         project = turn.demand.project
+        self.num_waiting -= 1
         self._waiting_of[project] -= 1
         if not self._waiting_of[project]:
             del self._waiting_of[project]
