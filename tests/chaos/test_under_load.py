@@ -12,7 +12,7 @@ from tests.chaos.conftest import Say
 from tests.chaos.fleet import NUM_QUESTIONS, Fleet
 from tests.chaos.load import Load
 
-pytestmark = [pytest.mark.chaos_long, pytest.mark.asyncio(loop_scope="package"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.chaos_long, pytest.mark.asyncio(loop_scope="package"), pytest.mark.timeout(1200)]
 FLEET = {PREFILL: 2, DECODE: 2}
 NUM_STREAMS = 32
 REST_TIMEOUT_S = 120.0
