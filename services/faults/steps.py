@@ -2,6 +2,7 @@
 
     gateway ── decode.Generate ──> decode ── prefill.Run, prefill.Settle, prefill.Connect ──> prefill
                                    decode <── transfer.push ───────────────────────────────── prefill
+                                   decode ── kv.Fetch, kv.Settle ──> a decode worker that leaves, which pushes
 
 A message of a call is one step, seen by both sides: the sender meets it just before the message leaves, the
 receiver just before it is handed up.
@@ -30,6 +31,13 @@ STEPS: Mapping[str, tuple[str, ...]] = {
     "decode.Generate.sends.finished": (DECODE, GATEWAY),
     "prefill.Settle.received": (DECODE, PREFILL),
     "prefill.Settle.sends.reply": (PREFILL, DECODE),
+    "decode.Generate.sends.handed_over": (DECODE, GATEWAY),
+    "kv.Fetch.received": (DECODE,),
+    "kv.Fetch.sends.found": (DECODE,),
+    "kv.Fetch.sends.progress": (DECODE,),
+    "kv.Fetch.sends.pushed": (DECODE,),
+    "kv.Settle.received": (DECODE,),
+    "kv.Settle.sends.reply": (DECODE,),
 }
 """Name to the roles that meet the step, about in the order of one request."""
 

@@ -9,6 +9,7 @@ import pytest
 from services.faults.armed import ArmedFaults
 from services.faults.plan import Action, FaultPlan
 from services.faults.steps import DECODE, GATEWAY, PREFILL, STEPS
+from tests.chaos.fleet import is_of_leaving
 from tests.chaos.gateway import LIMITS, Gateway, gateway
 from tests.inprocess.client import SEEDED, expected_ids, prompt
 from tests.inprocess.cluster import Cluster, cluster
@@ -45,7 +46,7 @@ def cases() -> list[tuple[str, str, Action, int]]:
     return [
         (step, role, action, nth)
         for step, roles in STEPS.items()
-        if "Connect" not in step and "Settle" not in step
+        if "Connect" not in step and "Settle" not in step and not is_of_leaving(step)
         for role in roles
         for action in actions(step, role)
         for nth in ((1, 2) if step in REPEATED else (1,))
