@@ -21,6 +21,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="run what is marked chaos_long: minutes of faults (docs/reliability.md)",
     )
     parser.addoption("--chaos-seconds", type=float, default=600.0, help="how long random chaos lasts")
+    parser.addoption("--chaos-step", default="", help="kill only at protocol steps whose name has this in it")
     parser.addoption(
         "--chaos-seed", type=int, default=secrets.randbits(32), help="what the long form of tests/chaos draws from"
     )

@@ -32,7 +32,6 @@ LIMITS = GenerationLimits(
 )
 DEADLINE_S = 180.0
 PROBE_PAUSE_S = 1.0
-_BUSY = MemberLoad(running=10_000, queued_tokens=10_000_000)
 _names = itertools.count()
 
 
@@ -59,12 +58,12 @@ class Heard:
 
 
 class Caller:
-    """Sends sequences where the gateway would, and to ``busy`` members only if all others failed."""
+    """Sends sequences where the gateway would, and to ``busy`` members, in that order, only if all others failed."""
 
     def __init__(self, cluster: Cluster, *, limits: GenerationLimits = LIMITS) -> None:
         self._cluster = cluster
         self.clock = SystemClock()
-        self.busy: frozenset[str] = frozenset()
+        self.busy: Sequence[str] = ()
         suspects = Suspects(self.clock, PROBE_PAUSE_S)
         router = Router(self, suspects, Random(0))
         health = GrpcHealthClient(cluster.channels)
@@ -73,8 +72,13 @@ class Caller:
 
     def members(self) -> Sequence[Member]:
         """Return what the router shall see."""
-        members = self._cluster.view.members()
-        return [replace(member, load=_BUSY) if member.member_id in self.busy else member for member in members]
+        return [self._seen(member) for member in self._cluster.view.members()]
+
+    def _seen(self, member: Member) -> Member:
+        if member.member_id not in self.busy:
+            return member
+        place = 1 + self.busy.index(member.member_id)
+        return replace(member, load=MemberLoad(running=10_000 * place, queued_tokens=10_000_000 * place))
 
     async def ask(self, question: Question, heard: Heard | None = None) -> Heard:
         """Run a sequence to its end; ``heard`` can be read meanwhile."""

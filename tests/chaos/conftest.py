@@ -47,6 +47,8 @@ async def fleet(
     async with Cluster(tmp_path_factory.mktemp("fleet")) as cluster:
         options, decode_options = (getattr(request.module, name, {}) for name in ("OPTIONS", "DECODE_OPTIONS"))
         fleet = Fleet(cluster, options=options, decode_options=decode_options)
+        fleet.prompt_tokens = getattr(request.module, "PROMPT_TOKENS", fleet.prompt_tokens)
+        fleet.num_tokens = getattr(request.module, "NUM_TOKENS", fleet.num_tokens)
         try:
             await fleet.ready(**request.module.FLEET)
             await fleet.learn()

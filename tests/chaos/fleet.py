@@ -13,7 +13,7 @@ from typing import Any
 from services.rpc import tandem_pb2 as pb
 from tests.chaos.caller import Caller, Question
 from tests.e2e.harness import IDLE_CLAIMS, Cluster, counter, greedy, seeded
-from tests.e2e.processes import Event, WorkerProcess, wait_listening
+from tests.e2e.processes import WorkerProcess, wait_listening
 
 KV_MIB = 120
 STEP_TOKENS = 48
@@ -44,6 +44,8 @@ class Fleet:
     cluster: Cluster
     options: dict[str, object] = field(default_factory=dict)
     decode_options: dict[str, object] = field(default_factory=dict)
+    prompt_tokens: int = PROMPT_TOKENS
+    num_tokens: int = NUM_TOKENS
     caller: Caller = field(init=False)
     undisturbed: list[list[int]] = field(default_factory=list)
     questions: list[Question] = field(default_factory=list)
@@ -126,8 +128,9 @@ class Fleet:
         """Ask every question once while nothing is amiss."""
         prompts = await self.cluster.prompts()
         for index in range(NUM_QUESTIONS):
-            params = seeded(NUM_TOKENS, seed=index) if index % 2 else greedy(NUM_TOKENS)
-            prompt = prompts.text(PROMPT_TOKENS, seed=index) if index < 2 else prompts.ids(PROMPT_TOKENS, seed=index)
+            params = seeded(self.num_tokens, seed=index) if index % 2 else greedy(self.num_tokens)
+            make = prompts.text if index < 2 else prompts.ids
+            prompt = make(self.prompt_tokens, seed=index)
             self.questions.append(Question(tuple(prompt), params))
         answers = [await self.caller.ask(self.question(index)) for index in range(NUM_QUESTIONS)]
         for answer in answers:
@@ -168,11 +171,6 @@ class Fleet:
             counted.update({kind: int(counter(status, "tandem_integrity_failures", kind=kind)) for kind in kinds})
             counted["stale"] += int(counter(status, "tandem_stale_notices"))
         return +counted
-
-
-def last_event(workers: Sequence[WorkerProcess], name: str, **wanted: object) -> Event | None:
-    found = [event for worker in workers for event in worker.events(name, **wanted)]
-    return max(found, key=lambda event: float(event["time"]), default=None)
 
 
 def _write(path: Path, lines: Sequence[Line], **plan: Any) -> None:

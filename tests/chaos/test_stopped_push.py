@@ -95,7 +95,7 @@ async def test_a_worker_with_too_much_in_quarantine_retires_and_its_streams_end_
     question, expected = await long_question(fleet)
     doomed = fleet.spawn(DECODE, max_quarantined_share=0.05)
     await fleet.ready(prefill=1, decode=2)
-    fleet.caller.busy = frozenset({other.member_id})
+    fleet.caller.busy = [other.member_id]
     fleet.arm([prefill], {"step": "transfer.push.posted", "nth": 2, "action": "stop"})
     asking = asyncio.create_task(fleet.caller.ask(replace(question, project="quarantine")))
     try:
@@ -108,7 +108,7 @@ async def test_a_worker_with_too_much_in_quarantine_retires_and_its_streams_end_
     finally:
         prefill.resume()
         fleet.disarm()
-        fleet.caller.busy = frozenset()
+        fleet.caller.busy = ()
     assert doomed.process.returncode == 0
     assert [event["remaining"] for event in doomed.events("worker.drained")] == [0]
     await ask_everything(fleet)

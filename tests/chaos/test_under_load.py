@@ -12,7 +12,7 @@ from tests.chaos.conftest import Say
 from tests.chaos.fleet import NUM_QUESTIONS, Fleet
 from tests.chaos.load import Load
 
-pytestmark = [pytest.mark.chaos_long, pytest.mark.asyncio(loop_scope="package"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.chaos_long, pytest.mark.asyncio(loop_scope="package"), pytest.mark.timeout(1200)]
 FLEET = {PREFILL: 2, DECODE: 2}
 NUM_STREAMS = 32
 REST_TIMEOUT_S = 120.0
@@ -29,7 +29,7 @@ async def test_a_bit_flipped_on_the_way_is_refused_once_and_changes_no_token(fle
         before = await fleet.integrity_failures()
         role = PREFILL if step == "transfer.push.posted" else DECODE
         victim = fleet.members(role)[0]
-        fleet.caller.busy = frozenset(worker.member_id for worker in fleet.members(role) if worker is not victim)
+        fleet.caller.busy = [worker.member_id for worker in fleet.members(role) if worker is not victim]
         fleet.arm([victim], {"step": step, "action": action, "nth": nth})
         answer = await fleet.caller.ask(fleet.question(nth))
         fleet.check(nth, answer.token_ids)
@@ -41,7 +41,7 @@ async def test_a_bit_flipped_on_the_way_is_refused_once_and_changes_no_token(fle
         assert sum(count for kind, count in refused.items() if kind != "stale") <= 1
         assert answer.proof is not None
         say(f"{action} at {step} {nth}: path {answer.proof.path}, refused {dict(refused)}, no token changed")
-    fleet.caller.busy = frozenset()
+    fleet.caller.busy = ()
 
 
 async def test_redis_killed_and_restarted_disturbs_no_stream(fleet: Fleet, say: Say) -> None:
