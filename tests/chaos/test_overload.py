@@ -19,7 +19,8 @@ SETTINGS = {
     "TANDEM_MAX_RUNNING": str(MAX_RUNNING),
     "TANDEM_MAX_QUEUE": str(MAX_QUEUE),
     "TANDEM_QUEUE_TIMEOUT_S": "20",
-    "TANDEM_MAX_MODEL_LEN": "2048",
+    "TANDEM_MAX_MODEL_LEN": "1024",
+    "TANDEM_KV_MEMORY_BYTES": str(48 * 2**20),  # its pages become resident with their first use: soon all of them
 }
 NUM_CALLERS = {"crowd": 10 * MAX_RUNNING, "few": MAX_RUNNING}
 NUM_ANSWERS = 20
