@@ -19,6 +19,7 @@
     │   └── Draining
     ├── PeerError                    the other side of a connection failed us
     │   ├── PeerGone                 reset, refused, exited
+    │   │   └── HandshakeFailed      TLS on one side only, or a certificate refused
     │   ├── PeerStalled              no progress within its deadline
     │   └── IncompatiblePeer         another model, layout, numerics class or protocol version
     ├── IntegrityError               what arrived is not what was announced
@@ -155,6 +156,12 @@ class PeerGone(PeerError):
     """The connection was reset or refused, or the process exited."""
 
     code = "peer_gone"
+
+
+class HandshakeFailed(PeerGone):
+    """The peer took the connection, and it ended before a call: TLS on one side only, or a certificate refused."""
+
+    code = "handshake_failed"
 
 
 class PeerStalled(PeerError):

@@ -1,3 +1,4 @@
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +23,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--chaos-seconds", type=float, default=600.0, help="how long random chaos lasts")
     parser.addoption("--chaos-step", default="", help="kill only at protocol steps whose name has this in it")
     parser.addoption(
-        "--chaos-seed", type=int, default=None, help="what random chaos does; drawn and printed if not given"
+        "--chaos-seed", type=int, default=secrets.randbits(32), help="what the long form of tests/chaos draws from"
     )
 
 
@@ -36,6 +37,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left_out = [item for item in items if item.get_closest_marker("chaos_long")]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    return f"chaos seed: {config.getoption('--chaos-seed')}" if config.getoption("--chaos-long") else None
 
 
 @pytest.fixture(scope="session")

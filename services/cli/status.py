@@ -15,8 +15,11 @@ from services.cluster.redis_registry import RedisRegistry
 from services.cluster.registry import Member, Registry
 from services.cluster.secret import load_secret
 from services.config import load
+from services.errors import HandshakeFailed
 from services.rpc import tandem_pb2 as pb
 from services.rpc.channel import Channels
+from services.rpc.errors import from_rpc_error
+from services.rpc.tls import tls_of
 from services.telemetry.clock import SystemClock
 from services.telemetry.metrics import CLAIMS
 
@@ -77,7 +80,7 @@ async def _read(settings: StatusSettings) -> list[WorkerStatus]:
     secret = load_secret(settings.secret_file or secret_path(settings.data_dir))
     redis_url = find_redis_url(settings.data_dir, settings.redis_url)
     registry = RedisRegistry(redis_url, secret, SystemClock(), timeout_s=settings.timeout_s)
-    channels = Channels(secret)
+    channels = Channels(secret, tls_of(settings))
 
     async def ask(address: str) -> pb.StatusReply:
         return await channels.admin(address).Status(pb.StatusRequest(), timeout=settings.timeout_s)
@@ -93,7 +96,7 @@ async def _status_of(member: Member, ask: Asker) -> WorkerStatus:
     try:
         reply = await ask(member.address)
     except grpc.aio.AioRpcError as error:
-        return _unanswered(member, f"no answer: {error.code().name.lower()}")
+        return _unanswered(member, f"no answer: {_why(error)}")
     return WorkerStatus(
         member_id=reply.member_id,
         role=reply.role,
@@ -107,6 +110,11 @@ async def _status_of(member: Member, ask: Asker) -> WorkerStatus:
         ledger={claim: reply.ledger.get(claim, 0) for claim in CLAIMS},
         counters=dict(sorted(reply.counters.items())),
     )
+
+
+def _why(error: grpc.aio.AioRpcError) -> str:
+    known = from_rpc_error(error)
+    return known.code if isinstance(known, HandshakeFailed) else error.code().name.lower()
 
 
 def _unanswered(member: Member, state: str) -> WorkerStatus:

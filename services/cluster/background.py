@@ -1,7 +1,7 @@
 """One background task with an owner: started once, cancelled and awaited on close, never lost silently."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 
 from services.errors import StateUnavailable
 from services.telemetry.logs import EventLogger
@@ -29,19 +29,26 @@ class Background:
             self._task.add_done_callback(self._report)
 
     async def close(self) -> None:
-        """Cancel the coroutine and wait for its end; idempotent. A failure was logged when it happened.
-
-        A client library may turn a cancellation that meets its own failure into that failure, so that a loop
-        would go on: it is cancelled again until it ends.
-        """
+        """Cancel the coroutine and wait for its end; idempotent. A failure was logged when it happened."""
         task, self._task = self._task, None
-        while task is not None and not task.done():
-            task.cancel()
-            await asyncio.wait({task}, timeout=CANCEL_AGAIN_S)
+        if task is not None:
+            await end_all([task])
 
     def _report(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._log.failure("background.failed", error, task=self._name)
+
+
+async def end_all(tasks: Collection[asyncio.Task[None]]) -> None:
+    """Cancel ``tasks``, and those that join them meanwhile, until all have ended.
+
+    A client library may turn a cancellation that meets its own failure into that failure, so that a loop would go on,
+    and a step may take no cancellation: whoever has not ended is cancelled again.
+    """
+    while running := [task for task in tasks if not task.done()]:
+        for task in running:
+            task.cancel()
+        await asyncio.wait(running, timeout=CANCEL_AGAIN_S)
 
 
 class Outage:

@@ -9,6 +9,7 @@ from collections.abc import Coroutine
 from types import TracebackType
 from typing import Self
 
+from services.cluster.background import end_all
 from services.cluster.registry import Member, Role
 from services.cluster.view import MemberView
 from services.errors import TandemError
@@ -21,7 +22,6 @@ from services.worker.node import Node
 
 _log = get_logger(__name__)
 _CONNECT_TIMEOUT_S = 15.0
-_CANCEL_AGAIN_S = 0.5
 
 
 class WarmPairs:
@@ -41,10 +41,7 @@ class WarmPairs:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        while self._tasks:  # one of them may start another, or be at a step that takes no cancellation
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.wait(self._tasks, timeout=_CANCEL_AGAIN_S)
+        await end_all(self._tasks)
 
     def _start(self, run: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(run, name="warm pairs")

@@ -2,7 +2,7 @@
 
     gateway ── decode.Generate ──> decode ── prefill.Run, prefill.Settle, prefill.Connect ──> prefill
                                    decode <── transfer.push ───────────────────────────────── prefill
-                                   decode ── kv.Fetch, kv.Settle ──> a decode worker that leaves, which pushes
+    decode that leaves <── kv.Fetch, kv.Settle ── decode that goes on, after ── decode.Generate.sends.handed_over
 
 A message of a call is one step, seen by both sides: the sender meets it just before the message leaves, the
 receiver just before it is handed up.
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 GATEWAY, DECODE, PREFILL = "gateway", "decode", "prefill"
 
-STEPS: Mapping[str, tuple[str, ...]] = {
+REQUEST_STEPS: Mapping[str, tuple[str, ...]] = {
     "decode.Generate.received": (GATEWAY, DECODE),
     "decode.Generate.sends.accepted": (DECODE, GATEWAY),
     "prefill.Connect.received": (DECODE, PREFILL),
@@ -31,6 +31,10 @@ STEPS: Mapping[str, tuple[str, ...]] = {
     "decode.Generate.sends.finished": (DECODE, GATEWAY),
     "prefill.Settle.received": (DECODE, PREFILL),
     "prefill.Settle.sends.reply": (PREFILL, DECODE),
+}
+"""Name to the roles that meet the step, about in the order of one request."""
+
+HANDOVER_STEPS: Mapping[str, tuple[str, ...]] = {
     "decode.Generate.sends.handed_over": (DECODE, GATEWAY),
     "kv.Fetch.received": (DECODE,),
     "kv.Fetch.sends.found": (DECODE,),
@@ -39,7 +43,9 @@ STEPS: Mapping[str, tuple[str, ...]] = {
     "kv.Settle.received": (DECODE,),
     "kv.Settle.sends.reply": (DECODE,),
 }
-"""Name to the roles that meet the step, about in the order of one request."""
+"""What is added when a decode worker leaves while it has sequences; both ends of a fetch are decode workers."""
+
+STEPS: Mapping[str, tuple[str, ...]] = {**REQUEST_STEPS, **HANDOVER_STEPS}
 
 
 def request_step(method: str) -> str:

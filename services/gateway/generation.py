@@ -2,8 +2,8 @@
 
 route -> Generate -> tokens ... -> end
   ^          |           |
-  |       refused    worker lost        the next worker gets prompt + emitted tokens
-  +----------+-----------+
+  |       refused    worker lost, or it leaves: the next worker gets prompt + emitted tokens,
+  +----------+-----------+                      and is told who has their KV if somebody does
 """
 
 from collections.abc import AsyncGenerator
@@ -95,13 +95,21 @@ class Generation:
         self._num_attempts = 0
         self.replay_codes: list[str] = []
         """Error code of each loss of a worker that was made good so far."""
+        self.num_handovers = 0
+        """How often a worker that leaves gave the sequence away."""
+        self._kv_source: pb.KVSource | None = None
         self._timings_ms = dict(request.timings_ms)
         self._proof = unknown_proof("")
 
     @property
     def proof(self) -> PathProof:
         """Which way the sequence went, as far as is known."""
-        return completed_proof(self._proof, timings_ms=self._timings_ms, num_replays=len(self.replay_codes))
+        return completed_proof(
+            self._proof,
+            timings_ms=self._timings_ms,
+            num_replays=len(self.replay_codes),
+            num_handovers=self.num_handovers,
+        )
 
     async def events(self) -> AsyncGenerator[SequenceEvent, None]:
         """Yield what happens, ending with ``Ended``; closing the generator cancels the sequence.
@@ -113,12 +121,14 @@ class Generation:
             TandemError: what the last worker raised.
         """
         while True:
-            route = await self._route()
+            route, is_over = await self._route(), False
             try:
                 async with aclosing(self._attempt(route)) as events:
                     async for event in events:
                         yield event
-                return
+                        is_over = isinstance(event, Ended)
+                if is_over:
+                    return
             except TandemError as error:
                 self._recover(route, error)
             if (reason := self._own_end()) is not None:
@@ -150,13 +160,14 @@ class Generation:
 
     def _may_wait(self) -> bool:
         # Fullness passes, and a stream that has begun is worth waiting for; who has nothing yet may ask again.
-        is_worth_it = self._refusal is not None or bool(self._output)
+        is_worth_it = self._refusal is not None or bool(self._output) or self.num_handovers > 0
         since_s = self._waiting_since_s
         return is_worth_it and (since_s is None or self._clock.now() - since_s < self._limits.room_timeout_s)
 
     async def _attempt(self, route: Route) -> AsyncGenerator[SequenceEvent, None]:
         message = self._message(route)
-        num_tokens = len(self._request.prompt_token_ids) + len(self._output)
+        num_known = len(self._request.prompt_token_ids) + len(self._output)
+        num_tokens = num_known if self._kv_source is None else 0  # to be computed anew
         with self._router.flight(route, num_tokens) as flight:
             events = PacedEvents(self._client.generate(route.decode.address, message))
             async with events.closing():
@@ -165,6 +176,9 @@ class Generation:
                     yield Accepted()
                 timeout_s = self._limits.first_token_timeout_s
                 while not (event := await self._next(events, timeout_s, "token")).HasField("finished"):
+                    if event.HasField("handed_over"):
+                        self._handed_over(route, flight, event.handed_over)
+                        return
                     if event.HasField("tokens"):
                         timeout_s = self._limits.token_timeout_s
                         if (news := self._tokens(flight, event.tokens)).tokens:
@@ -179,7 +193,7 @@ class Generation:
             raise PeerGone("The decode worker did not begin with its acceptance.")
         self._router.trust(route.decode.member_id)
         flight.loaded(load_of(event.accepted.load))
-        self._refusal = self._waiting_since_s = None
+        self._refusal = self._waiting_since_s = self._kv_source = None
         self._pause_s = _FIRST_PAUSE_S
         self._proof = unknown_proof(route.decode.member_id, event.accepted.cached_tokens)
         is_first, self._is_accepted = not self._is_accepted, True
@@ -218,6 +232,22 @@ class Generation:
         if reason is None:
             raise InternalError("The decode worker gave no reason for the end.")
         return Ended(reason)
+
+    def _handed_over(self, route: Route, flight: Flight, message: pb.HandedOver) -> None:
+        """Prepare to go on elsewhere; the worker failed nobody, so it is only avoided."""
+        member = route.decode
+        flight.loaded(load_of(message.load))
+        if message.kept_as:
+            self._kv_source = pb.KVSource(member_id=member.member_id, address=member.address, kept_as=message.kept_as)
+        self.num_handovers += 1
+        self._avoid.add(member.member_id)
+        _log.event(
+            "sequence.handed_over",
+            request_id=self._request.request_id,
+            decode=member.member_id,
+            kept_blocks=message.blocks,
+            emitted_tokens=len(self._output),
+        )
 
     async def _next(self, events: PacedEvents, timeout_s: float, waiting_for: str) -> pb.GenerateEvent:
         remaining_s = self._remaining_s()
@@ -298,6 +328,7 @@ class Generation:
             project=request.project,
             require_prefill=self._limits.require_prefill,
             timeout_s=self._remaining_s(),
+            kv_source=self._kv_source,
         )
 
 

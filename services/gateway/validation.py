@@ -1,15 +1,19 @@
 """Request bodies: JSON to typed values, mistakes as one sentence about one field."""
 
-from typing import Any, TypeVar
+from collections.abc import Iterable
+from typing import Annotated, Any, TypeVar
 
 import orjson
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from services.errors import InvalidRequest
+from services.rpc.errors import shortened
 
 # Alternatives of a union carry a tag with this mark, which is no part of a field's path.
 TAG_MARK = "~"
+MAX_DEPTH = 64
+_MAX_PATH_LENGTH = 200
 
 
 class Body(BaseModel):
@@ -18,6 +22,26 @@ class Body(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 
 
+def shallow(value: Any) -> Any:
+    """Return a JSON value that nests as deep as a sane one; for values that are handed on as they are.
+
+    Raises:
+        ValueError: it nests deeper.
+    """
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [item for each in level if isinstance(each, dict | list) for item in _items(each)]
+        if not level:
+            return value
+    raise ValueError(f"it nests more than {MAX_DEPTH} levels deep")
+
+
+def _items(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value
+
+
+Json = Annotated[Any, AfterValidator(shallow)]
+"""Any JSON value of bounded depth."""
 BodyT = TypeVar("BodyT", bound=Body)
 
 
@@ -55,4 +79,4 @@ def _path(location: tuple[int | str, ...]) -> str:
             path += f"[{part}]"
         elif not part.startswith(TAG_MARK):
             path += f".{part}" if path else part
-    return path
+    return shortened(path, _MAX_PATH_LENGTH)  # keys are the client's words

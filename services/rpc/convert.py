@@ -1,5 +1,6 @@
 """Between the wire's messages and the plain types of ``services.kv``; protobuf types stop at the servicers."""
 
+from services.errors import InvalidRequest
 from services.kv.sampling import SamplingParams
 from services.rpc import tandem_pb2 as pb
 
@@ -22,6 +23,17 @@ def sampling_to_message(params: SamplingParams) -> pb.SamplingParams:
         stop_token_ids=sorted(params.stop_token_ids),
         choice_index=params.choice_index,
     )
+
+
+def duration_from_message(name: str, given_s: float, longest_s: float) -> float:
+    """Return a duration of a message, at most ``longest_s``; 0 means just that.
+
+    Raises:
+        InvalidRequest: it is negative or not a number.
+    """
+    if not given_s >= 0:  # also true for NaN, which an event loop does not survive
+        raise InvalidRequest(f"{name} must not be negative, got {given_s}.", param=name)
+    return min(given_s or longest_s, longest_s)
 
 
 def sampling_from_message(message: pb.SamplingParams) -> SamplingParams:

@@ -38,6 +38,10 @@ _WITHOUT_CODE: dict[grpc.StatusCode, type[errors.TandemError]] = {
     grpc.StatusCode.UNIMPLEMENTED: errors.IncompatiblePeer,
 }
 
+_NO_CONNECTION = "failed to connect to all addresses"
+_HANDSHAKE_SIGNS = ("handshake failed", "Verification Check failed", "Socket closed")
+"""What gRPC says when we refuse a certificate; when the peer refuses ours, or expects one, it only hangs up."""
+
 
 def status_of(error: errors.TandemError) -> grpc.StatusCode:
     """Return the gRPC status of an error's nearest listed class."""
@@ -54,16 +58,28 @@ def trailing_metadata(error: errors.TandemError) -> tuple[tuple[str, str], ...]:
     return tuple(pairs)
 
 
+def shortened(text: str, max_length: int) -> str:
+    """Return ``text`` with at most ``max_length`` characters."""
+    return text if len(text) <= max_length else f"{text[: max_length - 3]}..."
+
+
 def from_rpc_error(error: grpc.aio.AioRpcError) -> errors.TandemError:
     """Return the error that the peer raised, or what a bare status means."""
     trailing = {str(key): str(value) for key, value in error.trailing_metadata() or ()}
-    kind = _by_code().get(trailing.get(CODE_KEY, "")) or _WITHOUT_CODE.get(error.code(), errors.InternalError)
+    kind = _by_code().get(trailing.get(CODE_KEY, "")) or _without_code(error)
     retry_after = trailing.get(RETRY_AFTER_KEY)
     return kind(
         error.details() or error.code().name,
         param=trailing.get(PARAM_KEY),
         retry_after_s=float(retry_after) if retry_after else None,
     )
+
+
+def _without_code(error: grpc.aio.AioRpcError) -> type[errors.TandemError]:
+    details = error.details() or ""
+    if _NO_CONNECTION in details and any(sign in details for sign in _HANDSHAKE_SIGNS):
+        return errors.HandshakeFailed
+    return _WITHOUT_CODE.get(error.code(), errors.InternalError)
 
 
 @contextmanager

@@ -1,7 +1,23 @@
 """Whether a process is gone for good, which a failed call alone does not say."""
 
 import asyncio
+import re
 import socket
+
+_HOST = re.compile(r"[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]")
+_LAST_PORT = 65535
+
+
+def is_address(address: str) -> bool:
+    """Return whether ``address`` has the form ``host:port``."""
+    host, _, port = address.rpartition(":")
+    return (
+        bool(_HOST.fullmatch(host))
+        and port.isascii()
+        and port.isdigit()
+        and len(port) <= 5
+        and 0 < int(port) <= _LAST_PORT
+    )
 
 
 async def is_refused(address: str, timeout_s: float) -> bool:
@@ -9,6 +25,8 @@ async def is_refused(address: str, timeout_s: float) -> bool:
 
     A stopped process is not gone: its kernel still takes connections. A host that does not answer says nothing.
     """
+    if not is_address(address):
+        return False
     host, _, port = address.rpartition(":")
     try:
         async with asyncio.timeout(timeout_s):

@@ -8,13 +8,18 @@ from contextlib import aclosing
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
-from services.errors import AuthenticationFailed, IncompatiblePeer, InternalError, TandemError
-from services.rpc.channel import CHANNEL_OPTIONS, PROTOCOL_VERSION, SECRET_KEY, VERSION_KEY
-from services.rpc.errors import status_of, trailing_metadata
+from services.errors import AuthenticationFailed, IncompatiblePeer, InternalError, InvalidRequest, TandemError
+from services.rpc.channel import CHANNEL_OPTIONS, SECRET_KEY, VERSION_KEY
+from services.rpc.errors import shortened, status_of, trailing_metadata
+from services.rpc.tls import Tls
+from services.rpc.versions import PROTOCOL_VERSION, understands
 from services.telemetry.logs import get_logger
 
 _log = get_logger(__name__)
+_MAX_VERSION_DIGITS = 9
+_MAX_DETAILS = 1000
 _HEALTH_PREFIX = "/grpc.health.v1.Health/"
 _Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -25,9 +30,20 @@ def new_server(secret: bytes, *, interceptors: Sequence[grpc.aio.ServerIntercept
     return grpc.aio.server(interceptors=[_Gate(secret), *interceptors], options=options)
 
 
+def listen(server: grpc.aio.Server, address: str, tls: Tls | None) -> int:
+    """Bind ``server`` to ``host:port``, for callers with a certificate if ``tls`` is given; return the port.
+
+    Raises:
+        RuntimeError: the address cannot be used.
+    """
+    if tls is None:
+        return server.add_insecure_port(address)
+    return server.add_secure_port(address, tls.server_credentials())
+
+
 async def abort(context: _Context, error: TandemError) -> None:
-    """End a call with ``error``."""
-    await context.abort(status_of(error), error.message, trailing_metadata(error))
+    """End a call with ``error``; its text travels as metadata, which has little room."""
+    await context.abort(status_of(error), shortened(error.message, _MAX_DETAILS), trailing_metadata(error))
 
 
 class _Gate(grpc.aio.ServerInterceptor):
@@ -51,22 +67,21 @@ class _Gate(grpc.aio.ServerInterceptor):
         secret = metadata.get(SECRET_KEY, b"")
         if not isinstance(secret, bytes) or not hmac.compare_digest(secret, self._secret):
             return AuthenticationFailed("The caller does not know the cluster secret.")
-        if metadata.get(VERSION_KEY) != str(PROTOCOL_VERSION):
-            return IncompatiblePeer(
-                f"This worker speaks protocol {PROTOCOL_VERSION}, not {metadata.get(VERSION_KEY)!r}."
-            )
+        version = str(metadata.get(VERSION_KEY, ""))[:_MAX_VERSION_DIGITS]
+        if not version.isdecimal() or not understands(int(version)):
+            return IncompatiblePeer(f"This worker speaks protocol {PROTOCOL_VERSION}, not {version!r}.")
         return None
 
 
 def _guarded(
     handler: grpc.RpcMethodHandler[Any, Any], method: str, refusal: TandemError | None
 ) -> grpc.RpcMethodHandler[Any, Any]:
-    async def answer(request: Any, context: _Context, respond: Callable[[Any, _Context], Awaitable[Any]]) -> Any:
+    async def answer(data: bytes, context: _Context, respond: Callable[[Any, _Context], Awaitable[Any]]) -> Any:
         if refusal is not None:
             _log.warning("rpc.refused", method=method, peer=context.peer(), code=refusal.code)
             return await abort(context, refusal)
         try:
-            return await respond(request, context)
+            return await respond(_parsed(handler, data), context)
         except TandemError as error:
             await abort(context, error)
         except Exception as error:
@@ -77,17 +92,26 @@ def _guarded(
 
     if handler.response_streaming:
 
-        async def stream(request: Any, context: _Context) -> None:
-            await answer(request, context, _writer(handler.unary_stream))
+        async def stream(data: bytes, context: _Context) -> None:
+            await answer(data, context, _writer(handler.unary_stream))
 
-        return grpc.unary_stream_rpc_method_handler(stream, handler.request_deserializer, handler.response_serializer)
+        return grpc.unary_stream_rpc_method_handler(stream, None, handler.response_serializer)
 
     respond: Any = handler.unary_unary
 
-    async def unary(request: Any, context: _Context) -> Any:
-        return await answer(request, context, respond)
+    async def unary(data: bytes, context: _Context) -> Any:
+        return await answer(data, context, respond)
 
-    return grpc.unary_unary_rpc_method_handler(unary, handler.request_deserializer, handler.response_serializer)
+    return grpc.unary_unary_rpc_method_handler(unary, None, handler.response_serializer)
+
+
+def _parsed(handler: grpc.RpcMethodHandler[Any, Any], data: bytes) -> Any:
+    """Return the request, which is read only now: nothing that a stranger sends is, and garbage has an answer."""
+    assert handler.request_deserializer is not None
+    try:
+        return handler.request_deserializer(data)
+    except DecodeError as error:
+        raise InvalidRequest("The request is not a message of this method.") from error
 
 
 def _writer(generate: Any) -> Callable[[Any, _Context], Awaitable[None]]:
@@ -97,6 +121,9 @@ def _writer(generate: Any) -> Callable[[Any, _Context], Awaitable[None]]:
         events: AsyncGenerator[Any, None] = generate(request, context)
         async with aclosing(events):
             async for event in events:
-                await context.write(event)
+                try:
+                    await context.write(event)
+                except grpc.aio.InternalError:  # the caller went away while the event waited for him
+                    return _log.event("rpc.abandoned", peer=context.peer())
 
     return write_all

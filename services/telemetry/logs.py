@@ -44,7 +44,7 @@ class _TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
         head, *rest = text.split("\n", 1)
-        fields = " ".join(f"{key}={value}" for key, value in _fields(record).items())
+        fields = " ".join(f"{key}={_one_line(value)}" for key, value in _fields(record).items())
         return "\n".join([f"{head} {fields}".rstrip(), *rest])
 
 
@@ -65,6 +65,12 @@ class _JsonFormatter(logging.Formatter):
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str)
+
+
+def _one_line(value: object) -> str:
+    """Return a value so that what a peer named cannot look like another line or another terminal command."""
+    text = str(value)
+    return text if text.isprintable() else repr(text)
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:

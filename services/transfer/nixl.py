@@ -27,6 +27,7 @@ from services.errors import ConfigurationError, IncompatiblePeer, PeerError, Pee
 from services.telemetry.logs import get_logger
 from services.transfer.checks import require_compatible, require_equal_blocks, require_valid_push
 from services.transfer.memory import KVMemory
+from services.transfer.signature import signed, verified
 from services.transfer.transport import (
     BlockPair,
     Endpoint,
@@ -59,6 +60,8 @@ class NixlOptions:
 
     ucx: Mapping[str, str] = field(default_factory=dict)
     num_threads: int = 0
+    secret: bytes = field(default=b"", repr=False)
+    """The cluster secret, which signs the metadata of endpoints: NIXL can crash on bytes that it did not make."""
 
     def backend_parameters(self) -> dict[str, str]:
         """Return the parameters of NIXL's UCX backend.
@@ -140,13 +143,15 @@ class NixlTransport:
             ConfigurationError: NIXL is missing, refuses the settings, or cannot register the memory.
         """
         package = _load_package()
+        options = options or NixlOptions()
         self._errors = _error_types(package)
+        self._secret = options.secret
         self._memory = memory
         segment, device_index = _segment_of(memory.device)
         try:
             config = package.nixl_agent_config(enable_prog_thread=False, backends=[])
             self._agent = package.nixl_agent(agent, config)
-            self._agent.create_backend("UCX", (options or NixlOptions()).backend_parameters())
+            self._agent.create_backend("UCX", options.backend_parameters())
             region = (memory.address, memory.num_bytes, device_index, "")
             self._registration = self._agent.register_memory([region], segment)
             metadata = self._agent.get_agent_metadata()
@@ -154,7 +159,7 @@ class NixlTransport:
             self._blocks = self._agent.prep_xfer_dlist("NIXL_INIT_AGENT", pool.descriptors(), segment)
         except self._errors as error:
             raise ConfigurationError(f"NIXL cannot use {memory.num_bytes} bytes of {memory.device}: {error}") from error
-        self._endpoint = Endpoint(TRANSPORT_NAME, agent, fingerprint, pool.encode())
+        self._endpoint = Endpoint(TRANSPORT_NAME, agent, fingerprint, signed(self._secret, agent, pool.encode()))
         self._peers: dict[str, _Peer] = {}
         self._leaving: dict[str, _Peer] = {}
         """Lost peers with pushes that have not ended."""
@@ -233,7 +238,7 @@ class NixlTransport:
         del self._agent
 
     def _add(self, peer: Endpoint) -> _Peer:
-        pool = _Pool.decode(peer.agent, peer.metadata)
+        pool = _Pool.decode(peer.agent, verified(self._secret, peer.agent, peer.metadata))
         require_equal_blocks(peer.agent, self._memory.block_bytes, pool.block_bytes)
         try:
             name = self._agent.add_remote_agent(pool.agent_metadata).decode()

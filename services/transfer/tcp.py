@@ -41,6 +41,7 @@ TRANSPORT_NAME = "tcp"
 _PUSH = struct.Struct("<QII")
 _ANSWER = struct.Struct("<Q")
 _INDEX_BYTES = 4
+_LAST_PORT = 65535
 _BYTES_PER_POLL = 8 << 20
 """Most bytes read and written per connection and call, so that one peer cannot keep the others waiting."""
 _MAX_STRANGERS = 64
@@ -308,7 +309,11 @@ def _listen(options: TcpOptions) -> socket.socket:
 def _begin_connection(agent: str, host: str, port: int) -> socket.socket:
     connection = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     connection.setblocking(False)
-    outcome = connection.connect_ex((host, port))
+    try:
+        outcome = connection.connect_ex((host, port))
+    except OSError as error:  # an address with a scope that this host does not have
+        connection.close()
+        raise PeerGone(f"Peer {agent} cannot be reached: {error}.") from error
     if outcome not in (0, errno.EINPROGRESS):
         connection.close()
         raise PeerGone(f"Peer {agent} cannot be reached: {os.strerror(outcome)}.")
@@ -333,7 +338,9 @@ def _decode_metadata(peer: Endpoint) -> tuple[str, int, int, int]:
     """Return host, port, number of blocks and bytes per block."""
     try:
         values = json.loads(peer.metadata)
-        host = str(ipaddress.ip_address(values["host"]))
-        return host, int(values["port"]), int(values["num_blocks"]), int(values["block_bytes"])
-    except (ValueError, TypeError, KeyError) as error:
+        host, port = str(ipaddress.ip_address(str(values["host"]))), int(values["port"])
+        if not 0 < port <= _LAST_PORT:
+            raise ValueError(f"{port} is no port")
+        return host, port, int(values["num_blocks"]), int(values["block_bytes"])
+    except (ValueError, TypeError, LookupError, OverflowError, RecursionError) as error:
         raise IncompatiblePeer(f"Peer {peer.agent} sent metadata that is not ours.") from error

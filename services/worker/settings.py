@@ -5,10 +5,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from services.config import Settings
+from services.rpc.tls import TlsSettings
 
 
-class WorkerSettings(Settings):
+class WorkerSettings(TlsSettings):
     """One worker process: its model, its memory, its place in the cluster."""
 
     model: str = "smollm2"
@@ -58,6 +58,8 @@ class WorkerSettings(Settings):
     """Where converted models and compiled kernels are kept."""
     transport: Literal["nixl", "tcp"] = "nixl"
     """How KV blocks move between workers."""
+    push_timeout_s: float = Field(default=60.0, gt=0)
+    """Longest time one push of KV blocks may take before its request fails."""
     drain_delay_s: float = Field(default=0.0, ge=0)
     """How long new work is still taken after SIGTERM, while the others learn that this worker leaves."""
     drain_timeout_s: float = Field(default=120.0, gt=0)

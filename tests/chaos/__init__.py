@@ -1,0 +1,1 @@
+"""Clusters that are broken on purpose, by bytes, by messages, by signals."""

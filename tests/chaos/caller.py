@@ -17,7 +17,7 @@ from services.gateway.routing.router import Router
 from services.gateway.routing.suspects import Suspects
 from services.gateway.sequence import Accepted, Ended, NewTokens, SequenceRequest
 from services.kv.sampling import SamplingParams
-from services.rpc.channel import PROTOCOL_VERSION
+from services.rpc.versions import PROTOCOL_VERSION
 from services.telemetry.clock import SystemClock
 from tests.e2e.harness import Cluster
 

@@ -5,9 +5,20 @@ import pytest_asyncio
 
 from services.engine.weights.sources import ModelFolder, resolve_model
 from tests.chaos.fleet import Fleet
+from tests.chaos.fuzzing import Budget
 from tests.e2e.harness import CACHE_DIR, Cluster
 
 Say = Callable[[str], None]
+
+_SHORT = Budget(seed=20_260_826)
+_LONG_FACTOR = 12
+
+
+@pytest.fixture
+def budget(request: pytest.FixtureRequest) -> Budget:
+    """The same few examples in every run, or with ``--chaos-long`` many, from the seed that the header shows."""
+    config = request.config
+    return Budget(config.getoption("--chaos-seed"), _LONG_FACTOR) if config.getoption("--chaos-long") else _SHORT
 
 
 @pytest.fixture

@@ -173,11 +173,6 @@ class Fleet:
         return +counted
 
 
-def is_of_leaving(step: str) -> bool:
-    """Whether a step happens only when a decode worker leaves."""
-    return step.startswith("kv.") or step.endswith("handed_over")
-
-
 def _write(path: Path, lines: Sequence[Line], **plan: Any) -> None:
     beside = path.with_suffix(".new")
     beside.write_text(json.dumps({"faults": list(lines), **plan}))

@@ -16,8 +16,9 @@ from services.gateway.routing.router import Router
 from services.gateway.routing.suspects import Suspects
 from services.gateway.sequence import GeneratedToken, NewTokens, SequenceRequest
 from services.kv.sampling import SamplingParams
-from services.rpc.channel import PROTOCOL_VERSION, Channels
+from services.rpc.channel import Channels
 from services.rpc.faults import client_interceptors
+from services.rpc.versions import PROTOCOL_VERSION
 from services.telemetry.clock import SystemClock
 from tests.inprocess.cluster import SECRET, Cluster, Worker
 from tests.inprocess.hash_model import BLOCK_SIZE, DEADLINE_S

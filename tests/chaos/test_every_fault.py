@@ -8,8 +8,7 @@ import pytest
 
 from services.faults.armed import ArmedFaults
 from services.faults.plan import Action, FaultPlan
-from services.faults.steps import DECODE, GATEWAY, PREFILL, STEPS
-from tests.chaos.fleet import is_of_leaving
+from services.faults.steps import DECODE, GATEWAY, PREFILL, REQUEST_STEPS
 from tests.chaos.gateway import LIMITS, Gateway, gateway
 from tests.inprocess.client import SEEDED, expected_ids, prompt
 from tests.inprocess.cluster import Cluster, cluster
@@ -37,7 +36,7 @@ REPEATED = {"prefill.Run.sends.progress", "decode.Generate.sends.tokens", *OF_TR
 def actions(step: str, role: str) -> Sequence[Action]:
     if step in OF_TRANSFERS:
         return OF_TRANSFERS[step]
-    is_request_leaving = step.endswith(".received") and role == STEPS[step][0]
+    is_request_leaving = step.endswith(".received") and role == REQUEST_STEPS[step][0]
     return LOST_OR_LATE if is_request_leaving else A_MESSAGE
 
 
@@ -45,8 +44,8 @@ def cases() -> list[tuple[str, str, Action, int]]:
     """Return (step, role that misbehaves there, action, occurrence), without what happens when workers meet or part."""
     return [
         (step, role, action, nth)
-        for step, roles in STEPS.items()
-        if "Connect" not in step and "Settle" not in step and not is_of_leaving(step)
+        for step, roles in REQUEST_STEPS.items()
+        if "Connect" not in step and "Settle" not in step
         for role in roles
         for action in actions(step, role)
         for nth in ((1, 2) if step in REPEATED else (1,))

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import pytest
 
-from services.faults.steps import DECODE, PREFILL, STEPS
+from services.faults.steps import DECODE, PREFILL, REQUEST_STEPS
 from tests.chaos.caller import Heard
 from tests.chaos.conftest import Say
-from tests.chaos.fleet import NUM_QUESTIONS, Fleet, Line, is_of_leaving
+from tests.chaos.fleet import NUM_QUESTIONS, Fleet, Line
 from tests.e2e.processes import WorkerProcess
 
 pytestmark = [pytest.mark.asyncio(loop_scope="package"), pytest.mark.timeout(1800)]
@@ -27,7 +27,7 @@ WITNESS_DELAY_S = 0.3
 """How long the other side of a step waits there, so that the victim dies meanwhile."""
 SLOW_NOTICES: Line = {"step": "transfer.notice.received", "action": "delay", "seconds": 0.3, "times": 1000}
 """A decode worker that knows that everything arrived hangs up before the last message of a prefill worker."""
-CELLS = [(step, role) for step in STEPS if not is_of_leaving(step) for role in (PREFILL, DECODE)]
+CELLS = [(step, role) for step in REQUEST_STEPS for role in (PREFILL, DECODE)]
 SHORT = [
     ("prefill.Run.sends.first_token", PREFILL),
     ("decode.Generate.sends.tokens", DECODE),
@@ -50,7 +50,7 @@ class Cell:
     @property
     def witness(self) -> str:
         """Role whose workers meet the step: the victim's own, if it does."""
-        return self.role if self.role in STEPS[self.step] else (PREFILL if self.role == DECODE else DECODE)
+        return self.role if self.role in REQUEST_STEPS[self.step] else (PREFILL if self.role == DECODE else DECODE)
 
 
 async def run_cell(fleet: Fleet, cell: Cell) -> list[Heard]:

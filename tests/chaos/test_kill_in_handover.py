@@ -4,10 +4,10 @@ import asyncio
 
 import pytest
 
-from services.faults.steps import DECODE, PREFILL, STEPS
+from services.faults.steps import DECODE, HANDOVER_STEPS, PREFILL
 from tests.chaos.caller import Heard
 from tests.chaos.conftest import Say
-from tests.chaos.fleet import NUM_QUESTIONS, Fleet, Line, is_of_leaving
+from tests.chaos.fleet import NUM_QUESTIONS, Fleet, Line
 from tests.e2e.processes import WorkerProcess
 
 pytestmark = [pytest.mark.chaos_long, pytest.mark.asyncio(loop_scope="package"), pytest.mark.timeout(1800)]
@@ -23,7 +23,7 @@ WAIT_TIMEOUT_S = 120.0
 LEAVING, TAKING = "leaving", "taking"
 NEVER_FOUND: Line = {"step": "kv.Fetch.sends.found", "action": "drop", "times": 1000}
 """Whoever takes a sequence gives the fetch up, and asks what may still be written."""
-CELLS = [(step, who) for step in STEPS if is_of_leaving(step) for who in (LEAVING, TAKING)]
+CELLS = [(step, who) for step in HANDOVER_STEPS for who in (LEAVING, TAKING)]
 IMPOSSIBLE = {("decode.Generate.sends.handed_over", TAKING)}
 """Who takes the sequences does not meet this step."""
 

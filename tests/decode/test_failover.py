@@ -1,5 +1,6 @@
 """Prefill workers that fail, refuse or lie: the same tokens come nevertheless, or an honest error."""
 
+import socket
 from collections.abc import Sequence
 
 import pytest
@@ -196,6 +197,25 @@ class TestNextCandidate:
             answer = await generate(running, prompt(30), prefill_candidates=[ghost, second.candidate])
             assert (answer.proof.prefill, first.model.num_computed_tokens) == (second.node.member_id, 0)
             await assert_same(running, answer)
+
+    @pytest.mark.parametrize("address", ["nobody.invalid:1", "", "[::]", "unix:/nowhere", "127.0.0.1:65536"])
+    async def test_it_follows_one_that_was_never_reached_and_cannot_write(self, address: str) -> None:
+        async with cluster() as running:
+            nobody = pb.PrefillCandidate(member_id="nobody", address=address)
+            call = begin(running, prompt(30), prefill_candidates=[nobody, running.prefill.candidate])
+            answer = await call.finish()
+            assert (answer.proof.path, answer.proof.attempts) == ("pd", 2)
+            assert (await running.decode.ledger()).quarantined == 0
+            await assert_same(running, answer)
+
+    async def test_a_connection_that_is_never_made_is_given_up(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as mute:
+            async with cluster(decode=SOON) as running:
+                silent = pb.PrefillCandidate(member_id="silent", address=f"127.0.0.1:{mute.getsockname()[1]}")
+                answer = await begin(running, prompt(30), prefill_candidates=[silent]).finish()
+                assert (answer.proof.path, answer.proof.reason) == ("fallback", PeerStalled.code)
+                assert (await running.decode.ledger()).quarantined == 0
+                await assert_same(running, answer)
 
     async def test_only_so_many_are_tried(self) -> None:
         async with cluster(prefills=3, decode={"max_prefill_attempts": 2}) as running:

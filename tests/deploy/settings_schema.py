@@ -22,6 +22,7 @@ SET_BY_CHART = frozenset(
     (
         *("host", "port", "advertise_host", "admin_host", "admin_port", "serve_admin_on_main"),
         *("redis_url", "secret_file", "cache_dir", "log_level", "log_json"),
+        *("tls_ca_file", "tls_cert_file", "tls_key_file"),
         *("model", "served_model_name", "dtype", "device", "transport", "drain_delay_s", "drain_timeout_s"),
         "fault_plan",
     )
@@ -35,6 +36,7 @@ KEPT_KEYWORDS = (
     "exclusiveMinimum",
     "exclusiveMaximum",
     "anyOf",
+    "additionalProperties",
     "description",
 )
 

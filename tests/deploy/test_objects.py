@@ -122,7 +122,8 @@ def test_disruption_budgets_never_block_a_node(rendered: Rendered) -> None:
 def test_referenced_secrets_are_made_or_named_in_the_values(rendered: Rendered) -> None:
     made = {(one["metadata"]["name"], key) for one in rendered.of_kind("Secret") for key in one["data"]}
     for name, key in set(_secret_references(rendered.manifests)):
-        assert (name, key) in made or f"'name': '{name}'" in str(rendered.values)
+        is_named = any(f"'{word}': '{name}'" in str(rendered.values) for word in ("name", "secretName"))
+        assert (name, key) in made or is_named
 
 
 def test_the_secret_is_made_only_if_it_is_not_given() -> None:
@@ -138,6 +139,27 @@ def test_the_cluster_secret_is_a_file_that_only_its_group_may_read(rendered: Ren
         volume = next(one for one in spec["volumes"] if one["name"] == "cluster-secret")
         assert volume["secret"]["defaultMode"] == 0o440
         assert spec["securityContext"].get("fsGroup") == (None if rendered.values.get("openshift") else 10001)
+
+
+def test_certificates_are_mounted_where_the_settings_look_for_them() -> None:
+    rendered = render(values_of("external-redis"))
+    for role in ROLES:
+        pod = rendered.get("Deployment", role)["spec"]["template"]
+        container = containers(pod)[0]
+        volume = next(one["secret"] for one in pod["spec"]["volumes"] if one["name"] == "tls")
+        folder = next(one["mountPath"] for one in container["volumeMounts"] if one["name"] == "tls")
+        files = {one["value"] for one in container["env"] if one["name"].startswith("TANDEM_TLS_")}
+
+        assert (volume["secretName"], volume["defaultMode"]) == ("tandem-tls", 0o440)
+        assert files == {f"{folder}/{item['path']}" for item in volume["items"]}
+        assert len(files) == 3
+
+
+def test_without_a_secret_there_is_no_tls() -> None:
+    rendered = render(values_of("default"))
+
+    assert "TANDEM_TLS" not in str(rendered.manifests)
+    assert "tls.crt" not in str(rendered.manifests)
 
 
 def test_every_component_has_an_account_without_a_token(rendered: Rendered) -> None:

@@ -52,6 +52,7 @@ class Ask:
     project: str = ""
     require_prefill: bool = False
     request_id: str = ""
+    kv_source: pb.KVSource | None = None
 
     def message(self, fingerprint: str, request_id: str) -> pb.GenerateRequest:
         return pb.GenerateRequest(
@@ -64,6 +65,7 @@ class Ask:
             project=self.project,
             require_prefill=self.require_prefill,
             timeout_s=REQUEST_TIMEOUT_S,
+            kv_source=self.kv_source,
         )
 
 
@@ -99,7 +101,10 @@ class Cluster:
 
     async def start(self, *roles: str, kv_mib: int, **options: object) -> list[WorkerProcess]:
         """Start one worker per role, all at once, and wait until each of them has joined and knows the others."""
-        started = [self.spawn(role, kv_mib=kv_mib, **options) for role in roles]
+        return await self.join([self.spawn(role, kv_mib=kv_mib, **options) for role in roles])
+
+    async def join(self, started: list[WorkerProcess]) -> list[WorkerProcess]:
+        """Wait until each of them has joined and knows the others."""
         await asyncio.gather(*(wait_listening(worker) for worker in started))
         self.fingerprint = self.fingerprint or (await self.status(started[0])).fingerprint
         await self.wait_members(started)

@@ -3,10 +3,56 @@
 import asyncio
 from collections.abc import AsyncGenerator
 
-from starlette.types import Message
+import orjson
+from starlette.types import Message, Scope
 
 from services.gateway.apis.openai.sse import last_words
+from services.gateway.merge import MAX_BUFFERED_ITEMS
 from services.gateway.stream import EventStream
+from tests.gateway.twins import Script, card, chat_body, member, tokens, world
+
+SCOPE: Scope = {
+    "type": "http",
+    "method": "POST",
+    "path": "/v1/chat/completions",
+    "raw_path": b"/v1/chat/completions",
+    "query_string": b"",
+    "headers": [],
+    "client": ("127.0.0.1", 1),
+    "server": ("gateway", 80),
+    "scheme": "http",
+    "http_version": "1.1",
+}
+
+
+async def test_of_a_client_that_does_not_read_only_so_many_tokens_are_read() -> None:
+    num_tokens, is_taken, is_gone = 4000, asyncio.Event(), asyncio.Event()
+    body = orjson.dumps(chat_body(stream=True, max_tokens=num_tokens, ignore_eos=True))
+    requests: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive() -> Message:
+        if not requests:
+            await is_gone.wait()
+        return requests.pop() if requests else {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            is_taken.set()
+            await asyncio.Event().wait()
+
+    model = card(context_length=8192)
+    async with world(members=[member("d1", model=model)], model=model) as w:
+        w.decode.default = Script(tokens("Paris") * num_tokens)
+        call = asyncio.create_task(w.gateway.app(SCOPE, receive, send))
+        await is_taken.wait()
+        for _ in range(2 * num_tokens):
+            await asyncio.sleep(0)
+        num_read = w.metrics.get_sample_value("tandem_output_tokens_total")
+        is_gone.set()
+        await call
+        assert (w.gateway.drain.num_open, w.decode.num_closed) == (0, 1)
+    assert num_read is not None
+    assert num_read <= 2 * MAX_BUFFERED_ITEMS + 8  # what is being sent, what waits behind it
 
 
 async def test_a_client_that_does_not_read_counts_as_gone() -> None:
@@ -30,7 +76,7 @@ async def test_a_client_that_does_not_read_counts_as_gone() -> None:
         await asyncio.Event().wait()
         raise AssertionError
 
-    stream = EventStream(chunks(), keep_alive_s=60.0, send_timeout_s=0.01, last_words=last_words)
+    stream = EventStream(chunks(), silent_start_s=60.0, keep_alive_s=60.0, send_timeout_s=0.01, last_words=last_words)
     await stream({"type": "http", "state": {"token": "abc"}}, receive, send)
 
     assert is_closed.is_set()

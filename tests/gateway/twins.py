@@ -19,12 +19,13 @@ from services.cluster.registry import Member, MemberLoad, Role
 from services.cluster.view import MemberView
 from services.errors import TandemError
 from services.gateway.__main__ import Gateway, Surroundings, build
+from services.gateway.admission.ledger import MemoryShareLedger
 from services.gateway.keys import MemoryKeyStore
 from services.gateway.settings import GatewaySettings
 from services.gateway.timeline import MemoryTimelineStore
 from services.kv.card import ModelCard
 from services.rpc import tandem_pb2 as pb
-from services.rpc.channel import PROTOCOL_VERSION
+from services.rpc.versions import PROTOCOL_VERSION
 from services.telemetry.clock import ManualClock
 from services.telemetry.metrics import GatewayMetrics
 
@@ -121,6 +122,8 @@ class Script:
     fail_after: int = 0
     refuse: TandemError | None = None
     hang_after: int | None = None
+    hand_over_after: int | None = None
+    kept_as: str = ""
     tell_path: bool = False
     path: str = "pd"
     attempts: int = 1
@@ -171,6 +174,9 @@ class DecodeTwin:
         output = list(script.output)[: request.sampling.max_tokens]
         for position in range(start, len(output) + 1, script.step):
             await self._maybe_stop(script, position)
+            if script.hand_over_after is not None and position >= script.hand_over_after:
+                yield pb.GenerateEvent(handed_over=pb.HandedOver(kept_as=script.kept_as, load=load))
+                return
             if position == 0 and script.tell_path:
                 told = proof(address.split(":")[0], path=script.path, attempts=script.attempts)
                 yield pb.GenerateEvent(path=told)
@@ -263,6 +269,7 @@ async def world(
             health=decode,
             keys=keys,
             timelines=timelines,
+            shares=MemoryShareLedger(clock),
             executor=executor,
             registry=metrics,
             metrics=GatewayMetrics(metrics),

@@ -1,6 +1,7 @@
 """A connection that is closed under a call, seen by the task that waits for the call."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -11,9 +12,11 @@ from services.rpc import tandem_pb2 as pb
 from services.rpc import tandem_pb2_grpc
 from services.rpc.channel import Channels
 from services.rpc.errors import translated
+from services.rpc.liveness import is_address
 from services.rpc.server import new_server
 
 SECRET = b"cluster secret"
+DEADLINE_S = 10.0
 
 
 class Silent(tandem_pb2_grpc.PrefillServicer):
@@ -54,3 +57,45 @@ async def test_a_cancelled_task_is_cancelled(address: str) -> None:
     with pytest.raises(asyncio.CancelledError):
         await waiting
     await channels.close()
+
+
+async def test_a_connection_is_made_without_a_call(address: str) -> None:
+    channels = Channels(SECRET)
+    async with asyncio.timeout(DEADLINE_S):
+        await channels.connected(address)
+        await channels.connected(address)
+    await channels.close()
+
+
+async def test_nobody_is_asked_where_nobody_listens(unused_tcp_port: int) -> None:
+    channels = Channels(SECRET)
+    async with asyncio.timeout(DEADLINE_S):
+        with pytest.raises(PeerGone):
+            await channels.connected(f"127.0.0.1:{unused_tcp_port}")
+    await channels.close()
+
+
+@pytest.mark.parametrize(
+    "text", ["", ":", "host", "host:", "host:0", "host:65536", "unix:/a", "dns:///a:1", "a\n:1", "::1:5"]
+)
+async def test_what_is_no_address_is_nobody(text: str) -> None:
+    channels = Channels(SECRET)
+    with pytest.raises(PeerGone):
+        await channels.connected(text)
+
+
+@pytest.mark.parametrize("text", ["127.0.0.1:1", "[::1]:50051", "worker-0.pool.svc:8000"])
+def test_addresses_of_workers(text: str) -> None:
+    assert is_address(text)
+
+
+async def test_closing_ends_the_wait_for_a_connection() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        channels = Channels(SECRET)
+        address = f"127.0.0.1:{mute.getsockname()[1]}"
+        waiting = asyncio.create_task(channels.connected(address))
+        await asyncio.sleep(0.01)
+        await channels.forget(address)
+        async with asyncio.timeout(DEADLINE_S):
+            with pytest.raises(PeerGone):
+                await waiting

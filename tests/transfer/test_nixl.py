@@ -8,6 +8,7 @@ import pytest
 from services.errors import ConfigurationError, IncompatiblePeer, PeerGone
 from services.transfer.memory import KVMemory, allocate
 from services.transfer.nixl import NixlOptions, NixlTransport
+from services.transfer.signature import SIGNATURE_BYTES, signed
 from services.transfer.transport import BlockPair, Endpoint, PeerConnected, PeerLost
 from tests.transfer.harness import FINGERPRINT, Harness, connect, drive, harness
 
@@ -42,6 +43,14 @@ def test_without_nixl_the_error_says_what_to_install(monkeypatch: pytest.MonkeyP
         NixlTransport(agent="a", fingerprint="f", memory=allocate(1, 4096))
 
 
+def _signed(agent: str, body: bytes) -> bytes:
+    return signed(NixlOptions().secret, agent, body)
+
+
+def _unreachable(metadata: bytes) -> bytes:
+    raise AssertionError("NIXL was handed metadata that it did not make.")
+
+
 def test_an_unknown_device_is_refused() -> None:
     memory = allocate(1, 4096)
     tpu = KVMemory(memory.address, 1, 4096, memory.view, device="tpu:0")
@@ -50,16 +59,36 @@ def test_an_unknown_device_is_refused() -> None:
 
 
 @pytest.mark.parametrize("metadata", [b"", b"x" * 10, b"TNX1" + bytes(200), bytes(4000)])
-def test_metadata_that_is_not_ours_is_refused(nixl: Harness, metadata: bytes) -> None:
+@pytest.mark.parametrize("sign", [False, True])
+def test_metadata_that_is_not_ours_is_refused(nixl: Harness, metadata: bytes, sign: bool) -> None:
     with pytest.raises(IncompatiblePeer):
-        nixl.open().transport.connect(Endpoint("nixl", "x", FINGERPRINT, metadata))
+        nixl.open().transport.connect(Endpoint("nixl", "x", FINGERPRINT, _signed("x", metadata) if sign else metadata))
+
+
+def test_damaged_metadata_never_reaches_nixl_which_may_crash_on_it(
+    nixl: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, peer = nixl.open(), nixl.peer()
+    good = peer.endpoint.metadata
+    assert isinstance(here.transport, NixlTransport)
+    monkeypatch.setattr(here.transport._agent, "add_remote_agent", _unreachable)
+    for position in range(len(good)):
+        damaged = good[:position] + bytes([good[position] ^ 1]) + good[position + 1 :]
+        with pytest.raises(IncompatiblePeer, match="signature"):
+            here.transport.connect(replace(peer.endpoint, metadata=damaged))
+
+
+def test_metadata_of_another_cluster_is_refused(nixl: Harness) -> None:
+    body = nixl.open().transport.endpoint().metadata[SIGNATURE_BYTES:]
+    with pytest.raises(IncompatiblePeer, match="signature"):
+        nixl.open().transport.connect(Endpoint("nixl", "x", FINGERPRINT, signed(b"another secret", "x", body)))
 
 
 def test_metadata_that_nixl_cannot_read_is_a_peer_that_cannot_be_reached(nixl: Harness) -> None:
     here = nixl.open()
-    metadata = here.transport.endpoint().metadata[:60] + b"nonsense" * 20
+    body = here.transport.endpoint().metadata[SIGNATURE_BYTES:][:60] + b"nonsense" * 20
     with pytest.raises(PeerGone):
-        here.transport.connect(Endpoint("nixl", "x", FINGERPRINT, metadata))
+        here.transport.connect(Endpoint("nixl", "x", FINGERPRINT, _signed("x", body)))
 
 
 def test_a_name_that_is_not_in_the_metadata_is_refused_and_leaves_nothing(nixl: Harness) -> None:

@@ -1,3 +1,4 @@
+import json
 import socket
 import struct
 from collections.abc import Iterator
@@ -22,6 +23,26 @@ from services.transfer.transport import (
 )
 from tests.transfer.harness import BLOCK_BYTES, FINGERPRINT, NUM_BLOCKS, SECRET, Harness, Side, drive, harness, notices
 
+METADATA_OF_OTHERS = [
+    b"",
+    b"[]",
+    b"\xff",
+    b"[" * 100_000,
+    *(
+        json.dumps(
+            {"host": "127.0.0.1", "port": 1, "num_blocks": NUM_BLOCKS, "block_bytes": BLOCK_BYTES, **values}
+        ).encode()
+        for values in (
+            {"host": "localhost"},
+            {"host": 7},
+            {"port": 0},
+            {"port": 65_536},
+            {"port": float("inf")},
+            {"port": float("nan")},
+            {"num_blocks": None},
+        )
+    ),
+]
 ALL_BLOCKS = [BlockPair(index, index) for index in range(NUM_BLOCKS)]
 
 
@@ -223,7 +244,7 @@ class TestOptions:
             with pytest.raises(ConfigurationError):
                 TcpTransport(agent="a", fingerprint="f", memory=allocate(1, 1), options=options)
 
-    @pytest.mark.parametrize("metadata", [b"", b"[]", b'{"host": "localhost", "port": 1}', b"\xff"])
+    @pytest.mark.parametrize("metadata", METADATA_OF_OTHERS)
     def test_metadata_of_somebody_else_is_refused(self, tcp: Harness, metadata: bytes) -> None:
         with pytest.raises(IncompatiblePeer):
             tcp.open().transport.connect(Endpoint("tcp", "x", FINGERPRINT, metadata))

@@ -196,6 +196,14 @@ preStop:
   value: "9090"
 - name: TANDEM_SECRET_FILE
   value: /run/secrets/tandem/cluster-secret
+{{- if .root.Values.tls.secretName }}
+- name: TANDEM_TLS_CA_FILE
+  value: /run/secrets/tandem-tls/ca.crt
+- name: TANDEM_TLS_CERT_FILE
+  value: /run/secrets/tandem-tls/tls.crt
+- name: TANDEM_TLS_KEY_FILE
+  value: /run/secrets/tandem-tls/tls.key
+{{- end }}
 {{ include "tandem.redisEnv" .root }}
 - name: TANDEM_LOG_LEVEL
   value: {{ .root.Values.log.level }}
@@ -219,10 +227,25 @@ preStop:
     items:
       - key: {{ .Values.clusterSecret.key }}
         path: cluster-secret
+{{- with .Values.tls.secretName }}
+- name: tls
+  secret:
+    secretName: {{ . }}
+    defaultMode: 0440
+    items:
+      - {key: ca.crt, path: ca.crt}
+      - {key: tls.crt, path: tls.crt}
+      - {key: tls.key, path: tls.key}
+{{- end }}
 {{- end -}}
 
 {{- define "tandem.secretMount" -}}
 - name: cluster-secret
   mountPath: /run/secrets/tandem
   readOnly: true
+{{- if .Values.tls.secretName }}
+- name: tls
+  mountPath: /run/secrets/tandem-tls
+  readOnly: true
+{{- end }}
 {{- end -}}

@@ -29,8 +29,7 @@ class GatherAttention:
 
     def store(self, batch: PackedBatch, rows: torch.Tensor, plane: torch.Tensor) -> None:
         """Copy rows to their slots."""
-        blocks, offsets = batch.slots // batch.block_size, batch.slots % batch.block_size
-        plane[blocks, :, offsets] = rows[: batch.num_rows].to(plane.dtype)
+        store_rows(batch, rows, plane)
 
     def attend(
         self,
@@ -50,6 +49,12 @@ class GatherAttention:
                 query[rows].transpose(0, 1), _tokens(keys, table, context), _tokens(values, table, context), options
             ).transpose(0, 1)
         return output
+
+
+def store_rows(batch: PackedBatch, rows: torch.Tensor, plane: torch.Tensor) -> None:
+    """Copy ``rows`` to the batch's slots of ``plane`` in plain torch."""
+    blocks, offsets = batch.slots // batch.block_size, batch.slots % batch.block_size
+    plane[blocks, :, offsets] = rows[: batch.num_rows].to(plane.dtype)
 
 
 def visible_keys(num_queries: int, context: int, options: AttentionOptions, device: torch.device) -> torch.Tensor:

@@ -8,6 +8,7 @@ import torch
 
 from services.engine.attention.backend import AttentionOptions
 from services.engine.attention.batch import PackedBatch
+from services.engine.attention.gather import store_rows
 
 BLOCK_SIZE = 16
 QUERY_TILE = 16
@@ -29,8 +30,7 @@ class ReferenceAttention:
 
     def store(self, batch: PackedBatch, rows: torch.Tensor, plane: torch.Tensor) -> None:
         """Copy rows to their slots."""
-        blocks, offsets = batch.slots // batch.block_size, batch.slots % batch.block_size
-        plane[blocks, :, offsets] = rows[: batch.num_rows].to(plane.dtype)
+        store_rows(batch, rows, plane)
 
     def attend(
         self,

@@ -8,9 +8,10 @@ from typing import Any
 from jinja2 import Template, TemplateError, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from services.errors import InvalidRequest, ModelRefused
+from services.errors import ContextLengthExceeded, InvalidRequest, ModelRefused
+from services.gateway.text.sandbox import Meter, RenderLimits, RenderTooLarge, Sandbox
+from services.gateway.validation import MAX_DEPTH, shallow
 from services.telemetry.clock import Clock
 
 # What a template can raise on messages that it was not written for.
@@ -28,7 +29,7 @@ _TEMPLATE_FAILURES = (
 class ChatTemplate:
     """A compiled chat template; ``render`` is CPU work and safe to call from any thread."""
 
-    def __init__(self, source: str, variables: Mapping[str, str], clock: Clock) -> None:
+    def __init__(self, source: str, variables: Mapping[str, str], clock: Clock, limits: RenderLimits) -> None:
         """Compile ``source``; ``variables`` are ``bos_token``, ``eos_token`` and the like.
 
         Raises:
@@ -36,7 +37,8 @@ class ChatTemplate:
         """
         self.source = source
         self._variables = dict(variables)
-        self._template = _compile(source, clock)
+        self._meter = Meter(limits, clock)
+        self._template = _compile(source, clock, self._meter)
 
     def render(
         self,
@@ -48,16 +50,22 @@ class ChatTemplate:
         """Return the prompt text of a conversation.
 
         Raises:
-            InvalidRequest: the template refuses these messages.
+            InvalidRequest: the template refuses these messages, or they cost too many steps.
+            ContextLengthExceeded: the text would be longer than any prompt.
+            DeadlineExceeded: it took too long.
         """
+        self._meter.start()
         try:
-            return self._template.render(
+            pieces = self._template.generate(
                 **self._variables,
                 messages=[plain_message(message) for message in messages],
                 tools=list(tools) if tools else None,
                 documents=None,
                 add_generation_prompt=add_generation_prompt,
             )
+            return self._meter.joined(pieces)
+        except RenderTooLarge as error:
+            raise ContextLengthExceeded(f"These messages are too long: {error}.", param="messages") from error
         except _TEMPLATE_FAILURES as error:
             raise InvalidRequest(
                 f"The chat template of this model refuses these messages: {error}", param="messages"
@@ -76,10 +84,11 @@ def _plain_tool_call(call: Mapping[str, Any]) -> dict[str, Any]:
     function = dict(call.get("function") or {})
     if isinstance(function.get("arguments"), str):
         try:
-            function["arguments"] = json.loads(function["arguments"] or "{}")
-        except ValueError as error:
+            function["arguments"] = shallow(json.loads(function["arguments"] or "{}"))
+        except (ValueError, RecursionError) as error:
             raise InvalidRequest(
-                "The arguments of a tool call must be a JSON object in a string.", param="messages"
+                f"The arguments of a tool call must be a JSON object in a string, at most {MAX_DEPTH} levels deep.",
+                param="messages",
             ) from error
     return {**call, "function": function}
 
@@ -95,15 +104,13 @@ class _Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def _compile(source: str, clock: Clock) -> Template:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation]
-    )
+def _compile(source: str, clock: Clock, meter: Meter) -> Template:
+    environment = Sandbox(meter, trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation])
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime(clock)
     try:
-        return environment.from_string(source)
+        return environment.from_string(environment.metered(source))
     except TemplateError as error:
         raise ModelRefused(f"The chat template of the model is not valid: {error}") from error
 

@@ -15,16 +15,17 @@ class TextThreads:
 
     def __init__(self, executor: Executor, timeout_s: float) -> None:
         self._executor = executor
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
 
     async def run(self, work: Callable[[], Result]) -> Result:
         """Return what ``work`` returns.
 
         Raises:
-            DeadlineExceeded: it took too long; work that has begun goes on in its thread and is ignored.
+            DeadlineExceeded: it took too long; work that has begun goes on in its thread and is ignored, so it has
+                to end by itself: rendering has its own deadline, encoding a bounded text.
         """
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(self.timeout_s):
                 return await asyncio.get_running_loop().run_in_executor(self._executor, work)
         except TimeoutError as error:
             raise DeadlineExceeded("The prompt could not be rendered and encoded in time.") from error

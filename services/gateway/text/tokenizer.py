@@ -5,7 +5,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
-from services.errors import InvalidRequest, ModelRefused
+from services.errors import ContextLengthExceeded, InvalidRequest, ModelRefused
 from services.gateway.text.shield import Markers, Shield
 from services.gateway.text.vocabulary import Vocabulary
 from services.kv.card import ModelCard
@@ -26,6 +26,9 @@ class ModelTokenizer:
         self.vocabulary = Vocabulary(card.tokenizer_json)
         self._literal = _parse(card.tokenizer_json)
         self._literal.encode_special_tokens = True
+        self.max_characters = card.context_length * self.vocabulary.longest_piece
+        """No longer text fits into the context, whatever its tokens; encoding one would only take time."""
+        self._context_length = card.context_length
         self._add_bos = card.add_bos_token
         self._bos_id = self._id_of(card.special_tokens.get("bos_token"))
         self._end_ids = card.eos_token_ids
@@ -42,7 +45,11 @@ class ModelTokenizer:
         """Return the ids of a whole prompt as its author wrote it; markers in it are control tokens.
 
         An empty text becomes the token that starts a document.
+
+        Raises:
+            ContextLengthExceeded: the text is longer than any prompt can be.
         """
+        self._require_room(len(text), "prompt")
         ids = list(self.raw.encode(text).ids)
         if self._add_bos and self._bos_id is not None and ids[:1] != [self._bos_id]:
             ids.insert(0, self._bos_id)
@@ -56,13 +63,25 @@ class ModelTokenizer:
 
         Raises:
             InvalidRequest: the template refuses the messages.
+            ContextLengthExceeded: they are longer than any prompt can be.
         """
         shield = Shield()
         rendered = render([self._shielded(shield, message) for message in messages])
+        pieces = shield.pieces(rendered)
+        self._require_room(sum(len(text) for text, _ in pieces), "messages")
         ids: list[int] = []
-        for text, is_literal in shield.pieces(rendered):
+        for text, is_literal in pieces:
             ids += self._encode_literally(text) if is_literal else self._encode_marked(text)
         return ids
+
+    def _require_room(self, num_characters: int, param: str) -> None:
+        if num_characters > self.max_characters:
+            raise ContextLengthExceeded(
+                f"This model's maximum context length is {self._context_length} tokens. However, your {param} have "
+                f"{num_characters} characters, and not more than {self.max_characters} can fit. Please reduce the "
+                f"length of the {param}.",
+                param=param,
+            )
 
     def _shielded(self, shield: Shield, message: Mapping[str, Any]) -> dict[str, Any]:
         # What the model itself said may hold the structure that it was trained to write (<think>, a tool

@@ -17,6 +17,11 @@ class Vocabulary:
         self._pieces = _pieces(definition["model"].get("vocab") or {})
         self._added = {token["id"]: str(token["content"]) for token in definition.get("added_tokens") or ()}
 
+    @property
+    def longest_piece(self) -> int:
+        """Characters of the longest token; a token that is a piece of a character counts as one."""
+        return max(map(len, (*self._pieces.values(), *self._added.values())), default=1)
+
     def bytes_of(self, token_id: int) -> bytes:
         """Return what the token adds to a text; empty for ids that the tokenizer does not know."""
         if token_id in self._added:

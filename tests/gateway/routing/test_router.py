@@ -11,7 +11,7 @@ from services.errors import NoDecodeWorker, NoPrefillWorker
 from services.gateway.routing.candidates import Requirements
 from services.gateway.routing.router import Router, RouteRequest
 from services.gateway.routing.suspects import Suspects
-from services.rpc.channel import PROTOCOL_VERSION
+from services.rpc.versions import PROTOCOL_VERSION
 from services.telemetry.clock import ManualClock
 from tests.gateway.twins import member
 

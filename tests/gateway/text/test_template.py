@@ -3,15 +3,17 @@ from typing import Any
 import pytest
 
 from services.errors import InvalidRequest, ModelRefused
+from services.gateway.text.sandbox import RenderLimits
 from services.gateway.text.template import ChatTemplate
 from services.telemetry.clock import ManualClock
 from tests.gateway.twins import CHAT_ML
 
+LIMITS = RenderLimits(max_characters=10_000)
 USER = {"role": "user", "content": "hi"}
 
 
 def template(source: str) -> ChatTemplate:
-    return ChatTemplate(source, {"bos_token": "<s>"}, ManualClock(86_400.0))
+    return ChatTemplate(source, {"bos_token": "<s>"}, ManualClock(86_400.0), LIMITS)
 
 
 def render(source: str, *messages: dict[str, Any]) -> str:

@@ -7,19 +7,21 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, normalizers
 
 from services.errors import InvalidRequest, ModelRefused
+from services.gateway.text.sandbox import RenderLimits
 from services.gateway.text.template import ChatTemplate
 from services.gateway.text.tokenizer import ModelTokenizer
 from services.telemetry.clock import ManualClock
 from tests.gateway.twins import CHAT_ML, card, raw_tokenizer
 
+LIMITS = RenderLimits(max_characters=1_000_000)
 MODEL = ModelTokenizer(card())
 RAW = raw_tokenizer()
-RENDER = ChatTemplate(CHAT_ML, {}, ManualClock()).render
+RENDER = ChatTemplate(CHAT_ML, {}, ManualClock(), LIMITS).render
 STARTS, ENDS = 1, 2
 
 
 def encoded(content: str, *, role: str = "user", model: ModelTokenizer = MODEL, template: str = CHAT_ML) -> list[int]:
-    render = ChatTemplate(template, {}, ManualClock()).render
+    render = ChatTemplate(template, {}, ManualClock(), LIMITS).render
     return model.encode_conversation([{"role": role, "content": content}], render)
 
 
@@ -61,7 +63,7 @@ def test_no_text_of_any_field_adds_a_control_token() -> None:
     }
     message = {"role": "user", "name": "<|im_end|>", "content": "<|im_end|>", "tool_calls": [call]}
 
-    ids = MODEL.encode_conversation([message], ChatTemplate(template, {}, ManualClock()).render)
+    ids = MODEL.encode_conversation([message], ChatTemplate(template, {}, ManualClock(), LIMITS).render)
 
     assert ENDS not in ids
     assert RAW.decode(ids).count("<|im_end|>") == 5

@@ -4,10 +4,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
-from services.gateway.validation import TAG_MARK, Body
+from services.gateway.validation import TAG_MARK, Body, Json
 
 MAX_STOPS = 16
 MAX_STOP_LENGTH = 1024
+MAX_PRIORITY = 2**53
+MAX_NAME_LENGTH = 512
+MAX_MESSAGES = 8192
+MAX_PARTS = 1024
+MAX_TOOLS = 128
+MAX_BIASES = 1024
+MAX_STOP_TOKENS = 1024
 _TEXT = f"{TAG_MARK}text"
 _LIST = f"{TAG_MARK}list"
 
@@ -31,7 +38,7 @@ class StreamOptions(Body):
 class SamplingFields(Body):
     """What chat and text completions have in common."""
 
-    model: str
+    model: str = Field(max_length=MAX_NAME_LENGTH)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: int | None = Field(default=None, ge=1)
@@ -49,13 +56,14 @@ class SamplingFields(Body):
     ) = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
+    logit_bias: dict[str, float] | None = Field(default=None, max_length=MAX_BIASES)
     ignore_eos: bool | None = None
     min_tokens: int | None = Field(default=None, ge=0)
     top_k: int | None = Field(default=None, ge=-1)
     min_p: float | None = None
     repetition_penalty: float | None = None
-    stop_token_ids: list[int] | None = None
+    stop_token_ids: list[int] | None = Field(default=None, max_length=MAX_STOP_TOKENS)
+    priority: int | None = Field(default=None, ge=-MAX_PRIORITY, le=MAX_PRIORITY)
 
 
 class ContentPart(Body):
@@ -66,7 +74,7 @@ class ContentPart(Body):
 
 
 Content = Annotated[
-    Annotated[str, Tag(_TEXT)] | Annotated[list[ContentPart], Tag(_LIST)],
+    Annotated[str, Tag(_TEXT)] | Annotated[list[ContentPart], Field(max_length=MAX_PARTS), Tag(_LIST)],
     Discriminator(
         _text_or_list,
         custom_error_type="content_type",
@@ -78,14 +86,14 @@ Content = Annotated[
 class FunctionCall(Body):
     """The function that a tool call names; ``arguments`` is JSON in a string."""
 
-    name: str
+    name: str = Field(max_length=MAX_NAME_LENGTH)
     arguments: str
 
 
 class ToolCall(Body):
     """A tool call that the model made earlier."""
 
-    id: str
+    id: str = Field(max_length=MAX_NAME_LENGTH)
     type: Literal["function"]
     function: FunctionCall
 
@@ -95,9 +103,9 @@ class Message(Body):
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Content | None = None
-    name: str | None = None
-    tool_calls: list[ToolCall] | None = None
-    tool_call_id: str | None = None
+    name: str | None = Field(default=None, max_length=MAX_NAME_LENGTH)
+    tool_calls: list[ToolCall] | None = Field(default=None, max_length=MAX_TOOLS)
+    tool_call_id: str | None = Field(default=None, max_length=MAX_NAME_LENGTH)
     reasoning_content: str | None = None
 
 
@@ -110,21 +118,21 @@ class ResponseFormat(Body):
 class ChatBody(SamplingFields):
     """Body of ``POST /v1/chat/completions``."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_completion_tokens: int | None = Field(default=None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = None
     response_format: ResponseFormat | None = None
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: Any = None
-    functions: list[dict[str, Any]] | None = None
-    modalities: list[str] | None = None
+    tools: list[dict[str, Json]] | None = Field(default=None, max_length=MAX_TOOLS)
+    tool_choice: Json = None
+    functions: list[dict[str, Json]] | None = Field(default=None, max_length=MAX_TOOLS)
+    modalities: list[str] | None = Field(default=None, max_length=8)
 
 
 class CompletionBody(SamplingFields):
     """Body of ``POST /v1/completions``."""
 
-    prompt: Any = None
+    prompt: Json = None
     suffix: str | None = None
     echo: bool | None = None
     logprobs: int | None = None
