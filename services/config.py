@@ -36,6 +36,7 @@ SETTINGS_CLASSES: Mapping[str, str] = {
     "chat": "services.cli.settings:ChatSettings",
     "keys": "services.cli.settings:KeysSettings",
     "status": "services.cli.settings:StatusSettings",
+    "drain": "services.cli.settings:DrainSettings",
 }
 """Process kind (a section of the YAML file) to its settings class.
 

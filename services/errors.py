@@ -31,6 +31,7 @@
     ├── ModelRefused                 the model cannot run here; the text says why
     ├── ConfigurationError           a setting is missing, unknown or contradictory
     └── InternalError                a defect of ours
+        └── TokenDivergence          two computations of one token differ
 
 Every class has a stable ``code``; two tables map classes to gRPC statuses (``services.rpc.errors``)
 and to HTTP statuses (``services.gateway.errors``). Standard library only.
@@ -227,3 +228,9 @@ class InternalError(TandemError):
     """A defect of ours."""
 
     code = "internal_error"
+
+
+class TokenDivergence(InternalError):
+    """A token that was sent already is another one when it is computed again; nobody can say which one is right."""
+
+    code = "token_divergence"

@@ -3,9 +3,17 @@
 import ctypes
 import os
 import signal
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 
 _PR_SET_PDEATHSIG = 1
+_ARM_AND_BECOME = """
+import ctypes, os, sys
+number, parent = int(sys.argv[1]), int(sys.argv[2])
+if ctypes.CDLL(None).prctl(1, number, 0, 0, 0) != 0 or os.getppid() != parent:
+    os._exit(1)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 
 def die_with_parent(number: signal.Signals) -> Callable[[], None]:
@@ -21,3 +29,12 @@ def die_with_parent(number: signal.Signals) -> Callable[[], None]:
             os._exit(1)  # the parent is gone already, or nobody would tell us
 
     return arm
+
+
+def dying_with_parent(command: Sequence[str], number: signal.Signals) -> list[str]:
+    """Return a command that arms itself and becomes ``command``, whose first word is a path.
+
+    For processes in which C libraries have threads of their own, as gRPC does: what Python runs between fork and exec
+    (``preexec_fn``) may crash there.
+    """
+    return [sys.executable, "-ISc", _ARM_AND_BECOME, str(number.value), str(os.getpid()), *command]

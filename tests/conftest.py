@@ -18,10 +18,27 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="cpu",
         help="where the attention conformance suite runs (docs/gpu.md)",
     )
-    parser.addoption("--chaos-long", action="store_true", help="run tests/chaos in its long form")
+    parser.addoption(
+        "--chaos-long",
+        action="store_true",
+        help="run what is marked chaos_long: minutes of faults (docs/reliability.md)",
+    )
+    parser.addoption("--chaos-seconds", type=float, default=600.0, help="how long random chaos lasts")
     parser.addoption(
         "--chaos-seed", type=int, default=secrets.randbits(32), help="what the long form of tests/chaos draws from"
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "chaos_long: runs only with --chaos-long")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--chaos-long"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("chaos_long")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:

@@ -18,6 +18,7 @@ COMMANDS = {
     "config": ("services.cli.show_config", "show every setting of a process and where it came from"),
     "keys": ("services.cli.keys", "create, list and revoke API keys"),
     "status": ("services.cli.status", "show workers, load and block ledgers"),
+    "drain": ("services.cli.drain", "let workers leave, without an error for anybody"),
 }
 """Command to the module whose ``main(argv)`` runs it, imported only then, and a line of help."""
 

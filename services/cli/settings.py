@@ -1,4 +1,4 @@
-"""Settings of the commands that are not services: up, chat, keys and status."""
+"""Settings of the commands that are not services: up, chat, keys, status and drain."""
 
 from pathlib import Path
 from typing import Literal
@@ -101,3 +101,21 @@ class StatusSettings(ClusterSettings, TlsSettings):
     """How to print."""
     timeout_s: float = Field(default=5.0, gt=0)
     """Longest wait for Redis and for each worker."""
+
+
+class DrainSettings(ClusterSettings):
+    """Let workers leave: `tandem drain MEMBER...`, or one of --role and --address.
+
+    They take no new work, end or hand over what runs, and stay idle until they are stopped.
+    """
+
+    role: Literal["prefill", "decode"] | None = None
+    """Drain all workers of this role, instead of those named."""
+    address: str | None = None
+    """Drain the worker whose gRPC server is at this host:port, without asking Redis."""
+    within_s: float = Field(default=0.0, ge=0)
+    """Longest wait for running work; 0 means each worker's own `drain_timeout_s`."""
+    secret_file: Path | None = None
+    """File with the cluster secret; the one of `data_dir` if not given."""
+    timeout_s: float = Field(default=5.0, gt=0)
+    """Longest wait for Redis and for a worker's word on how far it is."""

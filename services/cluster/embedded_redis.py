@@ -29,7 +29,7 @@ from redis.exceptions import RedisError
 from services.cluster.directory_lock import DirectoryLock
 from services.cluster.redis_binary import check_version, find_redis_server
 from services.errors import ConfigurationError, Unavailable
-from services.parent_death import die_with_parent
+from services.parent_death import dying_with_parent
 from services.telemetry.clock import Clock, SystemClock
 from services.telemetry.logs import get_logger
 
@@ -143,20 +143,18 @@ class EmbeddedRedis:
         config.write_text(_config(self._directory, self._socket))
 
     async def _spawn(self, binary: Path, lock: DirectoryLock) -> Process:
+        if not os.access(binary, os.X_OK):
+            raise ConfigurationError(f"{binary} cannot be run: it is missing or not executable.")
+        command = [str(binary), str(self._directory / "redis.conf")]
         with (self._directory / "redis.log").open("wb") as log:
-            try:
-                return await asyncio.create_subprocess_exec(
-                    binary,
-                    self._directory / "redis.conf",
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=asyncio.subprocess.STDOUT,
-                    start_new_session=True,  # Ctrl-C is for the parent, which stops the server last
-                    pass_fds=(lock.descriptor,),
-                    preexec_fn=die_with_parent(signal.SIGTERM),
-                )
-            except OSError as error:
-                raise ConfigurationError(f"{binary} cannot be run: {error}.") from error
+            return await asyncio.create_subprocess_exec(
+                *dying_with_parent(command, signal.SIGTERM),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=asyncio.subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is for the parent, which stops the server last
+                pass_fds=(lock.descriptor,),
+            )
 
     async def _wait_ready(self, process: Process) -> None:
         try:

@@ -26,6 +26,7 @@ class MemoryRegistry:
         self._lease_s = lease_s
         self._leases: dict[str, _Lease] = {}
         self._cards: dict[str, str] = {}
+        self._asked_to_leave: set[str] = set()
 
     async def join(self, member: Member, card: ModelCard) -> None:
         """Publish the card and the member."""
@@ -59,8 +60,19 @@ class MemoryRegistry:
             raise NotFound(f"No model card has the digest {digest}.")
         return read_card(text.encode(), digest)
 
+    async def ask_to_leave(self, member_id: str) -> None:
+        """Leave a note."""
+        self._reach()
+        self._asked_to_leave.add(member_id)
+
+    async def is_asked_to_leave(self, member_id: str) -> bool:
+        """Return whether there is a note."""
+        self._reach()
+        return member_id in self._asked_to_leave
+
     def lose_data(self) -> None:
         """Forget everything, as a store does that restarts without its data."""
+        self._asked_to_leave.clear()
         self._leases.clear()
         self._cards.clear()
 

@@ -23,6 +23,7 @@ from redis.exceptions import RedisError
 from services.cluster.cards import check_card_of, read_card
 from services.cluster.record import MemberRecord
 from services.cluster.registry import Member
+from services.cluster.secret import sign, verify
 from services.errors import IntegrityError, NotFound, StateUnavailable
 from services.kv.card import ModelCard
 from services.telemetry.clock import Clock
@@ -30,6 +31,8 @@ from services.telemetry.logs import get_logger
 
 _MEMBERS_KEY = "tandem:members"
 _CARD_RETENTION_MS = 24 * 3600 * 1000
+_NOTE_RETENTION_MS = 24 * 3600 * 1000
+_NOTE_PURPOSE = "tandem drain"
 
 _NOW = """
 local time = redis.call('TIME')
@@ -131,6 +134,20 @@ class RedisRegistry:
             raise NotFound(f"No model card has the digest {digest}.")
         return read_card(_bytes(text), digest)
 
+    async def ask_to_leave(self, member_id: str) -> None:
+        """Leave a signed note beside the member's record, which only the member writes."""
+        note = sign(self._secret, _NOTE_PURPOSE, member_id.encode())
+        async with self._reaching() as client:
+            await client.set(_note_key(member_id), note, px=_NOTE_RETENTION_MS)
+
+    async def is_asked_to_leave(self, member_id: str) -> bool:
+        """Return whether there is a note with a valid signature."""
+        async with self._reaching() as client:
+            note = await client.get(_note_key(member_id))
+        if note is None:
+            return False
+        return verify(self._secret, _NOTE_PURPOSE, member_id.encode(), _bytes(note).decode("ascii", "replace"))
+
     async def close(self) -> None:
         """Close all connections; idempotent."""
         await self._client.aclose()
@@ -191,6 +208,10 @@ class RedisRegistry:
 
 def _member_key(member_id: str) -> str:
     return f"tandem:member:{member_id}"
+
+
+def _note_key(member_id: str) -> str:
+    return f"tandem:drain:{member_id}"
 
 
 def _card_key(digest: str) -> str:

@@ -40,6 +40,11 @@ class Member:
     fingerprint: str
     transport: str
     protocol_version: int
+    """Of the wire: ``services.rpc.versions``."""
+    layout_version: int = 1
+    """Of the KV layout; part of the fingerprint, and published so that people can see why two workers do not pair."""
+    max_sequences: int = 0
+    """Most sequences that it runs at once; 0 if it does not tell."""
     draining: bool = False
     load: MemberLoad = MemberLoad()
 
@@ -83,4 +88,22 @@ class Registry(Protocol):
             NotFound: no such card.
             StateUnavailable: the store cannot be reached.
             IntegrityError: the stored text does not have that digest.
+        """
+
+
+class DrainRequests(Protocol):
+    """Asks workers to leave where their own port cannot be reached."""
+
+    async def ask_to_leave(self, member_id: str) -> None:
+        """Leave a note for a member; it stands for hours, and ids are never used twice.
+
+        Raises:
+            StateUnavailable: the store cannot be reached.
+        """
+
+    async def is_asked_to_leave(self, member_id: str) -> bool:
+        """Return whether somebody with the cluster secret left a note.
+
+        Raises:
+            StateUnavailable: the store cannot be reached.
         """

@@ -2,12 +2,13 @@
 
 import asyncio
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from services.cluster.registry import Role
+from services.cluster.registry import Member, Role
 from services.cluster.view import MemberView
 from services.config import load
 from services.decode.arrivals import Arrivals
+from services.decode.handover import Handover
 from services.decode.policy import PrefillPolicy
 from services.decode.prompt import PromptServices
 from services.decode.reserving import Reserving
@@ -17,6 +18,7 @@ from services.decode.settling import Settling
 from services.decode.warm_pairs import WarmPairs
 from services.rpc import tandem_pb2_grpc
 from services.rpc.channel import Channels
+from services.rpc.versions import understands
 from services.telemetry.logs import configure_logging
 from services.telemetry.metrics import WorkerMetrics, process_registry
 from services.worker.host import WorkerHost, open_host
@@ -49,16 +51,30 @@ async def serve(settings: DecodeSettings) -> None:
 
 
 async def _serve(worker: WorkerHost, settings: DecodeSettings, arrivals: Arrivals) -> None:
-    services = prompt_services(worker.node, worker.channels, arrivals, worker.metrics, settings)
-    servicer = DecodeServicer(services)
-    tandem_pb2_grpc.add_DecodeServicer_to_server(servicer, worker.server)
     node, channels = worker.node, worker.channels
+    services = prompt_services(node, channels, arrivals, worker.metrics, settings)
+    view = MemberView(worker.registry, node.clock)
+    handover = Handover(
+        node, worker.kept, worker.metrics, settings=settings, room=lambda: _room_elsewhere(node, view.members())
+    )
+    servicer = DecodeServicer(services, worker.exporter, handover)
+    tandem_pb2_grpc.add_DecodeServicer_to_server(servicer, worker.server)
     async with (
-        MemberView(worker.registry, node.clock) as view,
+        view,
         WarmPairs(node, channels, view, longest_call_s=settings.request_timeout_s),
     ):
         await worker.run(servicer)
     await services.settling.close()
+
+
+def _room_elsewhere(node: Node, members: Iterable[Member]) -> int:
+    """Return how many blocks decode workers like this one have to spare."""
+    num_blocks = 0
+    for member in members:
+        is_other = member.role is Role.DECODE and member.member_id != node.member_id and not member.draining
+        if is_other and member.fingerprint == node.layout.fingerprint and understands(member.protocol_version):
+            num_blocks += max(0, member.load.available_blocks - member.load.running)  # each will grow
+    return num_blocks
 
 
 def prompt_services(

@@ -34,13 +34,13 @@ class Arrival:
         """Wanted blocks, from the first one on without a gap, that arrived and were verified."""
         return self._verified.index(False) if False in self._verified else len(self._verified)
 
-    async def all_verified(self) -> None:
-        """Wait until every wanted block arrived and was verified.
+    async def verified(self, num_blocks: int) -> None:
+        """Wait until the first ``num_blocks`` wanted blocks arrived and were verified.
 
         Raises:
             IntegrityError: something that arrived is not what was announced or wanted.
         """
-        while self._failure is None and not all(self._verified):
+        while self._failure is None and self.num_arrived < num_blocks:
             self._changed.clear()
             await self._changed.wait()
         if self._failure is not None:

@@ -1,14 +1,18 @@
-"""One attempt to let a prefill worker fill reserved blocks. An attempt owns its blocks, epoch and notices.
+"""One attempt to let a peer fill reserved blocks. An attempt owns its blocks, epoch and notices.
 
 Run ----->  accepted   progress ...   first token           pushed
 notices          blocks 0..k   blocks k+1..n    (checked as they arrive)
                                first token goes out at once | sequence starts when all are verified
+
+Fetch --->  found n    progress ...   pushed                  (whoever has the blocks, and computes nothing)
+notices          blocks 0..k   blocks k+1..n-1
 """
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from typing import Any, TypeVar, cast
 
 import grpc
 
@@ -36,7 +40,17 @@ from services.worker.convert import endpoint_to_message, token_from_message
 from services.worker.node import Node
 
 _REFUSALS = (Overloaded, Draining, IncompatiblePeer)
-_Call = grpc.aio.UnaryStreamCall[pb.RunRequest, pb.RunEvent]
+_Event = TypeVar("_Event", pb.RunEvent, pb.FetchEvent)
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A worker that may write here."""
+
+    member_id: str
+    address: str
+    computes: bool
+    """Whether it was asked to compute a prompt (``Prefill.Run``), or for blocks that it has (``KV.Fetch``)."""
 
 
 @dataclass(frozen=True)
@@ -48,13 +62,15 @@ class Leaving:
 
 
 class Attempt:
-    """Runs one candidate for one reservation."""
+    """Lets one peer fill one reservation: ``run`` or ``fetch``, once."""
 
     def __init__(
         self, node: Node, channels: Channels, arrivals: Arrivals, *, reservation: Reservation, key: AttemptKey
     ) -> None:
         self.key = key
         self.reservation = reservation
+        self.peer: Peer | None = None
+        """Who was asked; None while nobody was."""
         self._node = node
         self._channels = channels
         self._arrivals = arrivals
@@ -69,8 +85,13 @@ class Attempt:
 
     @property
     def num_wanted(self) -> int:
-        """Blocks that the candidate was asked for."""
+        """Blocks that the reservation wants from peers."""
         return len(self.reservation.block_table) - self.reservation.first_wanted
+
+    @property
+    def num_arrived(self) -> int:
+        """Wanted blocks, from the first one on without a gap, that arrived and were verified."""
+        return self._arrival.num_arrived
 
     async def run(
         self, spec: NewRequest, candidate: pb.PrefillCandidate, project: str, *, step_timeout_s: float, proof: Proof
@@ -80,17 +101,48 @@ class Attempt:
         Raises:
             PeerError, IntegrityError, Overloaded, Unavailable: this candidate did not do it; leave the attempt.
         """
-        async with _progress_within(step_timeout_s):
-            await self._channels.connected(candidate.address)
-        self._outcome = Outcome.UNKNOWN
-        call = self._channels.prefill(candidate.address).Run(self._request(spec, candidate, project))
-        self._node.transfers.expect(1)
-        try:
+        await self._reached(candidate.address, step_timeout_s)
+        self.peer = Peer(candidate.member_id, candidate.address, computes=True)
+        call = self._channels.prefill(candidate.address).Run(self._run_request(spec, candidate, project))
+        with self._asking(call):
             token = await self._first_token(call, step_timeout_s, proof)
             yield token
             proof.mark()
-            await self._all_verified(call, step_timeout_s)
+            await self._verified(call, self.num_wanted, step_timeout_s)
             proof.lap("transfer")
+
+    async def fetch(self, source: pb.KVSource, *, num_blocks: int, step_timeout_s: float, proof: Proof) -> int:
+        """Get those of the first ``num_blocks`` wanted blocks that ``source`` has; return how many that is.
+
+        Raises:
+            PeerError, IntegrityError, Overloaded, Unavailable: they did not come; leave the attempt.
+        """
+        await self._reached(source.address, step_timeout_s)
+        self.peer = Peer(source.member_id, source.address, computes=False)
+        call = self._channels.kv(source.address).Fetch(self._fetch_request(source, num_blocks))
+        with self._asking(call):
+            event = await _read(call, step_timeout_s)
+            if not event.HasField("found") or event.found.blocks > num_blocks:
+                raise PeerError("The peer did not say which of the wanted blocks it has.")
+            self._was_accepted = True
+            proof.mark()
+            await self._verified(call, event.found.blocks, step_timeout_s)
+            proof.lap("transfer")
+            self._outcome = Outcome.NOTHING_POSTED  # of the others, by the peer's word
+        return event.found.blocks
+
+    async def _reached(self, address: str, timeout_s: float) -> None:
+        """Connect first: of a peer that was never reached, no write can be on its way."""
+        async with _progress_within(timeout_s):
+            await self._channels.connected(address)
+
+    @contextmanager
+    def _asking(self, call: grpc.aio.UnaryStreamCall[Any, Any]) -> Iterator[None]:
+        """Expect writes while the block runs; from here on only a refusal means that there were none."""
+        self._outcome = Outcome.UNKNOWN
+        self._node.transfers.expect(1)
+        try:
+            yield
         except _REFUSALS:
             if not self._was_accepted:
                 self._outcome = Outcome.NOTHING_POSTED
@@ -99,7 +151,9 @@ class Attempt:
             self._node.transfers.expect(-1)
             call.cancel()
 
-    async def _first_token(self, call: _Call, step_timeout_s: float, proof: Proof) -> SampledToken:
+    async def _first_token(
+        self, call: grpc.aio.UnaryStreamCall[pb.RunRequest, pb.RunEvent], step_timeout_s: float, proof: Proof
+    ) -> SampledToken:
         while True:
             event = await _read(call, step_timeout_s)
             match event.WhichOneof("event"):
@@ -113,10 +167,10 @@ class Attempt:
                 case "pushed":
                     raise PeerGone("The prefill worker ended before it sent a token.")
 
-    async def _all_verified(self, call: _Call, step_timeout_s: float) -> None:
+    async def _verified(self, call: grpc.aio.UnaryStreamCall[Any, Any], num_blocks: int, step_timeout_s: float) -> None:
         """Wait for the data; the call tells when the sender fails, the notices when everything is here."""
-        verified = asyncio.create_task(self._arrival.all_verified())
-        pushed = asyncio.create_task(_read(call, step_timeout_s))
+        verified = asyncio.create_task(self._arrival.verified(num_blocks))
+        pushed = asyncio.create_task(_until_pushed(call, step_timeout_s))
         try:
             await asyncio.wait({verified, pushed}, return_when=asyncio.FIRST_COMPLETED)
             if not verified.done():
@@ -129,32 +183,49 @@ class Attempt:
             pushed.cancel()
             await asyncio.gather(verified, pushed, return_exceptions=True)
 
-    def _request(self, spec: NewRequest, candidate: pb.PrefillCandidate, project: str) -> pb.RunRequest:
+    def _target(self, num_blocks: int) -> pb.KVTarget:
         first = self.reservation.first_wanted
-        target = pb.KVTarget(
+        return pb.KVTarget(
             endpoint=endpoint_to_message(self._node.transfers.endpoint),
             epoch=self.key.epoch,
             first_block=first,
-            block_ids=self.reservation.block_table[first:],
+            block_ids=self.reservation.block_table[first : first + num_blocks],
         )
+
+    def _run_request(self, spec: NewRequest, candidate: pb.PrefillCandidate, project: str) -> pb.RunRequest:
         return pb.RunRequest(
             request_id=self.key.request_id,
             prompt_token_ids=spec.prompt_token_ids,
             resumed_output_token_ids=spec.resumed_output_token_ids,
             sampling=sampling_to_message(spec.params),
-            target=target,
+            target=self._target(self.num_wanted),
             project=project,
             member_id=candidate.member_id,
         )
 
+    def _fetch_request(self, source: pb.KVSource, num_blocks: int) -> pb.FetchRequest:
+        first = self.reservation.first_wanted
+        return pb.FetchRequest(
+            request_id=self.key.request_id,
+            member_id=source.member_id,
+            block_hashes=self.reservation.token_digests[first : first + num_blocks],
+            target=self._target(num_blocks),
+            kept_as=source.kept_as,
+        )
 
-async def _read(call: _Call, timeout_s: float) -> pb.RunEvent:
+
+async def _until_pushed(call: grpc.aio.UnaryStreamCall[Any, _Event], timeout_s: float) -> None:
+    while not (await _read(call, timeout_s)).HasField("pushed"):
+        pass
+
+
+async def _read(call: grpc.aio.UnaryStreamCall[Any, _Event], timeout_s: float) -> _Event:
     with _failures_of_the_peer(), translated():
         async with _progress_within(timeout_s):
             event = await call.read()
-    if not isinstance(event, pb.RunEvent):
-        raise PeerGone("The prefill worker ended the call early.")
-    return event
+    if event is grpc.aio.EOF:
+        raise PeerGone("The peer ended the call early.")
+    return cast(_Event, event)
 
 
 @contextmanager
@@ -166,9 +237,9 @@ def _failures_of_the_peer() -> Iterator[None]:
     try:
         yield
     except RequestError as error:
-        raise IncompatiblePeer(f"The prefill worker does not take this prompt: {error.message}") from error
+        raise IncompatiblePeer(f"The peer does not take this request: {error.message}") from error
     except (InternalError, Cancelled, DeadlineExceeded) as error:
-        raise PeerError(f"The prefill worker failed: {error.message}") from error
+        raise PeerError(f"The peer failed: {error.message}") from error
 
 
 @asynccontextmanager
@@ -177,4 +248,4 @@ async def _progress_within(timeout_s: float) -> AsyncGenerator[None, None]:
         async with asyncio.timeout(timeout_s):
             yield
     except TimeoutError as error:
-        raise PeerStalled(f"The prefill worker made no progress for {timeout_s:g} s.") from error
+        raise PeerStalled(f"The peer made no progress for {timeout_s:g} s.") from error

@@ -1,6 +1,7 @@
-"""Gets one prompt's KV into this worker's pool: from a prefill worker, or computed here.
+"""Gets one prompt's KV into this worker's pool: from whoever has it, from a prefill worker, or computed here.
 
-reserve -> local by choice
+reserve -> fetch, if somebody has it -> little is missing: computed here (handover)
+        -> local by choice
         -> attempt 1 -> arrived: start
                      -> failed: keep what arrived, attempt 2 ... -> computed here (fallback)
 """
@@ -28,6 +29,7 @@ from services.errors import (
     PeerError,
     PoolExhausted,
     TandemError,
+    TokenDivergence,
     Unavailable,
 )
 from services.rpc import tandem_pb2 as pb
@@ -54,6 +56,16 @@ class PromptServices:
     metrics: WorkerMetrics
 
 
+@dataclass(frozen=True)
+class PromptPeers:
+    """Who may bring a prompt's KV."""
+
+    candidates: Sequence[pb.PrefillCandidate]
+    require_prefill: bool
+    kv_source: pb.KVSource | None
+    """A worker that has some of it already."""
+
+
 class Prompt:
     """The prompt of one request, from reservation until its sequence can run."""
 
@@ -62,19 +74,18 @@ class Prompt:
         services: PromptServices,
         spec: NewRequest,
         *,
-        candidates: Sequence[pb.PrefillCandidate],
+        peers: PromptPeers,
         project: str,
-        require_prefill: bool,
         proof: Proof,
     ) -> None:
         self._services = services
         self._spec = spec
-        self._candidates = candidates[: services.settings.max_prefill_attempts]
+        self._candidates = peers.candidates[: services.settings.max_prefill_attempts]
         self._project = project
-        self._require_prefill = require_prefill
+        self._require_prefill = peers.require_prefill
+        self._kv_source = peers.kv_source
         self._proof = proof
         self._attempt: Attempt | None = None
-        self._candidate: pb.PrefillCandidate | None = None
         self._repeated: SampledToken | None = None
         """The first token, once it was sent: whoever takes over computes it again."""
         self._num_arrived_blocks = 0
@@ -93,8 +104,10 @@ class Prompt:
 
     async def fill(self, reservation: Reservation) -> AsyncGenerator[SampledToken, None]:
         """Bring the prompt's KV here; yields the first token if a prefill worker sampled it."""
-        if self._is_local(reservation):
-            await self._compute_here("local", "short prompt")
+        if self._kv_source is not None:
+            await self._fetch(reservation, self._kv_source)
+        if self._is_local():
+            await self._compute_here(*(("handover", "") if self._proof.kv_source else ("local", "short prompt")))
             return
         failures: list[TandemError] = []
         for candidate in self._candidates:
@@ -133,12 +146,12 @@ class Prompt:
         """Whether ``token`` repeats the first token that was sent already.
 
         Raises:
-            InternalError: it should, but it is another token; nothing wrong may follow a right token.
+            TokenDivergence: it should, but it is another token; nothing may follow what is in doubt.
         """
         if self._repeated is None:
             return False
         if token.token_id != self._repeated.token_id:
-            raise InternalError(
+            raise TokenDivergence(
                 f"The first token was {self._repeated.token_id}, computed again it is {token.token_id}."
             )
         self._repeated = None
@@ -148,17 +161,47 @@ class Prompt:
     def _num_tokens(self) -> int:
         return len(self._spec.prompt_token_ids) + len(self._spec.resumed_output_token_ids)
 
-    def _is_local(self, reservation: Reservation) -> bool:
-        node = self._services.node
+    @property
+    def _num_missing_tokens(self) -> int:
+        """Tokens whose KV is neither cached here nor has arrived in the present attempt."""
+        attempt, block_size = self._attempt, self._services.node.layout.block_size
+        num_here = attempt.reservation.first_wanted + attempt.num_arrived if attempt is not None else 0
+        return self._num_tokens - num_here * block_size
+
+    async def _fetch(self, reservation: Reservation, source: pb.KVSource) -> None:
+        """Get what ``source`` has of the sequence; if that fails, all goes on as if nobody had anything."""
+        attempt, block_size = self._attempt, self._services.node.layout.block_size
+        num_blocks = (self._num_tokens - 1) // block_size - reservation.first_wanted  # the last token is computed here
+        if attempt is None or num_blocks <= 0:
+            return
+        timeout_s = self._services.settings.prefill_step_timeout_s
+        try:
+            num_found = await attempt.fetch(source, num_blocks=num_blocks, step_timeout_s=timeout_s, proof=self._proof)
+        except _FAILURES as error:
+            _log.warning(
+                "fetch.failed",
+                request_id=self._spec.request_id,
+                source=source.member_id,
+                code=error.code,
+                reason=error.message,
+            )
+            return
+        _log.event("fetch.arrived", request_id=self._spec.request_id, source=source.member_id, blocks=num_found)
+        if num_found:
+            self._proof.kv_source = source.member_id
+
+    def _is_local(self) -> bool:
+        node, num_missing = self._services.node, self._num_missing_tokens
+        if self._kv_source is not None and num_missing <= node.layout.block_size:
+            return True  # the end of a block that was being written: generating goes on, no prompt is computed
         return not self._require_prefill and self._services.policy.is_local(
-            self._num_tokens - reservation.num_cached_tokens,
+            num_missing,
             self._candidates,
             num_running=node.engine.load.num_running,
             throughput=node.throughput,
         )
 
     async def _try(self, attempt: Attempt, candidate: pb.PrefillCandidate) -> AsyncGenerator[SampledToken, None]:
-        self._candidate = candidate
         self._proof.attempts += 1
         running = attempt.run(
             self._spec,
@@ -179,13 +222,13 @@ class Prompt:
         await self._start(candidate, first)
 
     async def _next_attempt(self) -> Attempt | None:
-        """Return the attempt to use: the one just reserved, or a new one that keeps what arrived.
+        """Return the attempt to use: the one that nobody was asked in, or a new one that keeps what arrived.
 
         None if quarantine took the blocks that another attempt needs: then the prompt waits to be computed here.
         """
         if self._attempt is None:
             raise InternalError("A prompt is filled before it is reserved.")
-        if self._proof.attempts == 0:
+        if self._attempt.peer is None:
             return self._attempt
         key = self._new_key()
         with self._leaving() as leaving:
@@ -225,7 +268,7 @@ class Prompt:
     @contextmanager
     def _leaving(self) -> Iterator[Leaving]:
         """Leave the attempt, if there is one; the command inside tells the engine, then its quarantine is watched."""
-        attempt, candidate, self._attempt = self._attempt, self._candidate, None
+        attempt, self._attempt = self._attempt, None
         leaving = attempt.leave() if attempt is not None else Leaving(0, Outcome.NOTHING_POSTED)
         self._num_arrived_blocks += leaving.num_arrived
         self._count(attempt, leaving)
@@ -233,15 +276,17 @@ class Prompt:
             yield leaving
         finally:
             is_open = attempt is not None and leaving.num_arrived < attempt.num_wanted
-            if is_open and candidate is not None and attempt is not None and leaving.outcome is Outcome.UNKNOWN:
-                self._services.settling.watch(attempt.key, candidate)
+            if attempt is not None and attempt.peer is not None and is_open and leaving.outcome is Outcome.UNKNOWN:
+                self._services.settling.watch(attempt.key, attempt.peer)
 
     def _count(self, attempt: Attempt | None, leaving: Leaving) -> None:
-        if attempt is None or not self._proof.attempts:
+        if attempt is None or attempt.peer is None:
             return
         metrics, has_all = self._services.metrics, leaving.num_arrived == attempt.num_wanted
-        outcome = "arrived" if has_all else leaving.outcome.value.replace(" ", "_")
-        metrics.attempts.labels(outcome=outcome).inc()
+        is_known = leaving.outcome is Outcome.NOTHING_POSTED  # of those that did not arrive
+        outcome = "arrived" if has_all or (is_known and leaving.num_arrived) else leaving.outcome.value
+        counter = metrics.attempts if attempt.peer.computes else metrics.fetches
+        counter.labels(outcome=outcome.replace(" ", "_")).inc()
         if leaving.outcome is Outcome.UNKNOWN:
             metrics.quarantined_blocks.inc(attempt.num_wanted - leaving.num_arrived)
 

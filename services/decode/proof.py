@@ -15,6 +15,7 @@ class Proof:
     clock: Clock
     path: str = "local"
     prefill: str = ""
+    kv_source: str = ""
     reason: str = ""
     transport: str = ""
     verified: bool = True
@@ -78,4 +79,5 @@ class Proof:
             attempts=self.attempts,
             prefill_cached_tokens=self.prefill_cached_tokens,
             reason=self.reason,
+            kv_source=self.kv_source,
         )

@@ -22,5 +22,10 @@ class DecodeSettings(WorkerSettings):
     """Prompts with at most this many uncached tokens are always computed here."""
     max_local_prefill_tokens: int = Field(default=128, ge=0)
     """Prompts with at most this many uncached tokens are computed here if that is predicted to be sooner."""
+    handover_after_s: float = Field(default=30.0, ge=0)
+    """How long a worker that leaves lets its sequences run before it hands them, with their KV, to another decode
+    worker if there is one; never longer than half of `drain_timeout_s`."""
+    handover_keep_s: float = Field(default=30.0, gt=0)
+    """How long the KV of a sequence that was handed over waits for whoever goes on with it."""
     settle_grace_s: float = Field(default=5.0, ge=0)
     """How long blocks stay quarantined after the death of the process that may have written them."""

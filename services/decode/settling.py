@@ -8,6 +8,7 @@ after it goes on. Dead is a peer at whose address nobody listens any more, or an
 
 import asyncio
 
+from services.decode.attempt import Peer
 from services.engine.request import AttemptKey
 from services.errors import AuthenticationFailed, IncompatiblePeer, PeerGone, TandemError
 from services.rpc import tandem_pb2 as pb
@@ -32,9 +33,9 @@ class Settling:
         self._ask_timeout_s = ask_timeout_s
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def watch(self, attempt: AttemptKey, candidate: pb.PrefillCandidate) -> None:
+    def watch(self, attempt: AttemptKey, peer: Peer) -> None:
         """Give the attempt's blocks back once no write of it can land any more."""
-        task = asyncio.create_task(self._settle(attempt, candidate), name=f"settle {attempt.request_id}")
+        task = asyncio.create_task(self._settle(attempt, peer), name=f"settle {attempt.request_id}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -44,15 +45,15 @@ class Settling:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _settle(self, attempt: AttemptKey, candidate: pb.PrefillCandidate) -> None:
+    async def _settle(self, attempt: AttemptKey, peer: Peer) -> None:
         began_s = self._node.clock.now()
         while True:
             try:
-                reply = await self._ask(attempt, candidate)
+                reply = await self._ask(attempt, peer)
                 await self._node.clock.sleep(self._grace_s if reply.push_failed else 0.0)
                 break
             except TandemError as error:
-                if await self._is_dead(candidate, error):
+                if await self._is_dead(peer, error):
                     await self._node.clock.sleep(self._grace_s)
                     break
                 _log.warning("quarantine.waiting", request_id=attempt.request_id, code=error.code)
@@ -60,12 +61,13 @@ class Settling:
         self._node.engine.post(lambda scheduler: scheduler.settle(attempt))
         _log.event("quarantine.ended", request_id=attempt.request_id, after_s=self._node.clock.now() - began_s)
 
-    async def _is_dead(self, candidate: pb.PrefillCandidate, error: TandemError) -> bool:
+    async def _is_dead(self, peer: Peer, error: TandemError) -> bool:
         if isinstance(error, PeerGone):
-            return await is_refused(candidate.address, _PROBE_TIMEOUT_S)
+            return await is_refused(peer.address, _PROBE_TIMEOUT_S)
         return isinstance(error, IncompatiblePeer | AuthenticationFailed)  # another incarnation answers
 
-    async def _ask(self, attempt: AttemptKey, candidate: pb.PrefillCandidate) -> pb.SettleReply:
-        request = pb.SettleRequest(request_id=attempt.request_id, epoch=attempt.epoch, member_id=candidate.member_id)
+    async def _ask(self, attempt: AttemptKey, peer: Peer) -> pb.SettleReply:
+        request = pb.SettleRequest(request_id=attempt.request_id, epoch=attempt.epoch, member_id=peer.member_id)
+        service = self._channels.prefill(peer.address) if peer.computes else self._channels.kv(peer.address)
         with translated():
-            return await self._channels.prefill(candidate.address).Settle(request, timeout=self._ask_timeout_s)
+            return await service.Settle(request, timeout=self._ask_timeout_s)

@@ -1,64 +1,51 @@
-"""Makes the CPU operators of a model give each row the same bits, whatever other rows there are.
+"""Makes the element-wise operators of a model on CPU give each row the same bits, whatever other rows there are.
 
-What depends on the number of rows in torch on CPU, and what is done about it:
-
-- BLAS sums a product of few rows in another order: rows come in multiples of four.
-- An element-wise kernel computes the last elements of its range with scalar code, which for sigmoid, SiLU and GELU
-  differs in the last bit from the vectorised code. Its range is the flattened tensor, or a thread's share of it.
-  So rows come in multiples that fill vectors (``row_multiple``), and activations are cut so that each thread's
-  share does, too (``TiledActivation``).
-- Products with few output columns (routers, gates) are split between threads within a vector, or in another way from
-  some number of rows on: they run on one thread (``OneThread``).
+An element-wise kernel of torch computes the last elements of its range with scalar code, which for sigmoid, SiLU and
+GELU differs in the last bit from the vectorised code. Its range is the flattened tensor, or a thread's share of it. So
+rows come in multiples that fill vectors (``row_multiple``), and activations are cut so that each thread's share does,
+too (``TiledActivation``). Matrix products are the matter of ``products``.
 """
 
 from itertools import pairwise
 from math import gcd
-from typing import Any
 
 import torch
 from transformers.activations import ACT2CLS
-
-from services.engine.attention.batch import ROW_MULTIPLE
 
 VECTOR_ELEMENTS = 64
 """Elements that one iteration of any vectorised kernel takes at most (two vectors of bfloat16)."""
 GRAIN_ELEMENTS = 32768
 """``at::internal::GRAIN_SIZE``: fewer elements are never split between threads."""
-NARROW_COLUMNS = 64
 
 
 def rows_for_width(width: int) -> int:
-    """Return the smallest multiple of rows of ``width`` elements that fills whole vectors and is fit for BLAS."""
-    return max(ROW_MULTIPLE, VECTOR_ELEMENTS // gcd(VECTOR_ELEMENTS, width))
+    """Return the smallest number of rows of ``width`` elements that fills whole vectors."""
+    return VECTOR_ELEMENTS // gcd(VECTOR_ELEMENTS, width)
 
 
 def row_multiple(model: torch.nn.Module) -> int:
     """Return what the number of rows of a packed batch must be a multiple of."""
-    widths = {parameter.shape[0] for _, parameter in _projections(model)}
-    return max((rows_for_width(width) for width in widths), default=ROW_MULTIPLE)
+    return max((rows_for_width(width) for width in _widths(model)), default=1)
 
 
-def make_rows_independent(model: torch.nn.Module) -> None:
-    """Wrap activations and narrow projections of ``model``; to be called once, after loading."""
+def tile_activations(model: torch.nn.Module) -> None:
+    """Wrap the activations of ``model``; to be called once, after loading."""
     activations = tuple({entry[0] if isinstance(entry, tuple) else entry for entry in ACT2CLS.values()})
-    narrow = {id(owner) for owner, parameter in _projections(model) if parameter.shape[0] < NARROW_COLUMNS}
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, activations):
                 setattr(parent, name, TiledActivation(child))
-            elif id(child) in narrow and not list(child.children()):
-                setattr(parent, name, OneThread(child))
 
 
-def _projections(model: torch.nn.Module) -> list[tuple[torch.nn.Module, torch.Tensor]]:
-    """Return the modules that own a weight matrix ``[columns, inner]``, embeddings aside."""
-    return [
-        (module, weight)
+def _widths(model: torch.nn.Module) -> set[int]:
+    """Return how many columns the matrix products of ``model`` have."""
+    return {
+        weight.shape[0]
         for module in model.modules()
         if isinstance(weight := getattr(module, "weight", None), torch.Tensor)
         and weight.ndim == 2
         and not isinstance(module, torch.nn.Embedding)
-    ]
+    }
 
 
 class TiledActivation(torch.nn.Module):
@@ -90,29 +77,3 @@ def _tiles(num_rows: int, width: int, threads: int) -> list[tuple[int, int]]:
     step = max(small, (GRAIN_ELEMENTS - 1) // width // small * small)
     cuts = [0, *range(shared, num_rows, step), num_rows] if shared else [*range(0, num_rows, step), num_rows]
     return [(start, end) for start, end in pairwise(cuts) if start < end]
-
-
-class OneThread(torch.nn.Module):
-    """Runs a router or gate on one thread."""
-
-    def __init__(self, inner: torch.nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def __getattr__(self, name: str) -> Any:
-        """Models also read a router's attributes."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("inner"), name)
-
-    def forward(self, *values: Any, **options: Any) -> Any:
-        """Return what the wrapped module returns."""
-        threads = torch.get_num_threads()
-        if threads == 1:
-            return self.inner(*values, **options)
-        torch.set_num_threads(1)
-        try:
-            return self.inner(*values, **options)
-        finally:
-            torch.set_num_threads(threads)

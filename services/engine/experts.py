@@ -17,7 +17,7 @@ def register() -> None:
 def run_experts(
     experts: torch.nn.Module, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
 ) -> torch.Tensor:
-    """Run each expert that is hit on its rows, padded as linears and activations need it.
+    """Run each expert that is hit on its rows, padded as its activation needs it.
 
     ``hidden_states`` is ``[num_rows, hidden]``, ``top_k_index`` and ``top_k_weights`` are ``[num_rows, k]``; an index
     of ``num_experts`` or more means an expert of another rank. Returns ``[num_rows, hidden]``.

@@ -1,13 +1,14 @@
-"""Names blocks of exported requests as they become final, and leases them until their transfer ended."""
+"""Leases blocks that are to move to a peer: as they become final, by their names, or of a request that moves on."""
 
 from collections.abc import Sequence
 from itertools import count
 
 from services.engine.blocks import BlockPool, Claim, Reason
-from services.engine.output import FinalBlocks
+from services.engine.output import FinalBlocks, HandedOver
 from services.engine.request import Request
 from services.engine.tables import BlockTables
 from services.errors import InternalError
+from services.kv.hashes import BlockHash
 
 
 class Exports:
@@ -31,6 +32,23 @@ class Exports:
         num_final = request.num_computed_tokens // self._tables.block_size
         return self._lease(request, request.block_table if is_whole_prompt else request.block_table[:num_final])
 
+    def lease_named(self, request_id: str, names: Sequence[BlockHash], first_block: int) -> FinalBlocks | None:
+        """Lease the longest run of blocks at the start of ``names`` that is here; None if that is nothing.
+
+        Whoever computed them, and whether they are cached or in use: a block has a name only when it is whole
+        and final. The first of them is the ``first_block``-th of its sequence.
+        """
+        blocks = tuple(self._pool.find(names))
+        if not blocks:
+            return None
+        return FinalBlocks(request_id, self._hold(blocks), first_block, blocks, tuple(names[: len(blocks)]))
+
+    def lease_whole(self, request: Request) -> HandedOver:
+        """Lease what ``lease_named`` would find of all that is computed of ``request``."""
+        whole = self._tables.find_computed(request)
+        hold = self._hold(whole) if whole else None
+        return HandedOver(request.request_id, hold, len(whole), request.num_tokens)
+
     def release(self, hold: int) -> None:
         """End a lease.
 
@@ -46,8 +64,12 @@ class Exports:
         first, end = request.num_exported_blocks, len(final)
         if end <= first:
             return None
-        hold = next(self._holds)
         blocks = tuple(final[first:end])
-        self._pool.claim(blocks, Claim(Reason.LEASED, hold))
         request.num_exported_blocks = end
-        return FinalBlocks(request.request_id, hold, first, blocks, self._tables.token_digests(request, first, end))
+        digests = self._tables.token_digests(request, first, end)
+        return FinalBlocks(request.request_id, self._hold(blocks), first, blocks, digests)
+
+    def _hold(self, blocks: Sequence[int]) -> int:
+        hold = next(self._holds)
+        self._pool.claim(blocks, Claim(Reason.LEASED, hold))
+        return hold

@@ -16,6 +16,8 @@ from services.engine.attention.backend import AttentionBackend
 from services.engine.attention.layers import LayerPlan
 from services.engine.kv_cache import TORCH_DTYPES
 from services.engine.numerics import numerics_class
+from services.engine.operators import Operators
+from services.engine.products.modules import use_products
 from services.engine.refusals import model_class_of, refuse_unloadable
 from services.errors import ModelRefused
 from services.kv.layout import Plane
@@ -62,7 +64,7 @@ def load_model(
     folder: Path,
     *,
     dtype: str,
-    backend: AttentionBackend,
+    operators: Operators,
     device: torch.device | None = None,
     context_length: int | None = None,
     progress: Callable[[LoadProgress], None] | None = None,
@@ -81,25 +83,26 @@ def load_model(
     limit = _context_length(text_config, context_length)
     module = _load(folder, config, TORCH_DTYPES[dtype], device)
     if device.type == "cpu":
-        exactness.make_rows_independent(module)
+        use_products(module, operators.products)
+        exactness.tile_activations(module)
     mla.keep_latents(module)
     with torch.inference_mode():
         rope.freeze(module, limit, device)
     if progress is not None:
         _touch(module, progress)
-    measured = probe.measure(module, text_config, device)
+    measured = probe.measure(module, text_config, device, operators.products)
     return LoadedModel(
         module=module,
         layers=measured.layers,
-        backend=backend,
+        backend=operators.attention,
         dtype=dtype,
         device=device,
         context_length=limit,
         vocab_size=measured.vocab_size,
-        row_multiple=exactness.row_multiple(module),
+        row_multiple=exactness.row_multiple(module) if device.type == "cpu" else 1,
         eos_token_ids=_eos_token_ids(module, config),
         numerics_class=numerics_class(
-            dtype=dtype, weight_form="dense", execution="eager", backend=backend, device=device
+            dtype=dtype, weight_form="dense", execution="eager", backend=operators.attention, device=device
         ),
     )
 

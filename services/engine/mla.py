@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
+from services.engine.products.product import Products
+
 _REQUIRED = ("expand_kv", "kv_b_proj", "qk_nope_head_dim", "v_head_dim", "kv_lora_rank")
 
 
@@ -37,13 +39,14 @@ class LatentProjection:
 
     keys: torch.Tensor
     values: torch.Tensor
+    products: Products
 
     @classmethod
-    def of(cls, module: torch.nn.Module) -> "LatentProjection":
+    def of(cls, module: torch.nn.Module, products: Products) -> "LatentProjection":
         """Read the projections of a latent attention; the keys' part is a copy."""
         nope, width, rank = (int(getattr(module, name)) for name in ("qk_nope_head_dim", "v_head_dim", "kv_lora_rank"))
         weight = module.kv_b_proj.weight.detach().view(-1, nope + width, rank)  # type: ignore[union-attr, operator]
-        return cls(weight[:, :nope].transpose(1, 2).contiguous(), weight[:, nope:])
+        return cls(weight[:, :nope].transpose(1, 2).contiguous(), weight[:, nope:], products)
 
     @property
     def rank(self) -> int:
@@ -53,21 +56,15 @@ class LatentProjection:
     def absorb(self, query: torch.Tensor) -> torch.Tensor:
         """Return queries ``[num_rows, num_heads, rank + rope]`` that meet latents, from ``[.., nope + rope]``."""
         nope = self.keys.shape[2]
-        return torch.cat((_by_head(query[..., :nope], self.keys), query[..., nope:]), dim=-1)
+        return torch.cat((self._by_head(query[..., :nope], self.keys), query[..., nope:]), dim=-1)
 
     def expand(self, attended: torch.Tensor) -> torch.Tensor:
         """Return ``[num_rows, num_heads, value_width]`` from attended latents ``[.., rank]``."""
-        return _by_head(attended, self.values)
+        return self._by_head(attended, self.values)
 
-
-def _by_head(rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Return ``rows[:, head] @ weights[head].T`` for each head, ``[num_rows, num_heads, columns]``.
-
-    On CPU one contiguous linear per head: batched and strided products sum in another order for another
-    number of rows.
-    """
-    if rows.device.type != "cpu":
-        return torch.bmm(rows.transpose(0, 1), weights.transpose(1, 2)).transpose(0, 1)
-    by_head = rows.transpose(0, 1).contiguous()
-    parts = [torch.nn.functional.linear(part, weight) for part, weight in zip(by_head, weights, strict=True)]
-    return torch.stack(parts, dim=1)
+    def _by_head(self, rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """Return ``rows[:, head] @ weights[head].T`` for each head, ``[num_rows, num_heads, columns]``."""
+        if rows.device.type != "cpu":
+            return torch.bmm(rows.transpose(0, 1), weights.transpose(1, 2)).transpose(0, 1)
+        parts = [self.products.linear(part, weight) for part, weight in zip(rows.unbind(1), weights, strict=True)]
+        return torch.stack(parts, dim=1)

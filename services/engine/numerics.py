@@ -8,7 +8,7 @@ from importlib.metadata import version
 import torch
 
 from services.engine.attention.backend import AttentionBackend
-from services.engine.attention.native_build import instruction_sets
+from services.engine.kernels.build import instruction_sets
 
 _KNOWN_FEATURES = ("amx_bf16", "avx512_fp16", "avx512_bf16", "avx512f", "avx2", "bf16", "asimd")
 

@@ -48,6 +48,20 @@ class FinalBlocks:
 
 
 @dataclass(frozen=True)
+class HandedOver:
+    """A request that ended here in mid-sequence; another worker goes on with it.
+
+    Its whole computed blocks are leased under ``hold`` until released; without any there is no hold.
+    """
+
+    request_id: str
+    hold: int | None
+    num_blocks: int
+    num_tokens: int
+    """Prompt and output so far: what has to find room elsewhere."""
+
+
+@dataclass(frozen=True)
 class ChunkComputed:
     """A request's prompt advanced to ``num_computed_tokens``."""
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from services.engine.attention.batch import padded
 from services.engine.attention.interface import LayerArguments, answering, resolve_options
 from services.engine.attention.layers import LayerPlan
 from services.engine.mla import LatentProjection, is_latent
 from services.engine.model import Model
+from services.engine.products.product import Products
 from services.engine.schedule import ScheduledSequence
 from services.errors import ModelRefused
 from services.kv.layout import Plane
@@ -44,8 +44,9 @@ class RowInvariance:
 class _Recorder:
     """Answers every layer with zeros and writes down what it was asked."""
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Any, products: Products) -> None:
         self._config = config
+        self._products = products
         self.layers: list[LayerPlan] = []
 
     def attend(
@@ -59,7 +60,7 @@ class _Recorder:
         if getattr(module, "is_causal", True) is False:
             raise ModelRefused(f"{type(module).__name__} looks at later tokens: only causal attention runs here")
         layer, dtype = int(module.layer_idx), DTYPE_NAMES[key.dtype]  # type: ignore[arg-type]
-        latent = LatentProjection.of(module) if is_latent(module) else None
+        latent = LatentProjection.of(module, self._products) if is_latent(module) else None
         if latent is None:
             planes = tuple(
                 Plane(layer, name, rows.shape[1], rows.shape[2], dtype)
@@ -74,15 +75,14 @@ class _Recorder:
         return query.new_zeros(query.shape[0], query.shape[1], value_width)
 
 
-def measure(module: torch.nn.Module, config: Any, device: torch.device) -> Measured:
-    """Run two tokens (and padding) through ``module``; ``config`` is its text configuration.
+def measure(module: torch.nn.Module, config: Any, device: torch.device, products: Products) -> Measured:
+    """Run two tokens through ``module``; ``config`` is its text configuration.
 
     Raises:
         ModelRefused: not every layer called the attention function exactly once, or the forward pass failed.
     """
-    recorder = _Recorder(config)
-    rows = torch.zeros(1, padded(2), dtype=torch.int64, device=device)
-    rows[0, 1] = 1
+    recorder = _Recorder(config, products)
+    rows = torch.tensor([[0, 1]], device=device)
     try:
         with torch.inference_mode(), answering(recorder):
             output = module(input_ids=rows, position_ids=rows.clone(), use_cache=False)

@@ -41,6 +41,10 @@ class AttemptKey:
     request_id: str
     epoch: int
 
+    def __str__(self) -> str:
+        """The name of the attempt where both sides log it."""
+        return f"{self.request_id}#{self.epoch:x}"
+
 
 @dataclass(frozen=True)
 class NewRequest:

@@ -15,7 +15,16 @@ from collections.abc import Sequence
 from services.engine.blocks import BlockPool, Reason
 from services.engine.exports import Exports
 from services.engine.limits import SchedulerConfig
-from services.engine.output import Admitted, EngineLoad, Ledger, Reservation, SampledToken, StepOutput
+from services.engine.output import (
+    Admitted,
+    EngineLoad,
+    FinalBlocks,
+    HandedOver,
+    Ledger,
+    Reservation,
+    SampledToken,
+    StepOutput,
+)
 from services.engine.queues import Queues
 from services.engine.request import AttemptKey, FinishReason, NewRequest, Outcome, Request, Status
 from services.engine.reservations import Reservations
@@ -23,6 +32,7 @@ from services.engine.schedule import Schedule, ScheduledSequence
 from services.engine.step import StepPlan, StepReport
 from services.engine.tables import BlockTables, use_of
 from services.errors import InternalError, InvalidRequest, NotFound, Overloaded, PoolExhausted
+from services.kv.hashes import BlockHash
 
 __all__ = ["Scheduler", "SchedulerConfig"]
 
@@ -148,8 +158,30 @@ class Scheduler:
         """No write of ``attempt`` can land any more: its quarantined blocks are free. Unknown attempts are ignored."""
         self._reservations.settle(attempt)
 
+    def lease(self, request_id: str, names: Sequence[BlockHash], first_block: int) -> FinalBlocks | None:
+        """Lease the longest run of blocks at the start of ``names`` that is here, for a peer that asks for them.
+
+        Returns None if the first one is not here.
+        """
+        return self._exports.lease_named(request_id, names, first_block)
+
+    def hand_over(self, request_id: str, *, max_tokens: int) -> HandedOver | None:
+        """End a request in mid-sequence and lease its whole blocks for whoever goes on with it.
+
+        Returns None if there is nothing to go on with: the request is unknown or finished, a peer still writes
+        its prompt, or it is exported; or if it has more than ``max_tokens`` tokens.
+        """
+        request = self._queues.get(request_id)
+        if request is None or request.status is Status.RESERVED or request.spec.export:
+            return None
+        if request.num_tokens > max_tokens:
+            return None
+        handed_over = self._exports.lease_whole(request)
+        self._end(request)
+        return handed_over
+
     def release(self, hold: int) -> None:
-        """End a lease named by ``FinalBlocks.hold``; a hold is released exactly once.
+        """End a lease named by a ``hold``; each is released exactly once.
 
         Raises:
             InternalError: it was not, or never given.
@@ -267,6 +299,11 @@ class Scheduler:
         self._queues.remove(request)
 
     # -- views -------------------------------------------------------------------------------------
+
+    @property
+    def max_active(self) -> int:
+        """Most requests that may hold blocks."""
+        return self._config.max_active
 
     @property
     def has_work(self) -> bool:

@@ -23,6 +23,10 @@ class BlockTables:
         limit = (request.num_tokens - 1) // self.block_size
         return self._pool.find(self._hashes(request)[:limit])
 
+    def find_computed(self, request: Request) -> list[int]:
+        """Return findable blocks of the request's computed tokens: its own, or equal ones that were there before."""
+        return self._pool.find(self._hashes(request)[: request.num_computed_tokens // self.block_size])
+
     def fits(self, request: Request, prefix: Sequence[int], *, leaving: int) -> bool:
         """Whether all tokens of ``request`` find room behind ``prefix``, with ``leaving`` blocks still available."""
         num_fresh = self.num_blocks(request.num_tokens) - len(prefix)

@@ -51,7 +51,7 @@ class TransformersModel:
             )
         if paged.num_answered != len(self._layers):
             raise InternalError(f"{paged.num_answered} of {len(self._layers)} layers attended")
-        logits: torch.Tensor = output.logits[0, : batch.num_logits].float()
+        logits: torch.Tensor = output.logits[0].float()
         return logits
 
     def zero_tail(self, block_id: int, num_tokens: int) -> None:

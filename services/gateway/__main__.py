@@ -1,8 +1,9 @@
 """The gateway process: the only place that builds its objects."""
 
 import asyncio
+import secrets
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -20,7 +21,12 @@ from services.cluster.view import MemberView
 from services.config import load
 from services.errors import ConfigurationError
 from services.gateway.admin import Readiness, admin_routes
-from services.gateway.admission import AdmissionLimits, FifoAdmission
+from services.gateway.admission.capacity import MemberCapacity
+from services.gateway.admission.front import FairAdmission
+from services.gateway.admission.ledger import ShareLedger
+from services.gateway.admission.limits import AdmissionLimits
+from services.gateway.admission.redis_ledger import RedisShareLedger
+from services.gateway.admission.shares import Shares
 from services.gateway.answers import Answers
 from services.gateway.apis.openai.service import OpenAILimits, OpenAIServices
 from services.gateway.app import AppParts, create_app
@@ -29,19 +35,22 @@ from services.gateway.decode_client import DecodeClient, GrpcDecodeClient
 from services.gateway.drain import Drain
 from services.gateway.entrance import Entrance
 from services.gateway.generation import GenerationLimits, GenerationServices
+from services.gateway.health_client import GrpcHealthClient
 from services.gateway.keys import KeyStore, RedisKeyStore
 from services.gateway.models import ClusterView, ModelCatalog
 from services.gateway.observer import AnswerObserver
 from services.gateway.recorder import TimelineRecorder
 from services.gateway.redis_state import RedisState
+from services.gateway.routing.probing import HealthClient, Probing
 from services.gateway.routing.router import Router
 from services.gateway.routing.suspects import Suspects
 from services.gateway.server import HttpServer
 from services.gateway.settings import GatewaySettings
 from services.gateway.text.threads import TextThreads
 from services.gateway.timeline import RedisTimelineStore, TimelineStore
-from services.rpc.channel import PROTOCOL_VERSION, Channels
+from services.rpc.channel import Channels
 from services.rpc.tls import tls_of
+from services.rpc.versions import PROTOCOL_VERSION
 from services.telemetry.admin_server import serve_admin
 from services.telemetry.clock import Clock, SystemClock
 from services.telemetry.logs import configure_logging, get_logger
@@ -56,8 +65,10 @@ class Surroundings:
 
     view: ClusterView
     client: DecodeClient
+    health: HealthClient
     keys: KeyStore
     timelines: TimelineStore
+    shares: ShareLedger
     executor: Executor
     registry: CollectorRegistry
     metrics: GatewayMetrics
@@ -74,8 +85,10 @@ class Gateway:
     catalog: ModelCatalog
     keys: KnownKeys
     recorder: TimelineRecorder
+    shares: Shares
     readiness: Readiness
     drain: Drain
+    probing: Probing
 
 
 def build(settings: GatewaySettings, around: Surroundings) -> Gateway:
@@ -84,20 +97,22 @@ def build(settings: GatewaySettings, around: Surroundings) -> Gateway:
     metrics = around.metrics
     drain = Drain(clock)
     observer = AnswerObserver(metrics, clock)
-    admission = _admission(settings, clock)
+    shares = Shares(around.shares, secrets.token_hex(8), clock)
+    admission = _admission(settings, around, shares)
     threads = TextThreads(around.executor, settings.text_timeout_s)
-    catalog = ModelCatalog(around.view, threads, clock, PROTOCOL_VERSION)
+    catalog = ModelCatalog(around.view, threads, clock, around.random, protocol_version=PROTOCOL_VERSION)
     keys = KnownKeys(around.keys, clock, settings.keys_refresh_s)
     recorder = TimelineRecorder(
         around.timelines, close_timeout_s=settings.redis_timeout_s, on_lost=metrics.timelines_lost.inc
     )
     readiness = Readiness(around.view, drain)
     _watch(metrics, admission, around.view)
+    suspects = Suspects(clock, settings.suspect_s)
     openai = OpenAIServices(
         entrance=_entrance(settings, keys, clock),
         catalog=catalog,
         threads=threads,
-        answers=Answers(admission, _generation(settings, around), observer),
+        answers=Answers(admission, _generation(settings, around, suspects), observer),
         recorder=recorder,
         limits=_limits(settings),
     )
@@ -108,9 +123,11 @@ def build(settings: GatewaySettings, around: Surroundings) -> Gateway:
         drain=drain,
         clock=clock,
         max_body_bytes=settings.max_body_bytes,
+        max_open_requests=settings.max_open_requests,
         admin=admin_routes(around.registry, readiness) if settings.serve_admin_on_main else None,
     )
-    return Gateway(create_app(parts), catalog, keys, recorder, readiness, drain)
+    probing = Probing(suspects, around.view, around.health, clock, pause_s=settings.suspect_s)
+    return Gateway(create_app(parts), catalog, keys, recorder, shares, readiness, drain, probing)
 
 
 def _entrance(settings: GatewaySettings, keys: KnownKeys, clock: Clock) -> Entrance:
@@ -126,25 +143,30 @@ def _limits(settings: GatewaySettings) -> OpenAILimits:
     return OpenAILimits(
         max_choices=settings.max_choices,
         default_max_tokens=settings.default_max_tokens,
+        silent_start_s=settings.queue_timeout_s + settings.keep_alive_s,
         keep_alive_s=settings.keep_alive_s,
         send_timeout_s=settings.send_timeout_s,
     )
 
 
-def _admission(settings: GatewaySettings, clock: Clock) -> FifoAdmission:
+def _admission(settings: GatewaySettings, around: Surroundings, shares: Shares) -> FairAdmission:
     limits = AdmissionLimits(
         max_requests=settings.max_concurrent_requests,
-        max_tokens=settings.max_in_flight_tokens,
         max_waiting=settings.max_queue,
+        max_project_waiting=settings.max_project_queue or -(-settings.max_queue // 2),
         max_wait_s=settings.queue_timeout_s,
+        max_tokens=settings.max_in_flight_tokens,
+        max_project_tokens=settings.max_project_tokens,
+        weights=settings.project_weights,
     )
-    return FifoAdmission(limits, clock)
+    capacity = MemberCapacity(around.view, settings.prefill_window_s)
+    return FairAdmission(limits, shares, capacity, around.clock, around.metrics)
 
 
-def _generation(settings: GatewaySettings, around: Surroundings) -> GenerationServices:
+def _generation(settings: GatewaySettings, around: Surroundings, suspects: Suspects) -> GenerationServices:
     router = Router(
         around.view,
-        Suspects(around.clock, settings.suspect_s),
+        suspects,
         around.random,
         num_prefill_candidates=settings.prefill_candidates,
         require_prefill=settings.require_prefill,
@@ -160,7 +182,7 @@ def _generation(settings: GatewaySettings, around: Surroundings) -> GenerationSe
     return GenerationServices(router, around.client, around.clock, limits)
 
 
-def _watch(metrics: GatewayMetrics, admission: FifoAdmission, view: ClusterView) -> None:
+def _watch(metrics: GatewayMetrics, admission: FairAdmission, view: ClusterView) -> None:
     metrics.waiting.set_function(lambda: admission.num_waiting)
     metrics.members_stale.set_function(lambda: view.is_stale)
     for role in Role:
@@ -198,8 +220,10 @@ async def run(settings: GatewaySettings) -> None:
         around = Surroundings(
             view=view,
             client=GrpcDecodeClient(channels),
+            health=GrpcHealthClient(channels),
             keys=RedisKeyStore(state, clock),
             timelines=RedisTimelineStore(state, settings.timeline_ttl_s),
+            shares=RedisShareLedger(state),
             executor=stack.enter_context(ThreadPoolExecutor(settings.text_threads, "text")),
             registry=prometheus,
             metrics=metrics,
@@ -208,7 +232,8 @@ async def run(settings: GatewaySettings) -> None:
         )
         gateway = build(settings, around)
         await stack.enter_async_context(gateway.recorder)
-        for name, follow in (("model catalog", gateway.catalog.follow), ("keys", gateway.keys.follow)):
+        stack.push_async_callback(gateway.shares.close)
+        for name, follow in _followers(gateway):
             following = Background(name, _log)
             following.start(follow)
             stack.push_async_callback(following.close)
@@ -216,6 +241,16 @@ async def run(settings: GatewaySettings) -> None:
             serve_admin(settings.admin_host, settings.admin_port, around.registry, gateway.readiness)
         )
         await HttpServer(gateway.app, settings, gateway.drain).run()
+
+
+def _followers(gateway: Gateway) -> tuple[tuple[str, Callable[[], Coroutine[None, None, None]]], ...]:
+    """Return what runs beside the server, by name."""
+    return (
+        ("model catalog", gateway.catalog.follow),
+        ("keys", gateway.keys.follow),
+        ("shares", gateway.shares.follow),
+        ("probing", gateway.probing.follow),
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

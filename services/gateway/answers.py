@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
-from services.gateway.admission import Admission
+from services.gateway.admission.limits import Admission, Demand, Turn
 from services.gateway.exchange import Exchange
 from services.gateway.generation import Generation, GenerationServices
 from services.gateway.merge import merged
@@ -25,16 +25,25 @@ class AnswerPlan:
     sampling: SamplingParams
     num_choices: int = 1
     stops: tuple[str, ...] = ()
+    priority: int = 0
+    """Among the requests of the same project: lower goes first."""
 
     @property
     def num_prompt_tokens(self) -> int:
         """Tokens of all prompts; each counts once, however many answers it gets."""
         return sum(map(len, self.prompts))
 
-    @property
-    def num_reserved_tokens(self) -> int:
-        """Most tokens that the answer can hold at once."""
-        return self.num_choices * (self.num_prompt_tokens + len(self.prompts) * self.sampling.max_tokens)
+    def demand(self, project: str) -> Demand:
+        """Return what the answer asks of admission."""
+        num_sequences = self.num_choices * len(self.prompts)
+        return Demand(
+            project,
+            self.model.requirements.fingerprint,
+            num_prompt_tokens=self.num_choices * self.num_prompt_tokens,
+            max_output_tokens=num_sequences * self.sampling.max_tokens,
+            num_sequences=num_sequences,
+            priority=self.priority,
+        )
 
 
 @dataclass(frozen=True)
@@ -71,17 +80,25 @@ class Answers:
         self._services = services
         self._observer = observer
 
+    def require_room(self, project: str) -> None:
+        """Refuse a request before any work is done for it, if too many wait already.
+
+        Raises:
+            Overloaded: when to come back is in it.
+        """
+        self._admission.require_room(project)
+
     async def run(self, plan: AnswerPlan, exchange: Exchange) -> AsyncGenerator[AnswerEvent, None]:
         """Yield the events of all choices as they come; closing the generator cancels what still runs.
 
         Raises:
             TandemError: the first failure that no replay could mend.
         """
-        async with self._admission.admitted(exchange.project, plan.num_reserved_tokens):
+        async with self._admission.admitted(plan.demand(exchange.project)) as turn:
             gateway_ms = 1e3 * (self._services.clock.now() - exchange.started_s)
             exchange.timeline.add("gateway", start_ms=0.0, duration_ms=gateway_ms)
             choices = [
-                self._choice(plan, exchange, index=index, gateway_ms=gateway_ms)
+                self._choice(_sequence(plan, exchange, index, gateway_ms), plan, exchange, index=index, turn=turn)
                 for index in range(len(plan.prompts) * plan.num_choices)
             ]
             async with aclosing(merged(choices)) as events:
@@ -89,9 +106,8 @@ class Answers:
                     yield event
 
     async def _choice(
-        self, plan: AnswerPlan, exchange: Exchange, *, index: int, gateway_ms: float
+        self, request: SequenceRequest, plan: AnswerPlan, exchange: Exchange, *, index: int, turn: Turn
     ) -> AsyncGenerator[AnswerEvent, None]:
-        request = _sequence(plan, exchange, index, gateway_ms)
         generation = Generation(request, self._services)
         text = ChoiceText(plan.model.tokenizer, request.sampling, plan.stops)
         reason: FinishReason = "stop"
@@ -101,7 +117,10 @@ class Answers:
                     if isinstance(event, Accepted):
                         yield Started()
                     elif isinstance(event, NewTokens):
+                        if not observed.num_tokens:
+                            turn.prefilled()
                         observed.tokens(len(event.tokens))
+                        turn.generated(len(event.tokens))
                         piece = text.push(event.tokens)
                         if not piece.is_empty:
                             yield ChoicePiece(index, piece)

@@ -24,6 +24,7 @@ class AppParts:
     drain: Drain
     clock: Clock
     max_body_bytes: int
+    max_open_requests: int
     admin: APIRouter | None = None
     """Health and metrics, if they shall be answered here too."""
 
@@ -41,5 +42,6 @@ def create_app(parts: AppParts) -> FastAPI:
         drain=parts.drain,
         metrics=parts.metrics,
         max_body_bytes=parts.max_body_bytes,
+        max_open_requests=parts.max_open_requests,
     )
     return app

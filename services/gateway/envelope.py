@@ -6,7 +6,7 @@ from typing import Any
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from services.errors import Draining, InternalError, PayloadTooLarge, TandemError
+from services.errors import Draining, InternalError, Overloaded, PayloadTooLarge, TandemError
 from services.gateway.drain import Drain
 from services.gateway.exchange import new_token, request_id
 from services.gateway.replies import error_reply
@@ -29,13 +29,21 @@ class Envelope:
     """ASGI middleware around the whole application, inside the server's own error page."""
 
     def __init__(
-        self, app: ASGIApp, *, clock: Clock, drain: Drain, metrics: GatewayMetrics, max_body_bytes: int
+        self,
+        app: ASGIApp,
+        *,
+        clock: Clock,
+        drain: Drain,
+        metrics: GatewayMetrics,
+        max_body_bytes: int,
+        max_open_requests: int,
     ) -> None:
         self._app = app
         self._clock = clock
         self._drain = drain
         self._metrics = metrics
         self._max_body_bytes = max_body_bytes
+        self._max_open_requests = max_open_requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request; other kinds of connections pass."""
@@ -55,11 +63,18 @@ class Envelope:
         self._count(scope, reply)
 
     def _check(self, scope: Scope) -> None:
-        if self._drain.is_closed and scope["path"] not in _ALWAYS_OPEN:
-            raise Draining("This gateway is leaving; try again.", retry_after_s=1.0)
+        if scope["path"] not in _ALWAYS_OPEN:
+            self._check_room()
         length = dict(scope["headers"]).get(b"content-length", b"0")
         if not length.isdigit() or int(length) > self._max_body_bytes:
             raise _too_large(self._max_body_bytes)
+
+    def _check_room(self) -> None:
+        if self._drain.is_closed:
+            raise Draining("This gateway is leaving; try again.", retry_after_s=1.0)
+        if self._drain.num_open > self._max_open_requests:
+            self._metrics.admission_refusals.labels(reason="too_many_open").inc()
+            raise Overloaded("Too many requests are open.", retry_after_s=1.0)
 
     async def _fail(self, scope: Scope, receive: Receive, reply: "_Reply", error: Exception) -> None:
         """Answer with ``error``; what is no error of ours on purpose is a defect and is logged as one."""

@@ -11,6 +11,8 @@ from services.rpc.errors import shortened
 
 CLIENT_ERROR = "invalid_request_error"
 SERVER_ERROR = "server_error"
+MAX_RETRY_AFTER_S = 60
+"""OpenAI's clients ignore longer advice."""
 _MAX_MESSAGE_LENGTH = 2000
 """Some messages quote what the client sent."""
 
@@ -67,5 +69,5 @@ def headers_of(error: TandemError) -> Mapping[str, str]:
     headers = {} if entry.may_retry else {"x-should-retry": "false"}
     retry_after_s = error.retry_after_s if error.retry_after_s is not None else entry.retry_after_s
     if retry_after_s is not None:
-        headers["retry-after"] = str(max(1, ceil(retry_after_s)))
+        headers["retry-after"] = str(min(max(1, ceil(retry_after_s)), MAX_RETRY_AFTER_S))
     return headers

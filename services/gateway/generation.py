@@ -2,8 +2,8 @@
 
 route -> Generate -> tokens ... -> end
   ^          |           |
-  |       refused    worker lost        the next worker gets prompt + emitted tokens
-  +----------+-----------+
+  |       refused    worker lost, or it leaves: the next worker gets prompt + emitted tokens,
+  +----------+-----------+                      and is told who has their KV if somebody does
 """
 
 from collections.abc import AsyncGenerator
@@ -23,6 +23,7 @@ from services.errors import (
     PeerGone,
     PeerStalled,
     TandemError,
+    TokenDivergence,
     Unavailable,
 )
 from services.gateway.decode_client import DecodeClient, PacedEvents
@@ -94,13 +95,21 @@ class Generation:
         self._num_attempts = 0
         self.replay_codes: list[str] = []
         """Error code of each loss of a worker that was made good so far."""
+        self.num_handovers = 0
+        """How often a worker that leaves gave the sequence away."""
+        self._kv_source: pb.KVSource | None = None
         self._timings_ms = dict(request.timings_ms)
         self._proof = unknown_proof("")
 
     @property
     def proof(self) -> PathProof:
         """Which way the sequence went, as far as is known."""
-        return completed_proof(self._proof, timings_ms=self._timings_ms, num_replays=len(self.replay_codes))
+        return completed_proof(
+            self._proof,
+            timings_ms=self._timings_ms,
+            num_replays=len(self.replay_codes),
+            num_handovers=self.num_handovers,
+        )
 
     async def events(self) -> AsyncGenerator[SequenceEvent, None]:
         """Yield what happens, ending with ``Ended``; closing the generator cancels the sequence.
@@ -112,12 +121,14 @@ class Generation:
             TandemError: what the last worker raised.
         """
         while True:
-            route = await self._route()
+            route, is_over = await self._route(), False
             try:
                 async with aclosing(self._attempt(route)) as events:
                     async for event in events:
                         yield event
-                return
+                        is_over = isinstance(event, Ended)
+                if is_over:
+                    return
             except TandemError as error:
                 self._recover(route, error)
             if (reason := self._own_end()) is not None:
@@ -149,13 +160,14 @@ class Generation:
 
     def _may_wait(self) -> bool:
         # Fullness passes, and a stream that has begun is worth waiting for; who has nothing yet may ask again.
-        is_worth_it = self._refusal is not None or bool(self._output)
+        is_worth_it = self._refusal is not None or bool(self._output) or self.num_handovers > 0
         since_s = self._waiting_since_s
         return is_worth_it and (since_s is None or self._clock.now() - since_s < self._limits.room_timeout_s)
 
     async def _attempt(self, route: Route) -> AsyncGenerator[SequenceEvent, None]:
         message = self._message(route)
-        num_tokens = len(self._request.prompt_token_ids) + len(self._output)
+        num_known = len(self._request.prompt_token_ids) + len(self._output)
+        num_tokens = num_known if self._kv_source is None else 0  # to be computed anew
         with self._router.flight(route, num_tokens) as flight:
             events = PacedEvents(self._client.generate(route.decode.address, message))
             async with events.closing():
@@ -164,11 +176,15 @@ class Generation:
                     yield Accepted()
                 timeout_s = self._limits.first_token_timeout_s
                 while not (event := await self._next(events, timeout_s, "token")).HasField("finished"):
+                    if event.HasField("handed_over"):
+                        self._handed_over(route, flight, event.handed_over)
+                        return
                     if event.HasField("tokens"):
                         timeout_s = self._limits.token_timeout_s
-                        yield self._tokens(flight, event.tokens)
+                        if (news := self._tokens(flight, event.tokens)).tokens:
+                            yield news
                     elif event.HasField("path"):
-                        self._proof = proof_of(event.path)
+                        self._learn(route, event.path)
                 yield self._finish(flight, event.finished)
 
     def _accept(self, route: Route, flight: Flight, event: pb.GenerateEvent) -> bool:
@@ -177,25 +193,61 @@ class Generation:
             raise PeerGone("The decode worker did not begin with its acceptance.")
         self._router.trust(route.decode.member_id)
         flight.loaded(load_of(event.accepted.load))
-        self._refusal = self._waiting_since_s = None
+        self._refusal = self._waiting_since_s = self._kv_source = None
         self._pause_s = _FIRST_PAUSE_S
         self._proof = unknown_proof(route.decode.member_id, event.accepted.cached_tokens)
         is_first, self._is_accepted = not self._is_accepted, True
         return is_first
 
+    def _learn(self, route: Route, message: pb.PathProof) -> None:
+        """Take the way of the prompt; the prefill workers that were tried in vain are suspect, once."""
+        if self._proof.path == "unknown":
+            num_failed = message.attempts - (message.path == "pd")
+            for member in route.prefill[:num_failed]:
+                self._router.suspect(member.member_id)
+        self._proof = proof_of(message)
+
     def _tokens(self, flight: Flight, message: pb.Tokens) -> NewTokens:
+        """Take what is new of a message.
+
+        Raises:
+            IntegrityError: tokens before it are missing.
+        """
         flight.prefilled()
         tokens = tokens_of(message)
+        if message.HasField("position"):
+            num_repeated = len(self._output) - message.position
+            if num_repeated < 0:
+                raise IntegrityError(f"{-num_repeated} tokens of the decode worker are missing.")
+            tokens = tokens[num_repeated:]
         self._output.extend(token.token_id for token in tokens)
         return NewTokens(tokens)
 
     def _finish(self, flight: Flight, message: pb.Finished) -> Ended:
+        if message.HasField("output_tokens") and message.output_tokens != len(self._output):
+            raise IntegrityError(f"The decode worker sent {message.output_tokens} tokens, {len(self._output)} came.")
         flight.loaded(load_of(message.load))
         self._proof = proof_of(message.proof)
         reason = _REASONS.get(message.reason)
         if reason is None:
             raise InternalError("The decode worker gave no reason for the end.")
         return Ended(reason)
+
+    def _handed_over(self, route: Route, flight: Flight, message: pb.HandedOver) -> None:
+        """Prepare to go on elsewhere; the worker failed nobody, so it is only avoided."""
+        member = route.decode
+        flight.loaded(load_of(message.load))
+        if message.kept_as:
+            self._kv_source = pb.KVSource(member_id=member.member_id, address=member.address, kept_as=message.kept_as)
+        self.num_handovers += 1
+        self._avoid.add(member.member_id)
+        _log.event(
+            "sequence.handed_over",
+            request_id=self._request.request_id,
+            decode=member.member_id,
+            kept_blocks=message.blocks,
+            emitted_tokens=len(self._output),
+        )
 
     async def _next(self, events: PacedEvents, timeout_s: float, waiting_for: str) -> pb.GenerateEvent:
         remaining_s = self._remaining_s()
@@ -222,7 +274,7 @@ class Generation:
             self._refusal = error
         elif isinstance(error, Draining):
             self._router.suspect(member_id)
-        elif isinstance(error, NoPrefillWorker) or not isinstance(
+        elif isinstance(error, NoPrefillWorker | TokenDivergence) or not isinstance(
             error, (PeerError, IntegrityError, InternalError, Unavailable)
         ):
             raise error
@@ -276,6 +328,7 @@ class Generation:
             project=request.project,
             require_prefill=self._limits.require_prefill,
             timeout_s=self._remaining_s(),
+            kv_source=self._kv_source,
         )
 
 

@@ -1,20 +1,22 @@
 """The served models: from a name to a card, a tokenizer and a template."""
 
 import asyncio
-from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from random import Random
 from typing import Any, Protocol
 
 from services.cluster.registry import Member, Role
 from services.cluster.view import MembershipChange
 from services.errors import IntegrityError, InvalidRequest, ModelNotFound, NoDecodeWorker, NotFound, TandemError
 from services.gateway.routing.candidates import Requirements
+from services.gateway.routing.revisions import Revision, drawn, heaviest, revisions_of
 from services.gateway.text.sandbox import RenderLimits
 from services.gateway.text.template import ChatTemplate
 from services.gateway.text.threads import TextThreads
 from services.gateway.text.tokenizer import ModelTokenizer
 from services.kv.card import ModelCard
+from services.rpc.versions import understands
 from services.telemetry.clock import Clock
 from services.telemetry.logs import get_logger
 
@@ -82,10 +84,13 @@ class ListedModel:
 class ModelCatalog:
     """Finds models by name among the decode workers; loads each card's text tools once."""
 
-    def __init__(self, view: ClusterView, threads: TextThreads, clock: Clock, protocol_version: int) -> None:
+    def __init__(
+        self, view: ClusterView, threads: TextThreads, clock: Clock, random: Random, *, protocol_version: int
+    ) -> None:
         self._view = view
         self._threads = threads
         self._clock = clock
+        self._random = random
         self._protocol_version = protocol_version
         self._loaded: dict[str, ServedModel] = {}
         self._loading = asyncio.Lock()
@@ -94,17 +99,17 @@ class ModelCatalog:
         """Digests of cards that were left out of the list and logged."""
 
     async def resolve(self, name: str) -> ServedModel:
-        """Return the version of ``name`` that most decode workers serve.
+        """Return a version of ``name``; with several up, each as often as its scarcer role allows.
 
         Raises:
             ModelNotFound: no worker ever served it here.
             NoDecodeWorker: it is known, but nobody decodes it now.
             StateUnavailable: its card was never read and Redis cannot be reached.
         """
-        digest = self._digest_of(name)
-        if digest is None:
+        revision = drawn(self._revisions(name), self._random)
+        if revision is None:
             raise self._absent(name)
-        return await self._load(digest)
+        return await self._load(revision.card_digest)
 
     async def listed(self) -> list[ListedModel]:
         """Return all models with a decode worker and a readable card, by name.
@@ -112,7 +117,8 @@ class ModelCatalog:
         Raises:
             StateUnavailable: a card was never read and Redis cannot be reached.
         """
-        digests = [digest for name in sorted(self._names()) if (digest := self._digest_of(name)) is not None]
+        revisions = [heaviest(self._revisions(name)) for name in sorted(self._names())]
+        digests = [revision.card_digest for revision in revisions if revision is not None]
         self._unreadable.intersection_update(digests)
         cards = [card for digest in digests if (card := await self._readable_card(digest)) is not None]
         return [ListedModel(card.model_name, card.created, card.context_length) for card in cards]
@@ -135,11 +141,8 @@ class ModelCatalog:
         self._unreadable.discard(digest)
         return card
 
-    def _digest_of(self, name: str) -> str | None:
-        decoders = [member for member in self._decoders() if member.model_name == name]
-        counts = Counter(member.card_digest for member in decoders if not member.draining)
-        counts = counts or Counter(member.card_digest for member in decoders)
-        return min(counts, key=lambda digest: (-counts[digest], digest), default=None)
+    def _revisions(self, name: str) -> list[Revision]:
+        return revisions_of(self._view.members(), name, self._protocol_version)
 
     def _absent(self, name: str) -> TandemError:
         is_known = name in self._seen or any(member.model_name == name for member in self._view.members())
@@ -154,7 +157,7 @@ class ModelCatalog:
         return [
             member
             for member in self._view.members()
-            if member.role is Role.DECODE and member.protocol_version == self._protocol_version
+            if member.role is Role.DECODE and understands(member.protocol_version, self._protocol_version)
         ]
 
     async def _preload(self, digest: str) -> None:

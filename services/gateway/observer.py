@@ -75,6 +75,7 @@ class AnswerObserver:
             self._metrics.in_flight_tokens.dec(reserved)
             for code in generation.replay_codes:
                 self._metrics.replays.labels(code=code).inc()
+            self._metrics.handovers.inc(generation.num_handovers)
             self._note(exchange.timeline, step, began_ms, observed, generation.proof)
         self._count(request, observed, generation.proof)
 
@@ -91,6 +92,7 @@ class AnswerObserver:
             prompt_tokens=len(request.prompt_token_ids),
             output_tokens=observed.num_tokens,
             replays=proof.replays,
+            handovers=proof.handovers,
         )
         if proof.path not in PATHS:
             return

@@ -12,7 +12,7 @@ class PathProof:
     """The way of one sequence; ``timings_ms`` by step, in milliseconds."""
 
     path: str
-    """``pd``, ``local`` or ``fallback``; ``unknown`` if the answer ended before the decode worker told."""
+    """``pd``, ``local``, ``fallback`` or ``handover``; ``unknown`` if the decode worker did not come to tell it."""
     prefill: str | None
     decode: str
     cached_tokens: int
@@ -29,8 +29,12 @@ class PathProof:
     """Prefill attempts."""
     reason: str | None
     """Why disaggregation was not used or failed."""
+    kv_source: str | None = None
+    """Worker that had KV of the sequence already and pushed it to the decode worker."""
     replays: int = 0
-    """How often another decode worker had to go on."""
+    """How often another decode worker had to go on because one was lost."""
+    handovers: int = 0
+    """How often another decode worker went on because one leaves."""
     timings_ms: Mapping[str, float] = field(default_factory=dict)
 
     @property

@@ -99,6 +99,7 @@ def proof_of(message: pb.PathProof) -> PathProof:
         verified=message.verified if message.kv_bytes else None,
         attempts=message.attempts,
         reason=message.reason or None,
+        kv_source=message.kv_source or None,
         timings_ms=dict(message.timings_ms),
     )
 
@@ -121,6 +122,9 @@ def unknown_proof(decode_id: str, cached_tokens: int = 0) -> PathProof:
     )
 
 
-def completed_proof(proof: PathProof, *, timings_ms: Mapping[str, float], num_replays: int) -> PathProof:
+def completed_proof(
+    proof: PathProof, *, timings_ms: Mapping[str, float], num_replays: int, num_handovers: int
+) -> PathProof:
     """Return ``proof`` with what the gateway knows itself."""
-    return replace(proof, timings_ms={**proof.timings_ms, **timings_ms}, replays=num_replays)
+    timings_ms = {**proof.timings_ms, **timings_ms}
+    return replace(proof, timings_ms=timings_ms, replays=num_replays, handovers=num_handovers)

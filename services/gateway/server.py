@@ -18,6 +18,8 @@ from services.telemetry.logs import get_logger
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _BACKLOG = 2048
+_CLOSE_TIMEOUT_S = 1
+"""For what is still open when the time of running answers is over."""
 
 _log = get_logger(__name__)
 
@@ -25,8 +27,9 @@ _log = get_logger(__name__)
 class HttpServer:
     """One listener.
 
-    On the first signal: not ready any more; after ``drain_delay_s`` no new connections, 503 on open
-    ones; running answers end within ``drain_timeout_s``. On the second signal: out at once.
+    On the first signal: not ready any more; after ``drain_delay_s`` every new request, on open connections and
+    on new ones, gets 503 and ``Connection: close``; running answers have ``drain_timeout_s`` to end. When none
+    is left, or their time is over, the listener and what is still open are closed. On the second signal: at once.
     """
 
     def __init__(self, app: FastAPI, settings: GatewaySettings, drain: Drain) -> None:
@@ -43,7 +46,7 @@ class HttpServer:
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
-                timeout_graceful_shutdown=ceil(settings.drain_timeout_s),
+                timeout_graceful_shutdown=_CLOSE_TIMEOUT_S,
             )
         )
 
@@ -70,13 +73,15 @@ class HttpServer:
 
     def _on_signal(self) -> None:
         if self._signalled.is_set():
-            self._server.force_exit = True
+            self._server.force_exit = self._server.should_exit = True
         self._signalled.set()
 
     async def _leave_when_told(self) -> None:
         await self._signalled.wait()
         _log.event("gateway.draining", open_requests=self._drain.num_open)
         await self._drain.leave(self._settings.drain_delay_s)
+        num_left = await self._drain.wait_answered(self._settings.drain_timeout_s)
+        _log.event("gateway.drained", open_requests=num_left)
         self._server.should_exit = True
 
 

@@ -1,7 +1,7 @@
 """Settings of the gateway process."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -42,14 +42,24 @@ class GatewaySettings(TlsSettings):
     """Most sequences that one request may ask for (prompts times n)."""
     default_max_tokens: int = Field(default=4096, gt=0)
     """Most output tokens of a request that names no limit; the context length bounds it further."""
+    max_open_requests: int = Field(default=4096, gt=0)
+    """Requests in any state, from their head to the end of their answer; further ones get 429 before they are read."""
     max_concurrent_requests: int = Field(default=512, gt=0)
-    """Requests that may run at once."""
-    max_in_flight_tokens: int = Field(default=4 * 2**20, gt=0)
-    """Prompt and output tokens that running requests may hold together."""
+    """Requests that this gateway answers at once; no more in all than the decode workers run at once."""
+    max_in_flight_tokens: int = Field(default=0, ge=0)
+    """Prompt and output tokens that running requests may hold, in all gateways together; 0 means no limit."""
+    max_project_tokens: int = Field(default=0, ge=0)
+    """The same for the requests of each project; 0 means no limit."""
     max_queue: int = Field(default=1024, ge=0)
-    """Requests that may wait for their turn; further ones get 429."""
+    """Requests that may wait here for their turn; further ones get 429."""
+    max_project_queue: int = Field(default=0, ge=0)
+    """The same for the requests of each project; 0 means half of `max_queue`."""
+    project_weights: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    """Shares of projects when requests wait, by name; 1 for those not named."""
     queue_timeout_s: float = Field(default=30.0, gt=0)
     """Longest wait for a turn or for room on a worker before 429."""
+    prefill_window_s: float = Field(default=2.0, ge=0)
+    """Seconds of work that prefill workers may have before them, 0 for any; other prompts wait here for their turn."""
     request_timeout_s: float = Field(default=600.0, gt=0)
     """Longest life of one request."""
 
@@ -61,8 +71,9 @@ class GatewaySettings(TlsSettings):
     """Longest wait between two tokens."""
     max_replays: int = Field(default=3, ge=0)
     """How often one sequence may be continued on another decode worker."""
-    suspect_s: float = Field(default=5.0, gt=0)
-    """How long a worker that failed a request is avoided."""
+    suspect_s: float = Field(default=1.0, gt=0)
+    """How long a worker that failed a request is left alone before it is asked whether it serves; it is avoided until
+    it said so."""
     prefill_candidates: int = Field(default=3, gt=0)
     """How many prefill workers are suggested to the decode worker."""
     require_prefill: bool = False
@@ -74,7 +85,8 @@ class GatewaySettings(TlsSettings):
     """How old the known API keys may be."""
 
     keep_alive_s: float = Field(default=10.0, gt=0)
-    """How long a stream may be silent before a comment is sent."""
+    """How long a stream may be silent before a comment is sent; its first one comes `queue_timeout_s` later, since a
+    request that is refused while it waits shall get 429 and not the beginning of a stream."""
     send_timeout_s: float = Field(default=60.0, gt=0)
     """Longest wait for a client to read more of its stream; then its work ends and its connection is closed."""
     timeline_ttl_s: int = Field(default=900, gt=0)

@@ -23,8 +23,9 @@ class EventStream(Response):
     """Sends ``chunks`` as they come; the client's leaving closes them.
 
     Nothing is sent before the first chunk, so that an early failure keeps its own status; after
-    ``keep_alive_s`` without one the stream starts anyway, with a comment. A later failure is told by
-    ``last_words``. A client that does not take a chunk within ``send_timeout_s`` counts as gone.
+    ``silent_start_s`` without one the stream starts anyway, with a comment, and so after ``keep_alive_s``
+    later on. A later failure is told by ``last_words``. A client that does not take a chunk within
+    ``send_timeout_s`` counts as gone.
     """
 
     media_type = "text/event-stream"
@@ -33,6 +34,7 @@ class EventStream(Response):
         self,
         chunks: AsyncGenerator[bytes, None],
         *,
+        silent_start_s: float,
         keep_alive_s: float,
         send_timeout_s: float,
         last_words: Callable[[TandemError], bytes],
@@ -42,6 +44,7 @@ class EventStream(Response):
         self.headers["cache-control"] = "no-cache"
         self.headers["x-accel-buffering"] = "no"
         self._chunks = chunks
+        self._silent_start_s = silent_start_s
         self._keep_alive_s = keep_alive_s
         self._send_timeout_s = send_timeout_s
         self._last_words = last_words
@@ -75,7 +78,7 @@ class EventStream(Response):
 
     async def _next(self, pump: Pump[bytes]) -> bytes | None:
         try:
-            async with asyncio.timeout(self._keep_alive_s):
+            async with asyncio.timeout(self._keep_alive_s if self._has_started else self._silent_start_s):
                 chunks = await pump.next()
         except TimeoutError:
             return KEEP_ALIVE

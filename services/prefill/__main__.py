@@ -35,7 +35,7 @@ async def serve(settings: PrefillSettings) -> None:
         metrics=metrics,
     )
     async with host as worker:
-        servicer = PrefillServicer(worker.node, settings, worker.metrics)
+        servicer = PrefillServicer(worker.node, settings, worker.exporter)
         tandem_pb2_grpc.add_PrefillServicer_to_server(servicer, worker.server)
         await worker.run(servicer)
 

@@ -1,7 +1,6 @@
 """The prefill service: compute a prompt, push each chunk's KV while the next one computes, sample the first token."""
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -11,24 +10,21 @@ import grpc
 from services.engine.output import Admitted, ChunkComputed, FinalBlocks, TokenOutput
 from services.engine.request import AttemptKey, NewRequest
 from services.engine.scheduler import Scheduler
-from services.errors import InvalidRequest, Overloaded, PeerStalled, StaleEpoch
+from services.errors import InvalidRequest, Overloaded
 from services.kv.hashes import cache_seed
-from services.prefill.outgoing import Outgoing
 from services.prefill.settings import PrefillSettings
 from services.rpc import tandem_pb2 as pb
 from services.rpc import tandem_pb2_grpc
 from services.rpc.convert import sampling_from_message
 from services.telemetry.logs import get_logger
-from services.telemetry.metrics import WorkerMetrics
 from services.worker.convert import endpoint_from_message, reason_to_message, token_to_message
 from services.worker.engine_thread import EngineEvent, EngineStream
+from services.worker.exporter import Exporter
 from services.worker.node import Node
+from services.worker.outgoing import Outgoing
 
 _log = get_logger(__name__)
 _CONNECT_TIMEOUT_S = 10.0
-_SETTLE_TIMEOUT_S = 30.0
-_MAX_OVER = 4096
-"""Attempts remembered after their end, for questions about them and for calls that come later than those."""
 _Context = grpc.aio.ServicerContext[object, object]
 
 
@@ -41,18 +37,18 @@ class _Moments:
 class PrefillServicer(tandem_pb2_grpc.PrefillServicer):
     """Answers decode workers."""
 
-    def __init__(self, node: Node, settings: PrefillSettings, metrics: WorkerMetrics) -> None:
+    def __init__(self, node: Node, settings: PrefillSettings, exporter: Exporter) -> None:
         self._node = node
         self._settings = settings
-        self._metrics = metrics
-        self._over: OrderedDict[AttemptKey, pb.SettleReply] = OrderedDict()
-        self._live: dict[AttemptKey, Outgoing] = {}
-        self._settling: set[asyncio.Task[None]] = set()
+        self._exporter = exporter
 
     @property
     def num_live(self) -> int:
         """Attempts that compute or have a write outstanding."""
-        return len(self._live)
+        return self._exporter.num_live
+
+    async def hand_over(self, *, waited_s: float, timeout_s: float) -> None:
+        """Do nothing: a prompt is soon computed, and who waits for it asks the next candidate if it is not."""
 
     async def Connect(self, request: pb.ConnectRequest, context: _Context) -> pb.ConnectReply:
         """Warm the pair before its first request."""
@@ -64,43 +60,24 @@ class PrefillServicer(tandem_pb2_grpc.PrefillServicer):
         self._node.require_open()
         self._node.require_member(request.member_id)
         self._node.require_fingerprint(request.target.endpoint.fingerprint)
+        self._node.require_place(self.num_live, max_waiting=self._settings.max_waiting)
         spec = self._spec(request)
-        outgoing = self._begin(AttemptKey(request.request_id, request.target.epoch), request.target)
-        try:
-            peer = endpoint_from_message(request.target.endpoint)
-            await self._node.transfers.connect(peer, timeout_s=_CONNECT_TIMEOUT_S)
-            async with aclosing(self._compute(spec, outgoing)) as events:
-                async for event in events:
-                    yield event
-            await outgoing.all_pushed()
-            _log.event(
-                "prefill.pushed",
-                request_id=spec.request_id,
-                blocks=outgoing.num_blocks,
-                pushes=outgoing.num_pushes,
-                overlapped=outgoing.num_overlapped,
-            )
-            yield pb.RunEvent(pushed=pb.RunPushed(blocks=outgoing.num_blocks, load=self._node.load_message()))
-        finally:
-            outgoing.close()
-            self._node.engine.unsubscribe(spec.request_id)
-            self._node.engine.post(lambda scheduler: scheduler.cancel(spec.request_id))
-            self._forget_when_settled(outgoing)
+        key = AttemptKey(request.request_id, request.target.epoch)
+        async with self._exporter.attempt(key, request.target, on_settled=_log_settled) as outgoing:
+            try:
+                async with aclosing(self._compute(spec, outgoing)) as events:
+                    async for event in events:
+                        yield event
+                await outgoing.all_pushed()
+                yield pb.RunEvent(pushed=pb.RunPushed(blocks=outgoing.num_blocks, load=self._node.load_message()))
+            finally:
+                outgoing.close()
+                self._node.engine.unsubscribe(spec.request_id)
+                self._node.engine.post(lambda scheduler: scheduler.cancel(spec.request_id))
 
     async def Settle(self, request: pb.SettleRequest, context: _Context) -> pb.SettleReply:
         """Answer once no write of the attempt is outstanding and none will be posted."""
-        self._node.require_member(request.member_id)
-        attempt = AttemptKey(request.request_id, request.epoch)
-        outgoing = self._live.get(attempt)
-        if outgoing is None:
-            return self._over.get(attempt) or self._remember(attempt, pb.SettleReply())
-        outgoing.close()  # the end of its call may reach us later than this one
-        try:
-            async with asyncio.timeout(_SETTLE_TIMEOUT_S):
-                await outgoing.settle()
-        except TimeoutError as error:
-            raise PeerStalled(f"A write of {attempt.request_id} is still outstanding.") from error
-        return _settled(outgoing)
+        return await self._exporter.settle(request)
 
     async def _compute(self, spec: NewRequest, outgoing: Outgoing) -> AsyncGenerator[pb.RunEvent, None]:
         stream = self._node.engine.subscribe(spec.request_id)
@@ -147,28 +124,6 @@ class PrefillServicer(tandem_pb2_grpc.PrefillServicer):
             self._node.engine.emit(self._node.sealer.seal(admitted.cached))
         return admitted
 
-    def _begin(self, attempt: AttemptKey, target: pb.KVTarget) -> Outgoing:
-        """Open an attempt; from here on it is over only when nothing of it is outstanding."""
-        if attempt in self._over:
-            raise StaleEpoch(f"This attempt at {attempt.request_id} is over.")
-        if attempt in self._live:
-            raise InvalidRequest(f"This attempt at {attempt.request_id} runs already.", param="epoch")
-        outgoing = Outgoing(
-            self._node,
-            self._metrics,
-            attempt=attempt,
-            target=target,
-            push_timeout_s=self._settings.push_timeout_s,
-        )
-        self._live[attempt] = outgoing
-        return outgoing
-
-    def _remember(self, attempt: AttemptKey, reply: pb.SettleReply) -> pb.SettleReply:
-        self._over[attempt] = reply
-        if len(self._over) > _MAX_OVER:
-            self._over.popitem(last=False)
-        return reply
-
     def _spec(self, request: pb.RunRequest) -> NewRequest:
         num_tokens = len(request.prompt_token_ids) + len(request.resumed_output_token_ids)
         wanted = self._node.layout.num_blocks(num_tokens) - request.target.first_block
@@ -176,7 +131,7 @@ class PrefillServicer(tandem_pb2_grpc.PrefillServicer):
             raise InvalidRequest(f"The target names {len(request.target.block_ids)} blocks, the prompt needs {wanted}.")
         self._node.require_tokens([*request.prompt_token_ids, *request.resumed_output_token_ids])
         return NewRequest(
-            request_id=f"{request.request_id}#{request.target.epoch:x}",
+            request_id=str(AttemptKey(request.request_id, request.target.epoch)),
             prompt_token_ids=tuple(request.prompt_token_ids),
             resumed_output_token_ids=tuple(request.resumed_output_token_ids),
             params=sampling_from_message(request.sampling),
@@ -194,16 +149,13 @@ class PrefillServicer(tandem_pb2_grpc.PrefillServicer):
             prefill_ms=1e3 * (now_s - first_chunk_s),
         )
 
-    def _forget_when_settled(self, outgoing: Outgoing) -> None:
-        async def forget() -> None:
-            await outgoing.settle()
-            del self._live[outgoing.attempt]
-            self._remember(outgoing.attempt, _settled(outgoing))
 
-        task = asyncio.create_task(forget())
-        self._settling.add(task)
-        task.add_done_callback(self._settling.discard)
-
-
-def _settled(outgoing: Outgoing) -> pb.SettleReply:
-    return pb.SettleReply(anything_posted=outgoing.num_blocks > 0, push_failed=outgoing.has_failed)
+def _log_settled(outgoing: Outgoing) -> None:
+    _log.event(
+        "prefill.settled",
+        request_id=str(outgoing.attempt),
+        blocks=outgoing.num_blocks,
+        pushes=outgoing.num_pushes,
+        overlapped=outgoing.num_overlapped,
+        failed=outgoing.has_failed,
+    )

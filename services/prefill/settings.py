@@ -8,8 +8,6 @@ from services.worker.settings import WorkerSettings
 class PrefillSettings(WorkerSettings):
     """A prefill worker."""
 
-    push_timeout_s: float = Field(default=60.0, gt=0)
-    """Longest time one push may take before its request fails."""
     progress_interval_s: float = Field(default=5.0, gt=0)
     """How often the caller of a waiting prompt is told that this worker is at work on others."""
     max_queued_tokens: int = Field(default=65_536, ge=1)

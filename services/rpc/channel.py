@@ -1,27 +1,33 @@
 """Client side of the wire: one channel per peer, the cluster secret and the protocol version in every call."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
+from grpc_health.v1 import health_pb2_grpc
 
 from services.errors import PeerGone
 from services.rpc import tandem_pb2_grpc
 from services.rpc.liveness import is_address
 from services.rpc.tls import TLS_CHANNEL_OPTIONS, Pems, Tls
+from services.rpc.versions import PROTOCOL_VERSION
 
-PROTOCOL_VERSION = 1
 SECRET_KEY = "tandem-secret-bin"
 VERSION_KEY = "tandem-protocol"
 MAX_MESSAGE_BYTES = 16 * 2**20
 """A prompt of three million tokens; of what is larger the receiver reads no more than its length."""
+WINDOW_BYTES = 64 * 1024
+"""What may be on its way in one stream, unread: a sender waits for a reader that is slower. By default gRPC lets the
+window grow to megabytes, for each stream that is not read."""
 MAX_METADATA_BYTES = 16 * 2**10
 """Ours is the secret, the version and, on the way back, an error of at most a thousand characters."""
 
 CHANNEL_OPTIONS = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.http2.lookahead_bytes", WINDOW_BYTES),
+    ("grpc.http2.bdp_probe", 0),
     ("grpc.max_metadata_size", MAX_METADATA_BYTES),
     ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
     ("grpc.keepalive_time_ms", 10_000),
@@ -36,12 +42,15 @@ CHANNEL_OPTIONS = (
 class Channels:
     """Owns this process's outgoing connections; ``close`` ends them all."""
 
-    def __init__(self, secret: bytes, tls: Tls | None = None) -> None:
+    def __init__(
+        self, secret: bytes, tls: Tls | None = None, *, interceptors: Sequence[grpc.aio.ClientInterceptor] = ()
+    ) -> None:
         self._tls = tls
         metadata = ((SECRET_KEY, secret), (VERSION_KEY, str(PROTOCOL_VERSION)))
         self._interceptors: list[grpc.aio.ClientInterceptor] = [
             _UnaryCredentials(metadata),
             _StreamCredentials(metadata),
+            *interceptors,
         ]
         self._channels: dict[str, _Opened] = {}
         self._outdated: list[grpc.aio.Channel] = []
@@ -54,6 +63,10 @@ class Channels:
     def prefill(self, address: str) -> "tandem_pb2_grpc.PrefillAsyncStub":
         """Return the prefill service at ``host:port``."""
         return tandem_pb2_grpc.PrefillStub(self._channel(address))
+
+    def kv(self, address: str) -> "tandem_pb2_grpc.KVAsyncStub":
+        """Return the service at ``host:port`` that pushes blocks by name."""
+        return tandem_pb2_grpc.KVStub(self._channel(address))
 
     def admin(self, address: str) -> "tandem_pb2_grpc.AdminAsyncStub":
         """Return the admin service at ``host:port``."""
@@ -73,6 +86,10 @@ class Channels:
                 hint = "" if self._tls is None else ", or does not accept our certificate, or we do not accept its own"
                 raise PeerGone(f"{address} cannot be reached{hint}.")
             await channel.wait_for_state_change(state)
+
+    def health(self, address: str) -> health_pb2_grpc.HealthStub:
+        """Return the health service at ``host:port``."""
+        return health_pb2_grpc.HealthStub(self._channel(address))
 
     async def forget(self, address: str) -> None:
         """Close the connection to a peer that is gone for good."""

@@ -3,7 +3,7 @@
 from __future__ import annotations  # grpc's classes are generic in the type stubs only
 
 import hmac
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -11,21 +11,23 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from services.errors import AuthenticationFailed, IncompatiblePeer, InternalError, InvalidRequest, TandemError
-from services.rpc.channel import CHANNEL_OPTIONS, PROTOCOL_VERSION, SECRET_KEY, VERSION_KEY
+from services.rpc.channel import CHANNEL_OPTIONS, SECRET_KEY, VERSION_KEY
 from services.rpc.errors import shortened, status_of, trailing_metadata
 from services.rpc.tls import Tls
+from services.rpc.versions import PROTOCOL_VERSION, understands
 from services.telemetry.logs import get_logger
 
 _log = get_logger(__name__)
+_MAX_VERSION_DIGITS = 9
 _MAX_DETAILS = 1000
 _HEALTH_PREFIX = "/grpc.health.v1.Health/"
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 
-def new_server(secret: bytes) -> grpc.aio.Server:
+def new_server(secret: bytes, *, interceptors: Sequence[grpc.aio.ServerInterceptor] = ()) -> grpc.aio.Server:
     """Return a server that answers only callers with the cluster secret and a known protocol version."""
     options = (*CHANNEL_OPTIONS, ("grpc.so_reuseport", 0), ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000))
-    return grpc.aio.server(interceptors=[_Gate(secret)], options=options)
+    return grpc.aio.server(interceptors=[_Gate(secret), *interceptors], options=options)
 
 
 def listen(server: grpc.aio.Server, address: str, tls: Tls | None) -> int:
@@ -65,10 +67,9 @@ class _Gate(grpc.aio.ServerInterceptor):
         secret = metadata.get(SECRET_KEY, b"")
         if not isinstance(secret, bytes) or not hmac.compare_digest(secret, self._secret):
             return AuthenticationFailed("The caller does not know the cluster secret.")
-        if metadata.get(VERSION_KEY) != str(PROTOCOL_VERSION):
-            return IncompatiblePeer(
-                f"This worker speaks protocol {PROTOCOL_VERSION}, not {metadata.get(VERSION_KEY)!r}."
-            )
+        version = str(metadata.get(VERSION_KEY, ""))[:_MAX_VERSION_DIGITS]
+        if not version.isdecimal() or not understands(int(version)):
+            return IncompatiblePeer(f"This worker speaks protocol {PROTOCOL_VERSION}, not {version!r}.")
         return None
 
 
@@ -120,6 +121,9 @@ def _writer(generate: Any) -> Callable[[Any, _Context], Awaitable[None]]:
         events: AsyncGenerator[Any, None] = generate(request, context)
         async with aclosing(events):
             async for event in events:
-                await context.write(event)
+                try:
+                    await context.write(event)
+                except grpc.aio.InternalError:  # the caller went away while the event waited for him
+                    return _log.event("rpc.abandoned", peer=context.peer())
 
     return write_all

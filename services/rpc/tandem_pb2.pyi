@@ -4,6 +4,7 @@ isort:skip_file
 The wire between gateway, decode and prefill workers. Token ids only: text ends at the gateway.
 
   gateway --- Decode.Generate ---> decode --- Prefill.Run ---> prefill
+                                   decode --- KV.Fetch ------> whoever has the blocks
 
 Every call carries the cluster secret and the protocol version in its metadata (services/rpc/channel.py).
 Errors travel as a gRPC status with the stable code of services/errors.py in the trailing metadata.
@@ -258,6 +259,7 @@ class GenerateRequest(_message.Message):
     PROJECT_FIELD_NUMBER: _builtins.int
     REQUIRE_PREFILL_FIELD_NUMBER: _builtins.int
     TIMEOUT_S_FIELD_NUMBER: _builtins.int
+    KV_SOURCE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Unique among live requests; appears in every log line about it."""
     fingerprint: _builtins.str
@@ -284,6 +286,10 @@ class GenerateRequest(_message.Message):
     def prefill_candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___PrefillCandidate]:
         """Prefill workers to try in this order; empty means local prefill."""
 
+    @_builtins.property
+    def kv_source(self) -> Global___KVSource:
+        """Who has KV of the prompt and the resumed output already; absent if nobody is known to."""
+
     def __init__(
         self,
         *,
@@ -296,14 +302,45 @@ class GenerateRequest(_message.Message):
         project: _builtins.str = ...,
         require_prefill: _builtins.bool = ...,
         timeout_s: _builtins.float = ...,
+        kv_source: Global___KVSource | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["kv_source", b"kv_source", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "prefill_candidates", b"prefill_candidates", "project", b"project", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "require_prefill", b"require_prefill", "resumed_output_token_ids", b"resumed_output_token_ids", "sampling", b"sampling", "timeout_s", b"timeout_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "kv_source", b"kv_source", "prefill_candidates", b"prefill_candidates", "project", b"project", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "require_prefill", b"require_prefill", "resumed_output_token_ids", b"resumed_output_token_ids", "sampling", b"sampling", "timeout_s", b"timeout_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GenerateRequest: _TypeAlias = GenerateRequest  # noqa: Y015
+
+@_typing.final
+class KVSource(_message.Message):
+    """A worker that has a sequence's KV."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMBER_ID_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    KEPT_AS_FIELD_NUMBER: _builtins.int
+    member_id: _builtins.str
+    """Member id (one per incarnation)."""
+    address: _builtins.str
+    """host:port of its gRPC server."""
+    kept_as: _builtins.str
+    """Name under which it keeps the blocks until they are fetched (HandedOver.kept_as); empty if it only caches them."""
+    def __init__(
+        self,
+        *,
+        member_id: _builtins.str = ...,
+        address: _builtins.str = ...,
+        kept_as: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "kept_as", b"kept_as", "member_id", b"member_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KVSource: _TypeAlias = KVSource  # noqa: Y015
 
 @_typing.final
 class GenerateEvent(_message.Message):
@@ -315,6 +352,7 @@ class GenerateEvent(_message.Message):
     TOKENS_FIELD_NUMBER: _builtins.int
     FINISHED_FIELD_NUMBER: _builtins.int
     PATH_FIELD_NUMBER: _builtins.int
+    HANDED_OVER_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def accepted(self) -> Global___Accepted:
         """The request is valid and has its place."""
@@ -333,6 +371,10 @@ class GenerateEvent(_message.Message):
         gateway ends early has its proof.
         """
 
+    @_builtins.property
+    def handed_over(self) -> Global___HandedOver:
+        """The end here, not of the sequence: all tokens so far were sent, another worker goes on. Instead of Finished."""
+
     def __init__(
         self,
         *,
@@ -340,12 +382,13 @@ class GenerateEvent(_message.Message):
         tokens: Global___Tokens | None = ...,
         finished: Global___Finished | None = ...,
         path: Global___PathProof | None = ...,
+        handed_over: Global___HandedOver | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "event", b"event", "finished", b"finished", "path", b"path", "tokens", b"tokens"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "event", b"event", "finished", b"finished", "handed_over", b"handed_over", "path", b"path", "tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "event", b"event", "finished", b"finished", "path", b"path", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "event", b"event", "finished", b"finished", "handed_over", b"handed_over", "path", b"path", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["accepted", "tokens", "finished", "path"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["accepted", "tokens", "finished", "path", "handed_over"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -386,6 +429,9 @@ class Tokens(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TOKENS_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    position: _builtins.int
+    """Output position of the first of them, resumed tokens counted: whoever reads sees what is missing or came twice."""
     @_builtins.property
     def tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___Token]:
         """In order of generation."""
@@ -394,12 +440,15 @@ class Tokens(_message.Message):
         self,
         *,
         tokens: _abc.Iterable[Global___Token] | None = ...,
+        position: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_position", b"_position", "position", b"position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_position", b"_position", "position", b"position", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__position: _TypeAlias = _typing.Literal["position"]  # noqa: Y015
+    _WhichOneofArgType__position: _TypeAlias = _typing.Literal["_position", b"_position"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__position) -> _WhichOneofReturnType__position | None: ...
 
 Global___Tokens: _TypeAlias = Tokens  # noqa: Y015
 
@@ -412,8 +461,11 @@ class Finished(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     PROOF_FIELD_NUMBER: _builtins.int
     LOAD_FIELD_NUMBER: _builtins.int
+    OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     reason: Global___FinishReason.ValueType
     """Why."""
+    output_tokens: _builtins.int
+    """Output tokens of the sequence, resumed ones counted: whoever reads sees whether the last ones are missing."""
     @_builtins.property
     def proof(self) -> Global___PathProof:
         """Which way the answer went."""
@@ -428,14 +480,53 @@ class Finished(_message.Message):
         reason: Global___FinishReason.ValueType = ...,
         proof: Global___PathProof | None = ...,
         load: Global___Load | None = ...,
+        output_tokens: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load", "proof", b"proof"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_output_tokens", b"_output_tokens", "load", b"load", "output_tokens", b"output_tokens", "proof", b"proof"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["load", b"load", "proof", b"proof", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_output_tokens", b"_output_tokens", "load", b"load", "output_tokens", b"output_tokens", "proof", b"proof", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__output_tokens: _TypeAlias = _typing.Literal["output_tokens"]  # noqa: Y015
+    _WhichOneofArgType__output_tokens: _TypeAlias = _typing.Literal["_output_tokens", b"_output_tokens"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__output_tokens) -> _WhichOneofReturnType__output_tokens | None: ...
+
+Global___Finished: _TypeAlias = Finished  # noqa: Y015
+
+@_typing.final
+class HandedOver(_message.Message):
+    """This worker leaves; the sequence goes on elsewhere. Its KV waits here for KV.Fetch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEPT_AS_FIELD_NUMBER: _builtins.int
+    BLOCKS_FIELD_NUMBER: _builtins.int
+    KEEP_S_FIELD_NUMBER: _builtins.int
+    LOAD_FIELD_NUMBER: _builtins.int
+    kept_as: _builtins.str
+    """Name under which the blocks are kept; empty if there are none."""
+    blocks: _builtins.int
+    """Whole blocks that are kept."""
+    keep_s: _builtins.float
+    """Seconds until they are given up."""
+    @_builtins.property
+    def load(self) -> Global___Load:
+        """Load of the worker at this moment."""
+
+    def __init__(
+        self,
+        *,
+        kept_as: _builtins.str = ...,
+        blocks: _builtins.int = ...,
+        keep_s: _builtins.float = ...,
+        load: Global___Load | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "keep_s", b"keep_s", "kept_as", b"kept_as", "load", b"load"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Finished: _TypeAlias = Finished  # noqa: Y015
+Global___HandedOver: _TypeAlias = HandedOver  # noqa: Y015
 
 @_typing.final
 class PathProof(_message.Message):
@@ -476,8 +567,11 @@ class PathProof(_message.Message):
     ATTEMPTS_FIELD_NUMBER: _builtins.int
     PREFILL_CACHED_TOKENS_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    KV_SOURCE_FIELD_NUMBER: _builtins.int
     path: _builtins.str
-    """"pd", "local" or "fallback"."""
+    """"pd", "local", "fallback", or "handover": the KV of what was known of the sequence came from the worker that
+    handed it over, and this worker computed the rest.
+    """
     prefill: _builtins.str
     """Member id of the prefill worker whose KV was used; empty if none."""
     decode: _builtins.str
@@ -499,7 +593,9 @@ class PathProof(_message.Message):
     prefill_cached_tokens: _builtins.int
     """Prompt tokens that the prefill worker had in its prefix cache."""
     reason: _builtins.str
-    """Why disaggregation was not used or failed; empty for "pd"."""
+    """Why disaggregation or the hand-over was not used or failed; empty for "pd" and "handover"."""
+    kv_source: _builtins.str
+    """Member id of the worker that had KV of the sequence and pushed it here (KV.Fetch); empty if none did."""
     @_builtins.property
     def timings_ms(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Milliseconds by step: reserve, prefill_queue, prefill, transfer, decode_queue, first_token."""
@@ -520,10 +616,11 @@ class PathProof(_message.Message):
         attempts: _builtins.int = ...,
         prefill_cached_tokens: _builtins.int = ...,
         reason: _builtins.str = ...,
+        kv_source: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "cached_tokens", b"cached_tokens", "decode", b"decode", "kv_bytes", b"kv_bytes", "path", b"path", "prefill", b"prefill", "prefill_cached_tokens", b"prefill_cached_tokens", "reason", b"reason", "recomputed_tokens", b"recomputed_tokens", "timings_ms", b"timings_ms", "transferred_tokens", b"transferred_tokens", "transport", b"transport", "verified", b"verified"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "cached_tokens", b"cached_tokens", "decode", b"decode", "kv_bytes", b"kv_bytes", "kv_source", b"kv_source", "path", b"path", "prefill", b"prefill", "prefill_cached_tokens", b"prefill_cached_tokens", "reason", b"reason", "recomputed_tokens", b"recomputed_tokens", "timings_ms", b"timings_ms", "transferred_tokens", b"transferred_tokens", "transport", b"transport", "verified", b"verified"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -958,6 +1055,154 @@ class SettleReply(_message.Message):
 Global___SettleReply: _TypeAlias = SettleReply  # noqa: Y015
 
 @_typing.final
+class FetchRequest(_message.Message):
+    """Asks for blocks by name."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    MEMBER_ID_FIELD_NUMBER: _builtins.int
+    BLOCK_HASHES_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    KEPT_AS_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """The same id as in GenerateRequest."""
+    member_id: _builtins.str
+    """The incarnation that is meant; any other one refuses."""
+    kept_as: _builtins.str
+    """Blocks that the worker kept under this name are let go once everything is pushed; empty for none."""
+    @_builtins.property
+    def block_hashes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Chained hashes (services/kv/hashes.py) of the whole blocks that are wanted, in order. They cover layout, numerics
+        class, adapter and project, so that nobody gets blocks of another project.
+        """
+
+    @_builtins.property
+    def target(self) -> Global___KVTarget:
+        """Where they go: one reserved block for each hash."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        member_id: _builtins.str = ...,
+        block_hashes: _abc.Iterable[_builtins.bytes] | None = ...,
+        target: Global___KVTarget | None = ...,
+        kept_as: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_hashes", b"block_hashes", "kept_as", b"kept_as", "member_id", b"member_id", "request_id", b"request_id", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FetchRequest: _TypeAlias = FetchRequest  # noqa: Y015
+
+@_typing.final
+class FetchEvent(_message.Message):
+    """Progress of one fetch, in order: found, progress*, pushed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FOUND_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    PUSHED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def found(self) -> Global___FetchFound:
+        """Sent before the first push; nothing beyond these blocks will be written."""
+
+    @_builtins.property
+    def progress(self) -> Global___FetchProgress:
+        """Sent after each push but the last, so that a stall can be told from work."""
+
+    @_builtins.property
+    def pushed(self) -> Global___FetchPushed:
+        """No write of this attempt is outstanding any more."""
+
+    def __init__(
+        self,
+        *,
+        found: Global___FetchFound | None = ...,
+        progress: Global___FetchProgress | None = ...,
+        pushed: Global___FetchPushed | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "found", b"found", "progress", b"progress", "pushed", b"pushed"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "found", b"found", "progress", b"progress", "pushed", b"pushed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["found", "progress", "pushed"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___FetchEvent: _TypeAlias = FetchEvent  # noqa: Y015
+
+@_typing.final
+class FetchFound(_message.Message):
+    """How many of the wanted blocks are here."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BLOCKS_FIELD_NUMBER: _builtins.int
+    blocks: _builtins.int
+    """Blocks from the first one on, without a gap."""
+    def __init__(
+        self,
+        *,
+        blocks: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FetchFound: _TypeAlias = FetchFound  # noqa: Y015
+
+@_typing.final
+class FetchProgress(_message.Message):
+    """Some more was written."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BLOCKS_FIELD_NUMBER: _builtins.int
+    blocks: _builtins.int
+    """Blocks written so far."""
+    def __init__(
+        self,
+        *,
+        blocks: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FetchProgress: _TypeAlias = FetchProgress  # noqa: Y015
+
+@_typing.final
+class FetchPushed(_message.Message):
+    """Everything that was found was written."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BLOCKS_FIELD_NUMBER: _builtins.int
+    blocks: _builtins.int
+    """Blocks written for this attempt."""
+    def __init__(
+        self,
+        *,
+        blocks: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FetchPushed: _TypeAlias = FetchPushed  # noqa: Y015
+
+@_typing.final
 class StatusRequest(_message.Message):
     """Asks for a worker's state."""
 
@@ -1028,6 +1273,7 @@ class StatusReply(_message.Message):
     LEDGER_FIELD_NUMBER: _builtins.int
     COUNTERS_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
+    LIVE_FIELD_NUMBER: _builtins.int
     member_id: _builtins.str
     """Member id (one per incarnation)."""
     role: _builtins.str
@@ -1038,6 +1284,8 @@ class StatusReply(_message.Message):
     """Layout fingerprint."""
     draining: _builtins.bool
     """Whether it leaves."""
+    live: _builtins.int
+    """What a drain waits for: requests that are not over, and blocks that are to be pushed to a peer."""
     @_builtins.property
     def load(self) -> Global___Load:
         """Load now."""
@@ -1061,10 +1309,11 @@ class StatusReply(_message.Message):
         ledger: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         counters: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         draining: _builtins.bool = ...,
+        live: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["counters", b"counters", "draining", b"draining", "fingerprint", b"fingerprint", "ledger", b"ledger", "load", b"load", "member_id", b"member_id", "model", b"model", "role", b"role"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counters", b"counters", "draining", b"draining", "fingerprint", b"fingerprint", "ledger", b"ledger", "live", b"live", "load", b"load", "member_id", b"member_id", "model", b"model", "role", b"role"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1077,16 +1326,20 @@ class DrainRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TIMEOUT_S_FIELD_NUMBER: _builtins.int
+    MEMBER_ID_FIELD_NUMBER: _builtins.int
     timeout_s: _builtins.float
     """Seconds to wait for running work; 0 means the worker's own limit."""
+    member_id: _builtins.str
+    """Which incarnation shall leave; any other one refuses. Empty means whoever answers."""
     def __init__(
         self,
         *,
         timeout_s: _builtins.float = ...,
+        member_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["timeout_s", b"timeout_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["member_id", b"member_id", "timeout_s", b"timeout_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1100,7 +1353,7 @@ class DrainReply(_message.Message):
 
     REMAINING_FIELD_NUMBER: _builtins.int
     remaining: _builtins.int
-    """Sequences that were still running."""
+    """Requests that were still running, or whose blocks a transfer still reads or a peer has not fetched yet."""
     def __init__(
         self,
         *,

@@ -265,6 +265,127 @@ class Prefill:
             _registered_method=True)
 
 
+class KVStub:
+    """Spoken by every worker to workers. KV always moves as a push into memory that the receiver reserved.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Fetch = channel.unary_stream(
+                '/tandem.v1.KV/Fetch',
+                request_serializer=services_dot_rpc_dot_tandem__pb2.FetchRequest.SerializeToString,
+                response_deserializer=services_dot_rpc_dot_tandem__pb2.FetchEvent.FromString,
+                _registered_method=True)
+        self.Settle = channel.unary_unary(
+                '/tandem.v1.KV/Settle',
+                request_serializer=services_dot_rpc_dot_tandem__pb2.SettleRequest.SerializeToString,
+                response_deserializer=services_dot_rpc_dot_tandem__pb2.SettleReply.FromString,
+                _registered_method=True)
+
+
+class KVServicer:
+    """Spoken by every worker to workers. KV always moves as a push into memory that the receiver reserved.
+    """
+
+    def Fetch(self, request, context):
+        """Pushes the longest run of the named blocks that this worker has, and says how many that is before it begins.
+        Cancelling stops new pushes. Answered also while this worker leaves.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Settle(self, request, context):
+        """Answers once no write of (request, epoch) that Fetch posted is outstanding and none will be posted.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_KVServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Fetch': grpc.unary_stream_rpc_method_handler(
+                    servicer.Fetch,
+                    request_deserializer=services_dot_rpc_dot_tandem__pb2.FetchRequest.FromString,
+                    response_serializer=services_dot_rpc_dot_tandem__pb2.FetchEvent.SerializeToString,
+            ),
+            'Settle': grpc.unary_unary_rpc_method_handler(
+                    servicer.Settle,
+                    request_deserializer=services_dot_rpc_dot_tandem__pb2.SettleRequest.FromString,
+                    response_serializer=services_dot_rpc_dot_tandem__pb2.SettleReply.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'tandem.v1.KV', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('tandem.v1.KV', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class KV:
+    """Spoken by every worker to workers. KV always moves as a push into memory that the receiver reserved.
+    """
+
+    @staticmethod
+    def Fetch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/tandem.v1.KV/Fetch',
+            services_dot_rpc_dot_tandem__pb2.FetchRequest.SerializeToString,
+            services_dot_rpc_dot_tandem__pb2.FetchEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Settle(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tandem.v1.KV/Settle',
+            services_dot_rpc_dot_tandem__pb2.SettleRequest.SerializeToString,
+            services_dot_rpc_dot_tandem__pb2.SettleReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
 class AdminStub:
     """Spoken by every worker to operators and tests.
     """

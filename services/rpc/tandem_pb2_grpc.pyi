@@ -4,6 +4,7 @@ isort:skip_file
 The wire between gateway, decode and prefill workers. Token ids only: text ends at the gateway.
 
   gateway --- Decode.Generate ---> decode --- Prefill.Run ---> prefill
+                                   decode --- KV.Fetch ------> whoever has the blocks
 
 Every call carries the cluster secret and the protocol version in its metadata (services/rpc/channel.py).
 Errors travel as a gRPC status with the stable code of services/errors.py in the trailing metadata.
@@ -117,6 +118,55 @@ class PrefillServicer(metaclass=_abc_1.ABCMeta):
         """Answers once no write of (request, epoch) is outstanding and none will be posted."""
 
 def add_PrefillServicer_to_server(servicer: PrefillServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class KVStub:
+    """Spoken by every worker to workers. KV always moves as a push into memory that the receiver reserved."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> KVAsyncStub: ...
+    Fetch: _grpc.UnaryStreamMultiCallable[_tandem_pb2.FetchRequest, _tandem_pb2.FetchEvent]
+    """Pushes the longest run of the named blocks that this worker has, and says how many that is before it begins.
+    Cancelling stops new pushes. Answered also while this worker leaves.
+    """
+    Settle: _grpc.UnaryUnaryMultiCallable[_tandem_pb2.SettleRequest, _tandem_pb2.SettleReply]
+    """Answers once no write of (request, epoch) that Fetch posted is outstanding and none will be posted."""
+
+@_typing.type_check_only
+class KVAsyncStub(KVStub):
+    """Spoken by every worker to workers. KV always moves as a push into memory that the receiver reserved."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    Fetch: _aio.UnaryStreamMultiCallable[_tandem_pb2.FetchRequest, _tandem_pb2.FetchEvent]  # type: ignore[assignment]
+    """Pushes the longest run of the named blocks that this worker has, and says how many that is before it begins.
+    Cancelling stops new pushes. Answered also while this worker leaves.
+    """
+    Settle: _aio.UnaryUnaryMultiCallable[_tandem_pb2.SettleRequest, _tandem_pb2.SettleReply]  # type: ignore[assignment]
+    """Answers once no write of (request, epoch) that Fetch posted is outstanding and none will be posted."""
+
+class KVServicer(metaclass=_abc_1.ABCMeta):
+    """Spoken by every worker to workers. KV always moves as a push into memory that the receiver reserved."""
+
+    @_abc_1.abstractmethod
+    def Fetch(
+        self,
+        request: _tandem_pb2.FetchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_tandem_pb2.FetchEvent], _abc.AsyncIterator[_tandem_pb2.FetchEvent]]:
+        """Pushes the longest run of the named blocks that this worker has, and says how many that is before it begins.
+        Cancelling stops new pushes. Answered also while this worker leaves.
+        """
+
+    @_abc_1.abstractmethod
+    def Settle(
+        self,
+        request: _tandem_pb2.SettleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_tandem_pb2.SettleReply, _abc.Awaitable[_tandem_pb2.SettleReply]]:
+        """Answers once no write of (request, epoch) that Fetch posted is outstanding and none will be posted."""
+
+def add_KVServicer_to_server(servicer: KVServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class AdminStub:
     """Spoken by every worker to operators and tests."""

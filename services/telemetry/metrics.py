@@ -15,7 +15,7 @@ from prometheus_client.process_collector import ProcessCollector
 
 from services.errors import PayloadDigestMismatch, TokenDigestMismatch
 
-PATHS = ("pd", "local", "fallback")
+PATHS = ("pd", "local", "fallback", "handover")
 """Which way an answer went."""
 TOKEN_SOURCES = ("cached", "transferred", "recomputed", "computed")
 """Where the KV of a prompt token came from: found here, sent by a peer, computed here although a peer should
@@ -24,12 +24,15 @@ CLAIMS = ("quarantined", "reserved", "leased", "used", "cached", "free")
 """The strongest claim on a KV block, strongest first."""
 INTEGRITY_KINDS = (TokenDigestMismatch.code, PayloadDigestMismatch.code)
 ATTEMPT_OUTCOMES = ("arrived", "nothing_posted", "unknown")
-"""How an attempt to have a prompt prefilled elsewhere was left."""
+"""How an attempt to get blocks from a peer was left."""
 ROLES = ("prefill", "decode")
+REFUSAL_REASONS = ("too_many_open", "queue_full", "project_queue_full", "timeout", "workers_full")
+"""Why a request was told to come back later."""
 
 _STEP_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 _TOKEN_LATENCY_BUCKETS_S = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0)
 _FIRST_TOKEN_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+_WAIT_BUCKETS_S = (0.001, 0.01, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0)
 _TRANSFER_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _ROWS_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
@@ -38,6 +41,12 @@ class GatewayMetrics:
     """What one gateway counts: requests as clients see them."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
+        self._declare_requests(registry)
+        self._declare_admission(registry)
+        self._declare_tokens(registry)
+        self._declare_cluster(registry)
+
+    def _declare_requests(self, registry: CollectorRegistry) -> None:
         self.http_requests = Counter(
             "tandem_http_requests",
             "HTTP requests by method, route template and status code.",
@@ -61,6 +70,36 @@ class GatewayMetrics:
             ["code"],
             registry=registry,
         )
+        self.handovers = Counter(
+            "tandem_handovers",
+            "Sequences continued on another decode worker because theirs leaves; none of them was lost.",
+            registry=registry,
+        )
+        self.timelines_lost = Counter(
+            "tandem_timelines_lost", "Timelines of requests that could not be kept.", registry=registry
+        )
+
+    def _declare_admission(self, registry: CollectorRegistry) -> None:
+        self.running = Gauge("tandem_requests_running", "Requests being answered.", registry=registry)
+        self.waiting = Gauge("tandem_requests_waiting", "Requests that wait for admission.", registry=registry)
+        self.admission_wait = Histogram(
+            "tandem_admission_wait_seconds",
+            "How long admitted requests had waited for their turn.",
+            buckets=_WAIT_BUCKETS_S,
+            registry=registry,
+        )
+        self.admission_refusals = Counter(
+            "tandem_admission_refusals",
+            "Requests told to come back later, by what was full.",
+            ["reason"],
+            registry=registry,
+        )
+        self.in_flight_tokens = Gauge(
+            "tandem_in_flight_tokens", "Prompt and output tokens of the requests being answered.", registry=registry
+        )
+        _start_at_zero(self.admission_refusals, "reason", REFUSAL_REASONS)
+
+    def _declare_tokens(self, registry: CollectorRegistry) -> None:
         self.prompt_tokens = _prompt_tokens(registry)
         self.output_tokens = _output_tokens(registry)
         self.time_to_first_token = Histogram(
@@ -76,11 +115,9 @@ class GatewayMetrics:
             buckets=_TOKEN_LATENCY_BUCKETS_S,
             registry=registry,
         )
-        self.running = Gauge("tandem_requests_running", "Requests being answered.", registry=registry)
-        self.waiting = Gauge("tandem_requests_waiting", "Requests that wait for admission.", registry=registry)
-        self.in_flight_tokens = Gauge(
-            "tandem_in_flight_tokens", "Prompt and output tokens of the requests being answered.", registry=registry
-        )
+        _start_at_zero(self.time_to_first_token, "path", PATHS)
+
+    def _declare_cluster(self, registry: CollectorRegistry) -> None:
         self.members = Gauge("tandem_members", "Workers known to this gateway, by role.", ["role"], registry=registry)
         self.members_stale = Gauge(
             "tandem_members_stale",
@@ -90,10 +127,6 @@ class GatewayMetrics:
         self.members_ignored = Counter(
             "tandem_members_ignored", "Member records without a valid signature.", registry=registry
         )
-        self.timelines_lost = Counter(
-            "tandem_timelines_lost", "Timelines of requests that could not be kept.", registry=registry
-        )
-        _start_at_zero(self.time_to_first_token, "path", PATHS)
         _start_at_zero(self.members, "role", ROLES)
 
 
@@ -119,6 +152,17 @@ class WorkerMetrics:
             ["outcome"],
             registry=registry,
         )
+        self.fetches = Counter(
+            "tandem_kv_fetches",
+            "Attempts to get blocks from a worker that has them, by how they were left.",
+            ["outcome"],
+            registry=registry,
+        )
+        self.handed_over = Counter(
+            "tandem_sequences_handed_over",
+            "Sequences that this worker ended in mid-stream because it leaves, for another one to go on with.",
+            registry=registry,
+        )
         self.prompt_tokens = _prompt_tokens(registry)
         self.output_tokens = _output_tokens(registry)
         self.time_to_first_token = Histogram(
@@ -130,6 +174,7 @@ class WorkerMetrics:
         )
         self.is_draining = Gauge("tandem_worker_draining", "1 while this worker leaves.", registry=registry)
         _start_at_zero(self.attempts, "outcome", ATTEMPT_OUTCOMES)
+        _start_at_zero(self.fetches, "outcome", ATTEMPT_OUTCOMES)
         _start_at_zero(self.time_to_first_token, "path", PATHS)
 
     def _declare_transfers(self, registry: CollectorRegistry) -> None:

@@ -44,6 +44,8 @@ class PushFault(Enum):
     """It arrives, and yet it fails."""
     CORRUPT = "corrupt"
     """One bit of one block is flipped on the way."""
+    SWAP = "swap"
+    """The first and the last of its blocks change places."""
 
 
 class NoticeFault(Enum):
@@ -118,8 +120,8 @@ class FaultyTransport:
         self.plan = plan
         self.injected: Counter[PushFault | NoticeFault] = Counter()
         self._inner = inner
+        self.delay_s = delay_s
         self._clock = clock
-        self._delay_s = delay_s
         self._scratch = scratch
         self._num_pushes = 0
         self._num_notices = 0
@@ -145,20 +147,22 @@ class FaultyTransport:
         """Post a push, or do to it what the plan says; ``Transport.push`` says the rest."""
         number, self._num_pushes = self._num_pushes, self._num_pushes + 1
         fault, push = self.plan.of_push(number), PushId(number)
-        if fault is PushFault.CORRUPT and not self._can_corrupt():
+        if (fault is PushFault.CORRUPT and not self._can_corrupt()) or (fault is PushFault.SWAP and len(blocks) < 2):
             fault = None
         if fault is not None:
             self.injected[fault] += 1
         if fault is PushFault.FAIL:
             self._events.append(PushFailed(push, PeerGone("A fault was injected: the push failed.")))
         elif fault is PushFault.DELAY:
-            due_s = self._clock.now() + self._delay_s
+            due_s = self._clock.now() + self.delay_s
             self._held.append(_Held(push, agent, tuple(blocks), notice, lambda: self._clock.now() >= due_s))
         elif fault is PushFault.STALL:
             self._held.append(_Held(push, agent, tuple(blocks), notice, lambda: self._num_resumed > number))
         else:
             if fault is PushFault.CORRUPT:
                 blocks = self._with_a_flipped_bit(blocks, number)
+            elif fault is PushFault.SWAP:
+                blocks = _with_two_swapped(blocks)
             self._posted[self._inner.push(agent, blocks, notice)] = _Posted(push, fault)
         return push
 
@@ -212,7 +216,7 @@ class FaultyTransport:
             return [event]
         self.injected[fault] += 1
         if fault is NoticeFault.DELAY:
-            self._late.append((self._clock.now() + self._delay_s, event))
+            self._late.append((self._clock.now() + self.delay_s, event))
         return [event, event] if fault is NoticeFault.DUPLICATE else []
 
     def _can_corrupt(self) -> bool:
@@ -245,6 +249,11 @@ class _Held:
 class _Posted:
     push: PushId
     fault: PushFault | None
+
+
+def _with_two_swapped(blocks: Sequence[BlockPair]) -> list[BlockPair]:
+    first, *between, last = blocks
+    return [BlockPair(first.local, last.remote), *between, BlockPair(last.local, first.remote)]
 
 
 def _drawn(shares: Mapping[FaultT, float], key: str) -> FaultT | None:

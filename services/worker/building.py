@@ -7,7 +7,6 @@ import torch
 
 from services import resources
 from services.engine import probe
-from services.engine.attention.select import default_backend
 from services.engine.card import build_card
 from services.engine.engine import Engine
 from services.engine.kv_cache import KVCache
@@ -15,6 +14,7 @@ from services.engine.limits import SchedulerConfig
 from services.engine.loading import LoadedModel, LoadProgress, load_model
 from services.engine.sampler import BatchSampler
 from services.engine.scheduler import Scheduler
+from services.engine.selection import default_operators
 from services.engine.transformers_model import TransformersModel
 from services.engine.weights.identity import model_identity
 from services.engine.weights.sources import ModelFolder, resolve_model
@@ -55,6 +55,8 @@ class Built:
 def build(settings: WorkerSettings, *, clock: Clock, max_reserved_share: float) -> Built:
     """Load the model and lay out its KV pool; takes seconds to minutes and blocks.
 
+    With a fault plan the memory has one more block at its end, which the engine does not know.
+
     Raises:
         ConfigurationError: the model cannot be found or the memory does not suffice.
         ModelRefused: the model cannot run here.
@@ -71,7 +73,7 @@ def build(settings: WorkerSettings, *, clock: Clock, max_reserved_share: float) 
         planes=loaded.planes,
     )
     num_blocks = _num_blocks(settings, layout)
-    cache = KVCache(layout, num_blocks, loaded.device)
+    cache = KVCache(layout, num_blocks + (settings.fault_plan is not None), loaded.device)
     model = TransformersModel(loaded, cache)
     invariance = probe.check_row_invariance(model, loaded.vocab_size, layout.block_size)
     if not invariance.is_exact:
@@ -99,7 +101,7 @@ def build(settings: WorkerSettings, *, clock: Clock, max_reserved_share: float) 
 
 def _load(settings: WorkerSettings, folder: Path, *, threads: int, clock: Clock) -> LoadedModel:
     device = torch.device(settings.device)
-    backend = default_backend(
+    operators = default_operators(
         device,
         getattr(torch, settings.dtype),
         cache_folder=settings.cache_dir.expanduser() / "kernels",
@@ -109,7 +111,7 @@ def _load(settings: WorkerSettings, folder: Path, *, threads: int, clock: Clock)
     return load_model(
         folder,
         dtype=settings.dtype,
-        backend=backend,
+        operators=operators,
         device=device,
         context_length=settings.max_model_len or None,
         progress=_LoadLog(clock),

@@ -11,27 +11,49 @@ import asyncio
 import queue
 import threading
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from services.engine.engine import Engine
-from services.engine.output import ChunkComputed, FinalBlocks, RequestFailed, StepOutput, StepStats, TokenOutput
+from services.engine.output import (
+    ChunkComputed,
+    FinalBlocks,
+    HandedOver,
+    RequestFailed,
+    StepOutput,
+    StepStats,
+    TokenOutput,
+)
 from services.engine.scheduler import Scheduler
-from services.errors import InternalError, InvalidRequest, TandemError, Unavailable
+from services.errors import InternalError, InvalidRequest, Overloaded, TandemError, Unavailable
 from services.telemetry.clock import Clock
 from services.telemetry.logs import get_logger
 
+MAX_UNREAD = 2**18
+"""About 40 MB."""
+
 _log = get_logger(__name__)
 Result = TypeVar("Result")
-EngineEvent = FinalBlocks | ChunkComputed | TokenOutput | RequestFailed
+EngineEvent = FinalBlocks | ChunkComputed | TokenOutput | RequestFailed | HandedOver
 Command = Callable[[Scheduler], Result]
+
+
+@dataclass
+class Unread:
+    """What all streams of a worker hold that nobody has taken; a token counts once, and once more for each logprob."""
+
+    count: int = 0
 
 
 class EngineStream:
     """The events of one request; owned by the servicer that runs it."""
 
-    def __init__(self) -> None:
+    def __init__(self, unread: Unread) -> None:
         self._events: asyncio.Queue[EngineEvent] = asyncio.Queue()
+        self._unread = unread
+        self._is_cut = False
+        self.num_unread = 0
+        """This stream's part of what is unread."""
 
     async def next(self) -> EngineEvent:
         """Return the next event.
@@ -39,7 +61,7 @@ class EngineStream:
         Raises:
             TandemError: the engine gave up on the request.
         """
-        return _raised(await self._events.get())
+        return _raised(self._taken(await self._events.get()))
 
     def drain(self) -> list[EngineEvent]:
         """Return what has happened already, without waiting."""
@@ -47,11 +69,30 @@ class EngineStream:
 
     def remaining(self) -> list[EngineEvent]:
         """Return what nobody has taken; for the owner of the thread."""
-        return [self._events.get_nowait() for _ in range(self._events.qsize())]
+        return [self._taken(self._events.get_nowait()) for _ in range(self._events.qsize())]
 
-    def deliver(self, event: EngineEvent) -> None:
-        """Append an event (called on the event loop)."""
+    def deliver(self, event: EngineEvent) -> bool:
+        """Append an event (called on the event loop); return whether somebody may still take it."""
+        if self._is_cut:
+            return False
+        self._count(_size(event))
         self._events.put_nowait(event)
+        return True
+
+    def cut(self, failure: RequestFailed) -> list[EngineEvent]:
+        """End the stream with a failure, and return what nobody will take any more."""
+        dropped = self.remaining()
+        self.deliver(failure)
+        self._is_cut = True
+        return dropped
+
+    def _taken(self, event: EngineEvent) -> EngineEvent:
+        self._count(-_size(event))
+        return event
+
+    def _count(self, change: int) -> None:
+        self.num_unread += change
+        self._unread.count += change
 
 
 class EngineThread:
@@ -74,10 +115,13 @@ class EngineThread:
         self._loop = asyncio.get_running_loop()
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._streams: dict[str, EngineStream] = {}
+        self.unread = Unread()
         self._pending: set[asyncio.Future[Any]] = set()
         self._defect: TandemError | None = None
         self.load = engine.scheduler.load()
         """How busy the engine was after its last step or command; read it from any thread."""
+        self.max_sequences = engine.scheduler.max_active
+        """Most sequences that run at once."""
         self.num_steps = 0
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
@@ -92,7 +136,7 @@ class EngineThread:
         """
         if request_id in self._streams:
             raise InvalidRequest(f"A request {request_id} is in progress.", param="request_id")
-        stream = EngineStream()
+        stream = EngineStream(self.unread)
         self._streams[request_id] = stream
         return stream
 
@@ -188,14 +232,23 @@ class EngineThread:
 
     def _deliver(self, event: EngineEvent) -> None:
         stream = self._streams.get(event.request_id)
-        if stream is not None:
-            stream.deliver(event)
-        else:
+        if stream is None or not stream.deliver(event):
             self._drop(event)
+        elif self.unread.count > MAX_UNREAD:
+            self._cut_the_slowest()
+
+    def _cut_the_slowest(self) -> None:
+        """Give up the request whose reader is furthest behind; its gateway continues it when the reader comes on."""
+        request_id, stream = max(self._streams.items(), key=lambda each: each[1].num_unread)
+        _log.warning("stream.cut", request_id=request_id, unread=stream.num_unread)
+        error = Overloaded("The reader of this stream is too far behind.", retry_after_s=1.0)
+        for event in stream.cut(RequestFailed(request_id, error)):
+            self._drop(event)
+        self.post(lambda scheduler: scheduler.cancel(request_id))
 
     def _drop(self, event: EngineEvent) -> None:
-        if isinstance(event, FinalBlocks):
-            self.post(lambda scheduler: scheduler.release(event.hold))
+        if isinstance(event, FinalBlocks | HandedOver) and (hold := event.hold) is not None:
+            self.post(lambda scheduler: scheduler.release(hold))
 
     def _break(self) -> None:
         self._fail_all(InternalError("The engine of this worker failed; its log has the details."))
@@ -207,6 +260,10 @@ class EngineThread:
             stream.deliver(RequestFailed(request_id, error))
         for future in list(self._pending):
             _fail(future, error)
+
+
+def _size(event: EngineEvent) -> int:
+    return 1 + len(event.token.top) if isinstance(event, TokenOutput) else 1
 
 
 def _raised(event: EngineEvent) -> EngineEvent:

@@ -19,11 +19,14 @@ from services.cluster.presence import Presence
 from services.cluster.redis_registry import RedisRegistry
 from services.cluster.registry import Member, Role
 from services.cluster.secret import load_or_create_secret
-from services.errors import ConfigurationError, InternalError, TandemError
+from services.errors import ConfigurationError, InternalError, StateUnavailable, TandemError
+from services.faults.armed import faults_of
 from services.rpc import tandem_pb2_grpc
-from services.rpc.channel import PROTOCOL_VERSION, Channels
+from services.rpc.channel import Channels
+from services.rpc.faults import client_interceptors, server_interceptors
 from services.rpc.server import listen, new_server
 from services.rpc.tls import Tls, tls_of
+from services.rpc.versions import PROTOCOL_VERSION
 from services.telemetry.admin_server import serve_admin
 from services.telemetry.clock import Clock, SystemClock
 from services.telemetry.logs import get_logger
@@ -31,11 +34,17 @@ from services.telemetry.metrics import WorkerMetrics, counter_values
 from services.transfer.loop import NoticeHandler, TransferThread
 from services.transfer.nixl import NixlOptions
 from services.transfer.open import TransportOptions, open_transport
+from services.transfer.step_faults import with_faults
 from services.transfer.tcp import TcpOptions
+from services.transfer.transport import Transport
 from services.worker.admin import AdminServicer, Service
 from services.worker.building import Built, build
 from services.worker.engine_thread import EngineThread
+from services.worker.exporter import Exporter
+from services.worker.kept_blocks import KeptBlocks
+from services.worker.kv_service import KVServicer
 from services.worker.node import Node
+from services.worker.quarantine import excess_of_quarantine
 from services.worker.seal import Sealer
 from services.worker.settings import WorkerSettings
 from services.worker.step_metrics import StepMetrics
@@ -45,22 +54,29 @@ from services.worker.warm_up import warm_up
 _log = get_logger(__name__)
 _CLOSE_TIMEOUT_S = 10.0
 _LOAD_REFRESH_S = 1.0
+_NOTE_INTERVAL_S = 2.0
 
 
 @dataclass
 class _State:
     is_ready: bool = False
     is_broken: bool = False
+    is_unhealthy: bool = False
+    """It still serves, but is to be replaced."""
     stop: asyncio.Event = field(default_factory=asyncio.Event)
 
     def ready(self) -> bool:
         return self.is_ready
 
     def live(self) -> bool:
-        return not self.is_broken
+        return not self.is_broken and not self.is_unhealthy
 
     def break_down(self) -> None:
         self.is_broken = True
+        self.stop.set()
+
+    def retire(self) -> None:
+        self.is_unhealthy = True
         self.stop.set()
 
 
@@ -71,6 +87,8 @@ class WorkerHost:
     node: Node
     channels: Channels
     metrics: WorkerMetrics
+    exporter: Exporter
+    kept: KeptBlocks
     registry: RedisRegistry
     server: grpc.aio.Server
     address: str
@@ -97,13 +115,14 @@ class WorkerHost:
         await warm_up(self.node)
         await health.set("", health_pb2.HealthCheckResponse.SERVING)
         async with presence, asyncio.TaskGroup() as tasks:
-            refresh = tasks.create_task(self._refresh_load())
+            beside = [tasks.create_task(self._refresh_load()), tasks.create_task(self._drain_when_asked(admin))]
             self._state.is_ready = True
             await self._state.stop.wait()
             _log.event("worker.draining", live=service.num_live)
             remaining = await admin.drain(self._settings.drain_timeout_s)
             _log.event("worker.drained", remaining=remaining)
-            refresh.cancel()
+            for task in beside:
+                task.cancel()
 
     async def _announce(self, presence: Presence, health: grpc_health.HealthServicer) -> None:
         """Tell everybody that this worker leaves, and give them time to hear it."""
@@ -113,6 +132,19 @@ class WorkerHost:
         if not self._state.is_broken:
             await self.node.clock.sleep(self._settings.drain_delay_s)
         await health.enter_graceful_shutdown()
+
+    async def _drain_when_asked(self, admin: AdminServicer) -> None:
+        """Do what ``Admin.Drain`` does when a note in the registry asks for it; the process stays until SIGTERM."""
+        while not await self._is_asked_to_leave():
+            await self.node.clock.sleep(_NOTE_INTERVAL_S)
+        _log.event("worker.asked_to_leave", member=self.node.member_id)
+        await admin.drain(self._settings.drain_timeout_s)
+
+    async def _is_asked_to_leave(self) -> bool:
+        try:
+            return await self.registry.is_asked_to_leave(self.node.member_id)
+        except StateUnavailable:
+            return False  # nobody can have asked; the presence says that the registry is away
 
     def _member(self) -> Member:
         return Member(
@@ -124,6 +156,8 @@ class WorkerHost:
             fingerprint=self.node.layout.fingerprint,
             transport=self._settings.transport,
             protocol_version=PROTOCOL_VERSION,
+            layout_version=self.node.layout.version,
+            max_sequences=self.node.engine.max_sequences,
         )
 
     async def _refresh_load(self) -> None:
@@ -137,6 +171,10 @@ class WorkerHost:
             except TandemError:
                 return  # the engine failed, which stops this worker in its own way
             self.metrics.set_ledger(snapshot.ledger.by_claim())
+            reason = excess_of_quarantine(snapshot.ledger, self._settings.max_quarantined_share)
+            if reason is not None and not self._state.is_unhealthy:
+                _log.warning("worker.unhealthy", reason=reason)
+                self._state.retire()
             self.metrics.running.set(snapshot.load.num_running)
             self.metrics.waiting.set(snapshot.load.num_waiting)
             self.metrics.queued_tokens.set(snapshot.load.num_queued_tokens)
@@ -165,11 +203,13 @@ async def open_host(
         admin = await stack.enter_async_context(
             serve_admin(settings.admin_host, settings.admin_port, prometheus, state.ready, liveness=state.live)
         )
-        secret = load_or_create_secret(settings.secret_file.expanduser())
+        secret, faults = load_or_create_secret(settings.secret_file.expanduser()), faults_of(settings.fault_plan)
         built = await asyncio.to_thread(build, settings, clock=clock, max_reserved_share=max_reserved_share)
         tls = tls_of(settings)
-        server, address = _server(stack, settings, secret, tls)
-        channels, registry = Channels(secret, tls), RedisRegistry(settings.redis_url, secret, clock)
+        server = new_server(secret, interceptors=server_interceptors(faults, clock))
+        address = _bind(stack, settings, server, tls)
+        channels = Channels(secret, tls, interceptors=client_interceptors(faults, clock))
+        registry = RedisRegistry(settings.redis_url, secret, clock)
         stack.push_async_callback(channels.close)
         stack.push_async_callback(registry.close)
         sealer, throughput = Sealer(built.cache.block_view, enabled=settings.payload_digests), Throughput()
@@ -179,13 +219,20 @@ async def open_host(
             card=built.card,
             layout=built.layout,
             engine=_engine_thread(stack, built, sealer, StepMetrics(metrics, throughput), state, clock),
-            transfers=_transfer_thread(stack, built, settings, secret, on_notice),
+            transfers=_transfer_thread(
+                stack, with_faults(_transport(built, settings, secret), faults, built.memory, clock), on_notice
+            ),
             sealer=sealer,
             throughput=throughput,
             clock=clock,
         )
+        exporter, kept = Exporter(node, metrics, push_timeout_s=settings.push_timeout_s), KeptBlocks(node)
+        stack.push_async_callback(kept.close)
+        tandem_pb2_grpc.add_KVServicer_to_server(KVServicer(node, exporter, kept), server)
         _log.event("worker.listening", member=node.member_id, address=address, admin_port=admin.port)
-        yield WorkerHost(node, channels, metrics, registry, server, address, settings, prometheus, state)
+        yield WorkerHost(
+            node, channels, metrics, exporter, kept, registry, server, address, settings, prometheus, state
+        )
     if state.is_broken:
         raise InternalError("The engine failed; the log has the details.")
 
@@ -204,31 +251,29 @@ def _engine_thread(
     return engine
 
 
-def _transfer_thread(
-    stack: AsyncExitStack, built: Built, settings: WorkerSettings, secret: bytes, on_notice: NoticeHandler
-) -> TransferThread:
+def _transport(built: Built, settings: WorkerSettings, secret: bytes) -> Transport:
     listen = TcpOptions(secret=secret, listen_host=settings.host, advertised_host=settings.advertise_host)
-    transport = open_transport(
+    return open_transport(
         settings.transport,
         agent=f"tandem-{secrets.token_hex(8)}",
         fingerprint=built.layout.fingerprint,
         memory=built.memory,
         options=TransportOptions(tcp=listen, nixl=NixlOptions(secret=secret)),
     )
+
+
+def _transfer_thread(stack: AsyncExitStack, transport: Transport, on_notice: NoticeHandler) -> TransferThread:
     transfers = TransferThread(transport, on_notice=on_notice)
     transfers.start()
     stack.push_async_callback(transfers.close, _CLOSE_TIMEOUT_S)
     return transfers
 
 
-def _server(
-    stack: AsyncExitStack, settings: WorkerSettings, secret: bytes, tls: Tls | None
-) -> tuple[grpc.aio.Server, str]:
+def _bind(stack: AsyncExitStack, settings: WorkerSettings, server: grpc.aio.Server, tls: Tls | None) -> str:
     """Bind before there is anything to push with: a port that refuses means that no write can come any more."""
-    server = new_server(secret)
     try:
         port = listen(server, f"{settings.host}:{settings.port}", tls)
     except RuntimeError as error:
         raise ConfigurationError(f"The port {settings.host}:{settings.port} cannot be used.", param="port") from error
     stack.push_async_callback(server.stop, _CLOSE_TIMEOUT_S)
-    return server, f"{settings.advertise_host or settings.host}:{port}"
+    return f"{settings.advertise_host or settings.host}:{port}"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from services.cluster.registry import MemberLoad, Role
 from services.engine.output import EngineLoad, Ledger
-from services.errors import Draining, IncompatiblePeer, InvalidRequest
+from services.errors import Draining, IncompatiblePeer, InvalidRequest, Overloaded
 from services.kv.card import ModelCard
 from services.kv.layout import KVLayout
 from services.rpc import tandem_pb2 as pb
@@ -93,6 +93,15 @@ class Node:
         """
         if self.is_draining:
             raise Draining(f"Worker {self.member_id} is draining.", retry_after_s=1.0)
+
+    def require_place(self, num_live: int, *, max_waiting: int) -> None:
+        """Refuse a call beyond those that run and those that may wait, whatever they wait for.
+
+        Raises:
+            Overloaded: ``num_live`` calls are in progress.
+        """
+        if num_live >= self.engine.max_sequences + max_waiting:
+            raise Overloaded(f"{num_live} requests are in progress on {self.member_id} already.", retry_after_s=1.0)
 
     def require_tokens(self, token_ids: Sequence[int]) -> None:
         """Refuse token ids that the model does not have.

@@ -58,12 +58,19 @@ class WorkerSettings(TlsSettings):
     """Where converted models and compiled kernels are kept."""
     transport: Literal["nixl", "tcp"] = "nixl"
     """How KV blocks move between workers."""
+    push_timeout_s: float = Field(default=60.0, gt=0)
+    """Longest time one push of KV blocks may take before its request fails."""
     drain_delay_s: float = Field(default=0.0, ge=0)
     """How long new work is still taken after SIGTERM, while the others learn that this worker leaves."""
     drain_timeout_s: float = Field(default=120.0, gt=0)
     """Longest wait for running work after that."""
     payload_digests: bool = True
     """Digest every block's bytes; without, answers are marked `verified: false`."""
+    max_quarantined_share: float = Field(default=0.5, gt=0, le=1)
+    """Share of the KV pool in quarantine above which a worker says that it is unhealthy, drains and ends, so that its
+    supervisor replaces it."""
+    fault_plan: Path | None = None
+    """A test instrument: a YAML file that says at which protocol steps this worker misbehaves (docs/reliability.md)."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """How much is logged."""
     log_json: bool = False

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from services.errors import PeerError
 from services.rpc import tandem_pb2 as pb
-from services.rpc.channel import PROTOCOL_VERSION, SECRET_KEY, VERSION_KEY
+from services.rpc.channel import SECRET_KEY, VERSION_KEY
 from services.rpc.convert import sampling_to_message
 from services.rpc.errors import CODE_KEY
+from services.rpc.versions import PROTOCOL_VERSION
 from services.worker.convert import endpoint_from_message, endpoint_to_message
 from tests.chaos.fuzzing import Budget
 from tests.chaos.hostile_messages import damaged, garbage, mutated

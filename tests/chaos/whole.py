@@ -17,7 +17,9 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from services.cluster.memory import MemoryRegistry
 from services.cluster.view import MemberView
 from services.gateway.__main__ import Gateway, Surroundings, build
+from services.gateway.admission.ledger import MemoryShareLedger
 from services.gateway.decode_client import GrpcDecodeClient
+from services.gateway.health_client import GrpcHealthClient
 from services.gateway.keys import MemoryKeyStore
 from services.gateway.server import HttpServer
 from services.gateway.settings import GatewaySettings
@@ -107,8 +109,10 @@ async def whole(**changes: Any) -> AsyncIterator[Whole]:
             around = Surroundings(
                 view=view,
                 client=GrpcDecodeClient(workers.channels),
+                health=GrpcHealthClient(workers.channels),
                 keys=MemoryKeyStore(clock),
                 timelines=MemoryTimelineStore(clock, 900),
+                shares=MemoryShareLedger(clock),
                 executor=executor,
                 registry=metrics,
                 metrics=GatewayMetrics(metrics),

@@ -174,3 +174,19 @@ async def test_a_redis_over_tcp_serves_as_well(redis_server: EmbeddedRedis, regi
         await over_tcp.join(member("tcp"), CARD)
         assert list(await registry.members()) == [member("tcp")]
         await over_tcp.close()
+
+
+async def test_a_note_stands_for_a_day_and_only_the_cluster_can_leave_one(
+    registry: RedisRegistry, redis_server: EmbeddedRedis, client: "Redis"
+) -> None:
+    stranger = RedisRegistry(redis_server.url, b"another secret, long enough", ManualClock())
+    await stranger.ask_to_leave("a")
+    await stranger.close()
+    await client.set("tandem:drain:b", "please")
+    assert not await registry.is_asked_to_leave("a")
+    assert not await registry.is_asked_to_leave("b")
+    await registry.ask_to_leave("a")
+    await client.copy("tandem:drain:a", "tandem:drain:c")  # another member's note
+    assert await registry.is_asked_to_leave("a")
+    assert not await registry.is_asked_to_leave("c")
+    assert 0 < await client.pttl("tandem:drain:a") <= 24 * 3600 * 1000

@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 from services.cluster.embedded_redis import EmbeddedRedis
 from services.cluster.memory import MemoryRegistry
 from services.cluster.redis_registry import RedisRegistry
-from services.cluster.registry import MemberLoad, Registry, Role
+from services.cluster.registry import DrainRequests, MemberLoad, Registry, Role
 from services.errors import IntegrityError, InternalError, NotFound, StateUnavailable
 from services.telemetry.clock import ManualClock
 from tests.cluster.samples import CARD, SECRET, member, other_card
@@ -19,6 +19,7 @@ from tests.cluster.samples import CARD, SECRET, member, other_card
 
 class Harness(Protocol):
     registry: Registry
+    notes: DrainRequests
 
     async def lapse(self) -> None:
         """End every lease."""
@@ -35,6 +36,7 @@ class MemoryHarness:
         self._clock = ManualClock()
         self._memory = MemoryRegistry(self._clock)
         self.registry: Registry = self._memory
+        self.notes: DrainRequests = self._memory
 
     async def lapse(self) -> None:
         self._clock.advance(15.0)
@@ -52,6 +54,7 @@ class MemoryHarness:
 class RedisHarness:
     def __init__(self, server: EmbeddedRedis, registry: RedisRegistry, client: "Redis") -> None:
         self.registry: Registry = registry
+        self.notes: DrainRequests = registry
         self._server = server
         self._client = client
 
@@ -197,3 +200,20 @@ async def test_every_call_says_when_the_store_is_away(harness: Harness) -> None:
     for call in calls:
         with pytest.raises(StateUnavailable):
             await call
+
+
+async def test_a_note_asks_one_member_to_leave(harness: Harness) -> None:
+    await harness.registry.join(member("a"), CARD)
+    assert not await harness.notes.is_asked_to_leave("a")
+    await harness.notes.ask_to_leave("a")
+    assert await harness.notes.is_asked_to_leave("a")
+    assert not await harness.notes.is_asked_to_leave("b")
+    assert list(await harness.registry.members()) == [member("a")]
+
+
+async def test_a_note_cannot_be_left_or_read_while_the_store_is_away(harness: Harness) -> None:
+    await harness.go_away()
+    with pytest.raises(StateUnavailable):
+        await harness.notes.ask_to_leave("a")
+    with pytest.raises(StateUnavailable):
+        await harness.notes.is_asked_to_leave("a")

@@ -51,7 +51,7 @@ async def test_all_wanted_blocks_arrive_in_any_order() -> None:
     assert rig.arrival.num_arrived == 0
     rig.arrivals.on_notice("agent", rig.notice(1, 1))
     assert rig.arrival.num_arrived == 3
-    await rig.arrival.all_verified()
+    await rig.arrival.verified(3)
     assert not rig.failed_with()
 
 
@@ -61,7 +61,7 @@ async def test_one_flipped_bit_is_never_accepted() -> None:
     rig.block(2)[17] ^= 4
     rig.arrivals.on_notice("agent", notice)
     with pytest.raises(PayloadDigestMismatch):
-        await rig.arrival.all_verified()
+        await rig.arrival.verified(3)
     assert rig.arrival.num_arrived == 0
     assert rig.failed_with() == [PayloadDigestMismatch.code]
 
@@ -70,7 +70,7 @@ async def test_swapped_blocks_are_never_accepted() -> None:
     rig = Rig()
     rig.arrivals.on_notice("agent", rig.notice(1, 2, token_digests=DIGESTS[2:0:-1]))
     with pytest.raises(TokenDigestMismatch):
-        await rig.arrival.all_verified()
+        await rig.arrival.verified(3)
 
 
 async def test_a_notice_of_another_epoch_is_counted_and_changes_nothing() -> None:
@@ -92,7 +92,7 @@ async def test_blocks_that_were_not_wanted_are_refused(first: int, count: int) -
     rig = Rig()
     rig.arrivals.on_notice("agent", rig.notice(first, 1, token_digests=(b"x" * 16,) * count))
     with pytest.raises(IntegrityError):
-        await rig.arrival.all_verified()
+        await rig.arrival.verified(3)
 
 
 async def test_garbage_is_counted() -> None:
@@ -106,4 +106,4 @@ async def test_a_notice_without_payload_digests_is_refused_unless_they_are_off()
     rig.arrivals.on_notice("agent", rig.notice(1, 3, payload_digests=()))
     off.arrivals.on_notice("agent", off.notice(1, 3, payload_digests=()))
     assert rig.failed_with() == [PayloadDigestMismatch.code]
-    await off.arrival.all_verified()
+    await off.arrival.verified(3)

@@ -8,11 +8,11 @@ import pytest
 from services.engine.blocks import Claim, Reason
 from services.errors import (
     IncompatiblePeer,
-    InternalError,
     NoPrefillWorker,
     Overloaded,
     PayloadDigestMismatch,
     PeerStalled,
+    TokenDivergence,
 )
 from services.kv.sampling import SamplingParams
 from services.rpc import tandem_pb2 as pb
@@ -316,7 +316,7 @@ class TestAWrongFirstToken:
             running.decode.faults.plan = ScriptedFaults()
             running.prefill.faults.plan = ScriptedFaults(pushes={3: PushFault.CORRUPT})
             call = begin(running, prompt(30))
-            with pytest.raises(InternalError):
+            with pytest.raises(TokenDivergence):
                 await call.finish()
             assert len(call.answer.ids) == 1
             await running.settled()
@@ -326,7 +326,7 @@ class TestAWrongFirstToken:
             running.prefill.model.salt = b"another model"
             running.prefill.faults.plan = ScriptedFaults(pushes={3: PushFault.CORRUPT})
             call = begin(running, prompt(30))
-            with pytest.raises(InternalError):
+            with pytest.raises(TokenDivergence):
                 await call.finish()
             assert len(call.answer.ids) == 1
             await running.settled()

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from services.decode.attempt import Peer
 from services.decode.settling import Settling
 from services.engine.request import AttemptKey, NewRequest, Outcome
 from services.kv.hashes import cache_seed
@@ -27,6 +28,10 @@ async def settling(running: Cluster, *, grace_s: float = 0.0, ask_timeout_s: flo
     await opened.close()
 
 
+def peer_of(running: Cluster) -> Peer:
+    return Peer(running.prefill.node.member_id, running.prefill.address, computes=True)
+
+
 async def num_quarantined(running: Cluster) -> int:
     return (await running.decode.ledger()).quarantined
 
@@ -41,7 +46,7 @@ async def freed(running: Cluster) -> None:
 async def test_the_peers_word_ends_it() -> None:
     async with cluster() as running, settling(running) as settler:
         assert await num_quarantined(running) == 8
-        settler.watch(ATTEMPT, running.prefill.candidate)
+        settler.watch(ATTEMPT, peer_of(running))
         await freed(running)
 
 
@@ -61,7 +66,7 @@ async def test_after_a_failed_push_the_peers_word_ends_it_after_the_grace_period
 
 async def test_another_process_at_the_address_ends_it() -> None:
     async with cluster() as running, settling(running) as settler:
-        settler.watch(ATTEMPT, pb.PrefillCandidate(member_id="prefill-earlier", address=running.prefill.address))
+        settler.watch(ATTEMPT, Peer("prefill-earlier", running.prefill.address, computes=True))
         await freed(running)
 
 
@@ -69,11 +74,11 @@ async def test_nobody_at_the_address_ends_it_after_the_grace_period() -> None:
     async with cluster() as running:
         await running.prefill.stop()
         async with settling(running, grace_s=3600.0) as settler:
-            settler.watch(ATTEMPT, running.prefill.candidate)
+            settler.watch(ATTEMPT, peer_of(running))
             await asyncio.sleep(0.05)
             assert await num_quarantined(running) == 8
         async with settling_again(running) as settler:
-            settler.watch(ATTEMPT, running.prefill.candidate)
+            settler.watch(ATTEMPT, peer_of(running))
             await freed(running)
 
 
@@ -94,7 +99,7 @@ async def test_a_peer_that_takes_connections_but_does_not_answer_keeps_it() -> N
     stopped = await asyncio.start_server(accept, "127.0.0.1", 0)
     host, port = stopped.sockets[0].getsockname()[:2]
     async with cluster() as running, settling(running, ask_timeout_s=0.05) as settler:
-        settler.watch(ATTEMPT, pb.PrefillCandidate(member_id="prefill-stopped", address=f"{host}:{port}"))
+        settler.watch(ATTEMPT, Peer("prefill-stopped", f"{host}:{port}", computes=True))
         await until(lambda: connections)
         await asyncio.sleep(0.2)
         assert await num_quarantined(running) == 8

@@ -24,9 +24,10 @@ SET_BY_CHART = frozenset(
         *("redis_url", "secret_file", "cache_dir", "log_level", "log_json"),
         *("tls_ca_file", "tls_cert_file", "tls_key_file"),
         *("model", "served_model_name", "dtype", "device", "transport", "drain_delay_s", "drain_timeout_s"),
+        "fault_plan",
     )
 )
-"""Settings that follow from other values, or that probes and policies of the chart rely on."""
+"""Settings that follow from other values, that probes and policies of the chart rely on, or that only tests use."""
 KEPT_KEYWORDS = (
     "type",
     "enum",
@@ -35,6 +36,7 @@ KEPT_KEYWORDS = (
     "exclusiveMinimum",
     "exclusiveMaximum",
     "anyOf",
+    "additionalProperties",
     "description",
 )
 

@@ -100,7 +100,7 @@ def test_no_stream_is_lost(story: Story) -> None:
     for stream in story.clients.streams:
         assert (stream.problem, stream.is_done) == ("", True)
         assert stream.num_pieces > 0
-    assert all(proof["path"] in ("pd", "local", "fallback") for proof in _proofs(story.clients.streams))
+    assert all(proof["path"] in ("pd", "local", "fallback", "handover") for proof in _proofs(story.clients.streams))
 
 
 def test_nobody_is_refused_before_the_gateway_closes(story: Story) -> None:

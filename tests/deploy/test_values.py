@@ -67,7 +67,7 @@ def test_every_value_has_a_default_and_a_place_in_the_readme() -> None:
         ("prefill.settings.max_runing", 3),
         ("prefill.settings.max_running", 0),
         ("prefill.settings.push_timeout_s", "long"),
-        ("decode.settings.push_timeout_s", 3),
+        ("decode.settings.progress_interval_s", 3),
         ("decode.settings.port", 1),
         ("decode.extraEnv", [{"name": "TANDEM_MAX_RUNNING", "value": "3"}]),
         ("decode.autoscaling.mode", "vpa"),

@@ -52,6 +52,7 @@ class Ask:
     project: str = ""
     require_prefill: bool = False
     request_id: str = ""
+    kv_source: pb.KVSource | None = None
 
     def message(self, fingerprint: str, request_id: str) -> pb.GenerateRequest:
         return pb.GenerateRequest(
@@ -64,6 +65,7 @@ class Ask:
             project=self.project,
             require_prefill=self.require_prefill,
             timeout_s=REQUEST_TIMEOUT_S,
+            kv_source=self.kv_source,
         )
 
 

@@ -1,7 +1,6 @@
 """Worker processes: started in groups of their own, dead with their parent, read through their JSON logs."""
 
 import asyncio
-import ctypes
 import json
 import os
 import re
@@ -14,12 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from services.parent_death import dying_with_parent
+
 REPOSITORY = Path(__file__).parents[2]
 START_TIMEOUT_S = 240.0
 """The first start of a model on a host converts it and compiles kernels."""
 STOP_TIMEOUT_S = 20.0
 POLL_S = 0.05
-_PR_SET_PDEATHSIG = 1
 _LOG_TAIL_LINES = 25
 
 Event = dict[str, Any]
@@ -78,13 +78,13 @@ class WorkerProcess:
         self._signal(signal.SIGCONT)
         self.is_stopped = False
 
-    async def terminate(self) -> int:
+    async def terminate(self, timeout_s: float = STOP_TIMEOUT_S) -> int:
         """SIGTERM, and the exit status; killed when it does not end in time."""
         if self.is_stopped:
             self.resume()
         self._signal(signal.SIGTERM)
         try:
-            return await asyncio.to_thread(self.process.wait, STOP_TIMEOUT_S)
+            return await asyncio.to_thread(self.process.wait, timeout_s)
         except subprocess.TimeoutExpired:
             self.kill()
             return self.process.returncode
@@ -103,14 +103,13 @@ def spawn(role: str, options: Mapping[str, object], log: Path) -> WorkerProcess:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TANDEM_")}
     with log.open("wb") as stream:
         process = subprocess.Popen(
-            [sys.executable, "-m", f"services.{role}", *arguments],
+            dying_with_parent([sys.executable, "-m", f"services.{role}", *arguments], signal.SIGKILL),
             cwd=REPOSITORY,
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=_die_with_parent(),
         )
     return WorkerProcess(role, log, process)
 
@@ -141,15 +140,3 @@ def _option(name: str, value: object) -> list[str]:
 def _read_events(log: Path) -> list[Event]:
     """Return the log's JSON lines; libraries write other lines, and the last one may be unfinished."""
     return [json.loads(line) for line in log.read_text(errors="replace").splitlines() if re.fullmatch(r"\{.*\}", line)]
-
-
-def _die_with_parent() -> Callable[[], None]:
-    """Return what the child runs before it becomes the worker; libc is looked up before the fork."""
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-    parent = os.getpid()
-
-    def arm() -> None:
-        if prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0 or os.getppid() != parent:
-            os._exit(1)
-
-    return arm

@@ -26,10 +26,11 @@ async def test_a_chunk_is_computed_while_the_one_before_is_on_its_way(bfloat16_p
     ask = Ask(prompts.ids(NUM_CHUNKS * MAX_STEP_TOKENS, seed=77), greedy(1), request_id="overlap", project="overlap")
     answer = await bfloat16_pair.away(ask)
     assert answer.proof.transferred_tokens == len(ask.prompt)
-    pushed = await bfloat16_pair.prefill.wait_event("prefill.pushed", request_id=attempt_at(ask.request_id))
-    assert pushed["pushes"] == NUM_CHUNKS
-    assert pushed["blocks"] == len(ask.prompt) // 16
-    assert pushed["overlapped"] > 0, pushed
+    settled = await bfloat16_pair.prefill.wait_event("prefill.settled", request_id=attempt_at(ask.request_id))
+    assert settled["pushes"] == NUM_CHUNKS
+    assert settled["blocks"] == len(ask.prompt) // 16
+    assert settled["failed"] is False
+    assert settled["overlapped"] > 0, settled
 
 
 class TimedTransport:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from services.engine.attention import native_build
-from services.engine.attention.native import NativeAttention
+from services.engine.kernels import build
 from services.engine.kv_cache import KVCache
 from services.engine.loading import LoadedModel, load_model
+from services.engine.operators import Operators
 from services.engine.schedule import ScheduledSequence
 from services.engine.transformers_model import TransformersModel
 from services.kv.layout import KVLayout
@@ -19,11 +19,11 @@ NUM_BLOCKS = 64
 CPU = torch.device("cpu")
 
 
-def native(cache_folder: Path, *, num_threads: int = 1) -> NativeAttention:
+def native(cache_folder: Path, *, num_threads: int = 1) -> Operators:
     """Return our kernels for this host."""
-    compiler = native_build.find_compiler()
+    compiler = build.find_compiler()
     assert compiler is not None, "the tests need a C++ compiler"
-    return NativeAttention(native_build.build(cache_folder, compiler), num_threads=num_threads)
+    return Operators.native(build.build(cache_folder, compiler), num_threads=num_threads)
 
 
 def bind(loaded: LoadedModel, *, num_blocks: int = NUM_BLOCKS) -> TransformersModel:
@@ -37,7 +37,7 @@ def bind(loaded: LoadedModel, *, num_blocks: int = NUM_BLOCKS) -> TransformersMo
 
 def load(folder: Path, cache_folder: Path, dtype: str = "float32") -> LoadedModel:
     """Load with our kernels."""
-    return load_model(folder, dtype=dtype, backend=native(cache_folder))
+    return load_model(folder, dtype=dtype, operators=native(cache_folder))
 
 
 @dataclass

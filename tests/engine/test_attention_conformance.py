@@ -7,12 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from services.engine.attention import cuda, native_build
+from services.engine.attention import cuda
 from services.engine.attention.backend import AttentionBackend
 from services.engine.attention.gather import GatherAttention
 from services.engine.attention.native import NativeAttention
 from services.engine.attention.reference import ReferenceAttention
-from services.engine.attention.select import default_backend
+from services.engine.kernels import build
+from services.engine.kernels.library import Kernels
+from services.engine.products.tiled import TiledProducts
+from services.engine.selection import default_operators
 from services.errors import ModelRefused
 from tests.engine.attention_cases import CASES, SEQUENCES, Case, Pool, Problem, Shape, prefill_prefixes, run
 
@@ -32,10 +35,10 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="module")
 def libraries(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    compiler = native_build.find_compiler()
+    compiler = build.find_compiler()
     assert compiler is not None, "the tests need a C++ compiler"
     folder = tmp_path_factory.mktemp("kernels")
-    return {march: native_build.build(folder, compiler, march=march) for march in MARCHES}
+    return {march: build.build(folder, compiler, march=march) for march in MARCHES}
 
 
 @pytest.fixture
@@ -47,7 +50,7 @@ def make(libraries: dict[str, Path], device_name: str) -> Make:
             return GatherAttention()
         if name == "reference":
             return ReferenceAttention()
-        return NativeAttention(libraries[name.removeprefix("native ")])
+        return NativeAttention(Kernels(libraries[name.removeprefix("native ")]))
 
     return make_backend
 
@@ -106,7 +109,7 @@ def test_the_number_of_threads_changes_no_bit(libraries: dict[str, Path], dtype_
     problem = Problem.random(CASES[0], [200, 90], DTYPES[dtype_name], torch.device("cpu"))
     results = [
         run(
-            NativeAttention(libraries["native"], num_threads=threads),
+            NativeAttention(Kernels(libraries["native"], num_threads=threads)),
             problem,
             Pool(problem, 16),
             [(0, 0, 200), (1, 0, 90)],
@@ -135,21 +138,22 @@ def test_dropping_an_option_changes_the_answer(exact_name: str, make: Make) -> N
 
 
 def test_the_kernels_are_compiled_once_per_host(tmp_path: Path) -> None:
-    compiler = native_build.find_compiler()
+    compiler = build.find_compiler()
     assert compiler is not None
-    first = native_build.build(tmp_path, compiler)
+    first = build.build(tmp_path, compiler)
     stamp = first.stat().st_mtime_ns
-    assert native_build.build(tmp_path, compiler) == first
+    assert build.build(tmp_path, compiler) == first
     assert first.stat().st_mtime_ns == stamp
     assert [path.suffix for path in sorted(tmp_path.iterdir())] == [".lock", ".so"]
 
 
 def test_a_host_without_a_compiler_gets_plain_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native_build, "find_compiler", lambda: None)
-    backend = default_backend(torch.device("cpu"), torch.bfloat16, cache_folder=tmp_path, num_threads=1)
-    assert backend.kernel_set == "reference"
+    monkeypatch.setattr(build, "find_compiler", lambda: None)
+    operators = default_operators(torch.device("cpu"), torch.bfloat16, cache_folder=tmp_path, num_threads=1)
+    assert operators.attention.kernel_set == "reference"
+    assert isinstance(operators.products, TiledProducts)
 
 
 def test_a_device_without_a_backend_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelRefused, match="no attention backend for the device meta"):
-        default_backend(torch.device("meta"), torch.bfloat16, cache_folder=tmp_path, num_threads=1)
+        default_operators(torch.device("meta"), torch.bfloat16, cache_folder=tmp_path, num_threads=1)

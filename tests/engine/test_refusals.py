@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from services.engine.attention.reference import ReferenceAttention
 from services.engine.loading import LoadedModel, load_model
+from services.engine.operators import Operators
 from services.errors import ModelRefused
 from tests.engine.random_models import BASE, config_of, save_random
 
@@ -21,7 +21,7 @@ def one_thread() -> None:
 
 
 def load(folder: Path) -> LoadedModel:
-    return load_model(folder, dtype="float32", backend=ReferenceAttention())
+    return load_model(folder, dtype="float32", operators=Operators.plain())
 
 
 def config_only(folder: Path, model_type: str, **values: Any) -> Path:

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from services.engine import probe
-from services.engine.attention.reference import ReferenceAttention
 from services.engine.kv_cache import KVCache
 from services.engine.loading import LoadedModel, load_model
+from services.engine.operators import Operators
 from services.engine.schedule import ScheduledSequence
 from tests.engine.driving import Driver, bind, load
 from tests.engine.random_models import VOCAB_SIZE, config_of, save_random
@@ -64,7 +64,7 @@ def test_logits_do_not_depend_on_neighbours_or_pieces(
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_the_fallback_in_plain_torch_is_invariant_too(dtype: str, tmp_path: Path) -> None:
-    loaded = load_model(save_random(tmp_path, config_of("mistral")), dtype=dtype, backend=ReferenceAttention())
+    loaded = load_model(save_random(tmp_path, config_of("mistral")), dtype=dtype, operators=Operators.plain())
     prompt = tokens(75, 9)
     whole = logits_of(loaded, prompt, chunk=512)
     assert torch.equal(logits_of(loaded, prompt, chunk=16, neighbours=2, seed=1), whole)

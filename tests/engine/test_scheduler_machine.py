@@ -1,6 +1,6 @@
 """Random commands and steps: every block has one place, every token is right, and in the end nothing is left."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from services.engine.output import FinalBlocks, Reservation, SampledToken
-from services.engine.request import AttemptKey, NewRequest, Outcome
+from services.engine.request import AttemptKey, NewRequest, Outcome, Request
 from services.errors import Overloaded, PoolExhausted
+from services.kv.hashes import BlockHash, block_hashes
 from tests.engine.scheduling import BLOCK, World, alone, check_ledger, next_token, spec, world
 
 MAX_STEP_TOKENS, MAX_MIXED_TOKENS, MAX_RUNNING = 12, 6, 5
@@ -98,6 +99,44 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.leave(peer, outcome)
             self.world.scheduler.cancel(request_id, num_arrived=peer.num_arrived, outcome=outcome)
         del self.requests[request_id]
+
+    @precondition(lambda self: self.requests)
+    @rule(pick=picks)
+    def hand_over(self, pick: int) -> None:
+        request_id = choose(self.requests, pick)
+        request = self.world.scheduler._queues.get(request_id)
+        assert request is not None
+        num_whole, names = request.num_computed_tokens // BLOCK, self.names_of(request)
+        assert self.world.scheduler.hand_over(request_id, max_tokens=request.num_tokens - 1) is None
+        handed_over = self.world.scheduler.hand_over(request_id, max_tokens=request.num_tokens)
+        if request_id in self.peers or request.spec.export:
+            assert handed_over is None
+            return
+        assert handed_over is not None and handed_over.num_blocks <= num_whole
+        assert handed_over.num_tokens == request.num_tokens
+        assert (handed_over.hold is None) == (handed_over.num_blocks == 0)
+        del self.requests[request_id]
+        if handed_over.hold is not None:
+            kept = self.lease(names)
+            assert kept is not None and len(kept.block_ids) >= handed_over.num_blocks
+            self.world.scheduler.release(handed_over.hold)
+
+    @precondition(lambda self: self.requests)
+    @rule(pick=picks, first=st.integers(0, 3))
+    def ask_by_name(self, pick: int, first: int) -> None:
+        request = self.world.scheduler._queues.get(choose(self.requests, pick))
+        assert request is not None
+        self.lease(self.names_of(request), first)
+
+    def names_of(self, request: Request) -> list[BlockHash]:
+        return block_hashes(request.spec.cache_seed, request.token_ids, BLOCK)
+
+    def lease(self, names: Sequence[BlockHash], first: int = 0) -> FinalBlocks | None:
+        found = self.world.scheduler.lease("peer", names[first:], first)
+        if found is not None:
+            assert found.token_digests == tuple(names[first : first + len(found.block_ids)])
+            self.leases[found.hold] = found
+        return found
 
     # -- peers --------------------------------------------------------------------------------------
 

@@ -39,16 +39,17 @@ def batch_of(*sequences: ScheduledSequence, num_blocks: int = 9) -> PackedBatch:
     return PackedBatch.of(sequences, 16, num_blocks=num_blocks, device=CPU)
 
 
-def test_rows_are_packed_behind_each_other_and_padded_to_four() -> None:
-    batch = batch_of(ScheduledSequence([5, 6], 15, [7, 2], True), ScheduledSequence([8, 9, 10], 0, [4], False))
+def test_rows_are_packed_behind_each_other_and_padded() -> None:
+    sequences = [ScheduledSequence([5, 6], 15, [7, 2], True), ScheduledSequence([8, 9, 10], 0, [4], False)]
+    batch = PackedBatch.of(sequences, 16, num_blocks=9, device=CPU, row_multiple=4)
     assert batch.token_ids.tolist() == [5, 6, 8, 9, 10, 0, 0, 0]
     assert batch.positions.tolist() == [15, 16, 0, 1, 2, 0, 0, 0]
     assert batch.slots.tolist() == [7 * 16 + 15, 2 * 16, 64, 65, 66]
     assert batch.query_starts.tolist() == [0, 2, 5]
     assert batch.context_lengths.tolist() == [17, 3]
     assert batch.block_tables.tolist() == [[7, 2], [4, 0]]
-    assert batch.logit_rows.tolist() == [1, 1, 1, 1]
-    assert (batch.num_rows, batch.num_padded_rows, batch.num_logits) == (5, 8, 1)
+    assert batch.logit_rows.tolist() == [1]
+    assert (batch.num_rows, batch.num_padded_rows) == (5, 8)
 
 
 def test_a_table_that_is_too_short_or_leaves_the_pool_is_an_error() -> None:
@@ -120,12 +121,12 @@ def test_what_a_loaded_model_says_of_itself(loaded: LoadedModel) -> None:
     assert [(plane.layer, plane.name) for plane in loaded.planes][:3] == [(0, "key"), (0, "value"), (1, "key")]
     assert (loaded.context_length, loaded.vocab_size, loaded.block_size) == (512, VOCAB_SIZE, 16)
     assert loaded.numerics_class.startswith("float32/dense/eager/native-")
-    assert loaded.row_multiple == 4
+    assert loaded.row_multiple == 2
 
 
 def test_progress_ends_with_every_byte(folder: Path, kernels: Path) -> None:
     seen: list[LoadProgress] = []
-    load_model(folder, dtype="bfloat16", backend=native(kernels), progress=seen.append)
+    load_model(folder, dtype="bfloat16", operators=native(kernels), progress=seen.append)
     done = [progress.num_bytes for progress in seen]
     assert done == sorted(done)
     assert done[-1] == seen[-1].total_bytes > 2 * 64 * VOCAB_SIZE
@@ -133,5 +134,5 @@ def test_progress_ends_with_every_byte(folder: Path, kernels: Path) -> None:
 
 def test_a_context_beyond_the_models_own_is_refused(folder: Path, kernels: Path) -> None:
     with pytest.raises(ModelRefused, match="context is 512 tokens, 513 were asked for"):
-        load_model(folder, dtype="float32", backend=native(kernels), context_length=513)
-    assert load_model(folder, dtype="float32", backend=native(kernels), context_length=100).context_length == 100
+        load_model(folder, dtype="float32", operators=native(kernels), context_length=513)
+    assert load_model(folder, dtype="float32", operators=native(kernels), context_length=100).context_length == 100

@@ -1,5 +1,5 @@
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 
 import pytest
@@ -7,7 +7,7 @@ import pytest
 from services.errors import IncompatiblePeer, Overloaded, PeerGone
 from services.gateway.decode_client import GrpcDecodeClient
 from services.rpc import tandem_pb2 as pb
-from services.rpc.channel import Channels
+from services.rpc.channel import WINDOW_BYTES, Channels
 from tests.gateway.decode_server import SECRET, serving
 from tests.gateway.twins import DecodeTwin, Script
 
@@ -53,6 +53,41 @@ async def test_closing_cancels_the_call_on_the_worker(channels: Channels) -> Non
         async with asyncio.timeout(10):
             while not twin.num_closed:
                 await asyncio.sleep(0.001)
+
+
+async def test_a_reader_that_stops_makes_the_worker_wait(channels: Channels, caplog: pytest.LogCaptureFixture) -> None:
+    request = pb.GenerateRequest(request_id="r", sampling=pb.SamplingParams(max_tokens=10**6))
+    num_read, tokens_per_event, twin = 3000, 50, CountingTwin()
+    twin.default = Script([5] * 10**6, step=tokens_per_event)
+    async with serving(twin) as address, aclosing(GrpcDecodeClient(channels).generate(address, request)) as events:
+        for _ in range(num_read):
+            last = await anext(events)
+        num_sent = await stable(lambda: twin.num_events)
+        assert (num_sent - num_read) * last.ByteSize() <= 4 * WINDOW_BYTES  # the window, and what both sides hold
+        await anext(events)
+    assert "rpc.defect" not in caplog.messages
+
+
+async def stable(number: Callable[[], int]) -> int:
+    """Return a number that has stopped changing."""
+    seen = [number()]
+    async with asyncio.timeout(60):
+        while len(seen) < 100 or seen[-1] != seen[-100]:
+            await asyncio.sleep(0.005)
+            seen.append(number())
+    return seen[-1]
+
+
+class CountingTwin(DecodeTwin):
+    """Counts the events that it was rid of."""
+
+    num_events = 0
+
+    async def generate(self, address: str, request: pb.GenerateRequest) -> AsyncGenerator[pb.GenerateEvent, None]:
+        async with aclosing(super().generate(address, request)) as events:
+            async for event in events:
+                yield event
+                self.num_events += 1
 
 
 async def test_a_worker_that_is_not_there_is_gone(channels: Channels) -> None:

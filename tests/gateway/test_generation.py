@@ -10,6 +10,7 @@ from services.errors import (
     DeadlineExceeded,
     Draining,
     IncompatiblePeer,
+    IntegrityError,
     InternalError,
     InvalidRequest,
     NoDecodeWorker,
@@ -18,6 +19,7 @@ from services.errors import (
     PeerGone,
     PeerStalled,
     TandemError,
+    TokenDivergence,
 )
 from services.gateway.generation import Generation, GenerationLimits, GenerationServices
 from services.gateway.routing.candidates import Requirements
@@ -26,7 +28,7 @@ from services.gateway.routing.suspects import Suspects
 from services.gateway.sequence import Accepted, Ended, NewTokens, SequenceEvent, SequenceRequest
 from services.kv.sampling import SamplingParams
 from services.rpc import tandem_pb2 as pb
-from services.rpc.channel import PROTOCOL_VERSION
+from services.rpc.versions import PROTOCOL_VERSION
 from services.telemetry.clock import ManualClock
 from tests.gateway.twins import END_ID, DecodeTwin, Script, member
 
@@ -229,6 +231,35 @@ async def test_waiting_for_room_is_bounded() -> None:
     assert cluster.clock.now() - started_s <= 20
 
 
+@pytest.mark.parametrize("position", range(len(OUTPUT)))
+async def test_a_lost_message_is_noticed_and_the_sequence_replayed(position: int) -> None:
+    cluster = Cluster(member("d1"), member("d2"))
+    cluster.decode.first = [Script(OUTPUT, lost=frozenset({position}))]
+    generation = cluster.generation()
+
+    assert token_ids(await heard(generation)) == OUTPUT
+    assert generation.replay_codes == [IntegrityError.code]
+
+
+@pytest.mark.parametrize("step", [1, 2])
+async def test_a_message_that_comes_twice_is_heard_once(step: int) -> None:
+    cluster = Cluster(member("d1"))
+    cluster.decode.first = [Script(OUTPUT, step=step, repeated=frozenset(range(len(OUTPUT))))]
+    generation = cluster.generation()
+
+    assert token_ids(await heard(generation)) == OUTPUT
+    assert generation.proof.replays == 0
+
+
+async def test_what_is_in_doubt_is_not_continued() -> None:
+    cluster = Cluster(member("d1"), member("d2"))
+    cluster.decode.first = [Script(OUTPUT, error=TokenDivergence("another token"), fail_after=1)]
+
+    with pytest.raises(TokenDivergence):
+        await heard(cluster.generation())
+    assert len(cluster.decode.requests) == 1
+
+
 @pytest.mark.parametrize("error", [InvalidRequest("bad"), NoPrefillWorker("none"), DeadlineExceeded("late")])
 async def test_what_another_worker_would_say_too_is_final(error: TandemError) -> None:
     cluster = Cluster(member("d1"), member("d2"))
@@ -300,3 +331,106 @@ async def test_the_decode_worker_is_told_how_busy_and_how_fast_each_prefill_work
     assert (candidate.member_id, candidate.address) == ("p1", "p1:1")
     assert candidate.queued_tokens >= 700
     assert candidate.prefill_tokens_per_s == 1234.5
+
+
+@pytest.mark.parametrize("hand_over_after", range(len(OUTPUT)))
+async def test_a_sequence_that_is_handed_over_goes_on_elsewhere_with_its_kv(hand_over_after: int) -> None:
+    cluster = Cluster(member("d1"), member("d2"), max_replays=0)
+    cluster.decode.first = [Script(OUTPUT, hand_over_after=hand_over_after, kept_as="req_1")]
+    generation = cluster.generation()
+
+    events = await heard(generation)
+
+    assert token_ids(events) == OUTPUT
+    assert events.count(Accepted()) == 1
+    assert events[-1] == Ended("stop")
+    first, second = cluster.decode.addresses
+    assert {first, second} == {D1, D2}
+    request = cluster.decode.requests[1]
+    assert list(request.resumed_output_token_ids) == OUTPUT[:hand_over_after]
+    assert (request.kv_source.address, request.kv_source.kept_as) == (first, "req_1")
+    assert (generation.num_handovers, generation.replay_codes) == (1, [])
+    assert (generation.proof.handovers, generation.proof.replays) == (1, 0)
+
+
+async def test_a_worker_that_hands_over_is_avoided_but_not_suspected() -> None:
+    cluster = Cluster(member("d1"), member("d2"))
+    cluster.decode.first = [Script(OUTPUT, hand_over_after=2, kept_as="req_1")]
+    await heard(cluster.generation())
+    gone = cluster.decode.addresses[0]
+    cluster.listed = [each for each in cluster.listed if each.address == gone]
+
+    await heard(cluster.generation())
+
+    assert cluster.services.router._suspects.now() == frozenset()
+
+
+async def test_the_source_is_named_until_a_worker_takes_the_sequence() -> None:
+    cluster = Cluster(member("d1"), member("d2"), member("d3"), member("d4"))
+    cluster.decode.first = [
+        Script(OUTPUT, hand_over_after=2, kept_as="req_1"),
+        Script(refuse=PeerGone("x")),
+        Script(OUTPUT, error=PeerGone("x"), fail_after=3),
+    ]
+    generation = cluster.generation()
+
+    assert token_ids(await heard(generation)) == OUTPUT
+    sources = [request.kv_source.address for request in cluster.decode.requests]
+    first = cluster.decode.addresses[0]
+    assert sources == ["", first, first, ""]
+    assert (generation.proof.handovers, generation.proof.replays) == (1, 2)
+
+
+async def test_without_kept_blocks_it_is_an_ordinary_beginning() -> None:
+    cluster = Cluster(member("d1"), member("d2"))
+    cluster.decode.first = [Script(OUTPUT, hand_over_after=0)]
+
+    assert token_ids(await heard(cluster.generation())) == OUTPUT
+    assert not cluster.decode.requests[1].HasField("kv_source")
+
+
+async def test_a_sequence_that_was_handed_over_waits_for_a_worker_to_come() -> None:
+    cluster = Cluster(member("d1"))
+    cluster.decode.scripts = {D1: [Script(OUTPUT, hand_over_after=0)]}
+    asked = 0
+
+    def members() -> Sequence[Member]:
+        nonlocal asked
+        asked += 1
+        return [member("d1")] if asked == 1 else [] if asked < 6 else [member("d9")]
+
+    cluster.members = members  # type: ignore[method-assign]
+
+    assert token_ids(await heard(cluster.generation())) == OUTPUT
+    assert cluster.decode.addresses == [D1, "d9:1"]
+
+
+async def test_a_sequence_handed_over_after_its_last_token_is_over() -> None:
+    cluster = Cluster(member("d1"))
+    cluster.decode.scripts = {D1: [Script(OUTPUT, hand_over_after=5)]}
+
+    events = await heard(cluster.generation())
+
+    assert (token_ids(events), events[-1]) == (OUTPUT, Ended("stop"))
+    assert len(cluster.decode.requests) == 1
+
+
+async def test_a_stream_that_was_given_up_because_its_reader_was_slow_goes_on() -> None:
+    cluster = Cluster(member("d1"))
+    cluster.decode.first = [Script(OUTPUT, error=Overloaded("too far behind"), fail_after=2)]
+    events = await heard(cluster.generation())
+    assert token_ids(events) == OUTPUT
+    assert [list(request.resumed_output_token_ids) for request in cluster.decode.requests] == [[], [10, 11]]
+
+
+@pytest.mark.parametrize(("path", "attempts", "num_failed"), [("pd", 1, 0), ("pd", 2, 1), ("fallback", 2, 2)])
+async def test_prefill_workers_that_were_tried_in_vain_are_avoided_at_once(
+    path: str, attempts: int, num_failed: int
+) -> None:
+    cluster = Cluster(member("d1"), *(member(f"p{number}", Role.PREFILL) for number in range(3)))
+    cluster.decode.first = [Script(OUTPUT, tell_path=True, path=path, attempts=attempts)]
+    await heard(cluster.generation())
+    await heard(cluster.generation())
+
+    first, second = ([each.member_id for each in request.prefill_candidates] for request in cluster.decode.requests)
+    assert set(first) - set(second) == set(first[:num_failed])

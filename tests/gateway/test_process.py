@@ -151,6 +151,59 @@ async def test_sigterm_lets_open_streams_end_and_takes_no_new_ones(tmp_path: Pat
     assert (text, status) == ("Paris", 0)
 
 
+async def test_while_streams_run_on_every_new_request_is_told_to_go_elsewhere(tmp_path: Path) -> None:
+    async with (
+        gateway(tmp_path, "--drain-timeout-s", "600") as running,
+        httpx.AsyncClient(base_url=running.url) as client,
+        httpx.AsyncClient(base_url=running.url) as kept_alive,
+    ):
+        await kept_alive.get("/v1/models")
+        running.decode.default = Script([*tokens("Paris"), END_ID], hang_after=1)
+        streaming = asyncio.create_task(client.post("/v1/chat/completions", json=chat_body(stream=True)))
+        await running.decode.hanging.wait()
+        running.process.send_signal(signal.SIGTERM)
+        await _until_refused(running.url)
+
+        on_open_connection = await kept_alive.post("/v1/chat/completions", json=chat_body())
+        on_new_connections = [await _ask_raw(running.url) for _ in range(3)]
+        ready = await kept_alive.get(f"{running.admin_url}/readyz")
+        live = await kept_alive.get(f"{running.admin_url}/livez")
+        assert not streaming.done()
+        running.decode.release.set()
+        response = await streaming
+        status = await asyncio.wait_for(running.process.wait(), 30)
+
+    assert on_open_connection.status_code == 503
+    assert on_open_connection.headers["connection"] == "close"
+    assert int(on_open_connection.headers["retry-after"]) >= 1
+    assert on_open_connection.json()["error"]["code"] == "draining"
+    for head in on_new_connections:
+        assert head.startswith("HTTP/1.1 503 ")
+        assert "\r\nconnection: close\r\n" in head
+        assert "\r\nretry-after: " in head
+    assert (ready.status_code, live.status_code) == (503, 200)
+    assert len(running.decode.requests) == 1
+    text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in events(response))
+    assert (text, status) == ("Paris", 0)
+
+
+async def test_when_the_grace_ends_the_rest_is_cut(tmp_path: Path) -> None:
+    async with (
+        gateway(tmp_path, "--drain-timeout-s", "0.2") as running,
+        httpx.AsyncClient(base_url=running.url) as client,
+    ):
+        running.decode.default = Script(tokens("Paris"), hang_after=1)
+        streaming = asyncio.create_task(client.post("/v1/chat/completions", json=chat_body(stream=True)))
+        await running.decode.hanging.wait()
+        running.process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(running.process.wait(), 30) == 0
+        with pytest.raises(httpx.RemoteProtocolError):
+            await streaming
+        async with asyncio.timeout(30):
+            while not running.decode.num_closed:
+                await asyncio.sleep(0.02)
+
+
 async def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
     async with gateway(tmp_path) as running, httpx.AsyncClient(base_url=running.url) as client:
         running.decode.default = Script(tokens("Paris"), hang_after=1)
@@ -186,6 +239,17 @@ async def test_a_wrong_setting_ends_it_with_a_sentence(tmp_path: Path, options: 
 
     assert process.returncode == 2
     assert b"Traceback" not in stderr
+
+
+async def _ask_raw(url: str) -> str:
+    """Send a request over a connection of its own, and return the head of the answer once the server has closed it."""
+    host, port = url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(b"GET /v1/models HTTP/1.1\r\nhost: x\r\n\r\n")
+    async with asyncio.timeout(30):
+        answer = await reader.read()
+    writer.close()
+    return answer.decode().split("\r\n\r\n")[0].lower().replace("http/", "HTTP/", 1) + "\r\n"
 
 
 async def _until_refused(url: str) -> None:

@@ -30,7 +30,7 @@ async def test_a_client_that_does_not_read_counts_as_gone() -> None:
         await asyncio.Event().wait()
         raise AssertionError
 
-    stream = EventStream(chunks(), keep_alive_s=60.0, send_timeout_s=0.01, last_words=last_words)
+    stream = EventStream(chunks(), silent_start_s=60.0, keep_alive_s=60.0, send_timeout_s=0.01, last_words=last_words)
     await stream({"type": "http", "state": {"token": "abc"}}, receive, send)
 
     assert is_closed.is_set()

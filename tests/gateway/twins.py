@@ -19,12 +19,13 @@ from services.cluster.registry import Member, MemberLoad, Role
 from services.cluster.view import MemberView
 from services.errors import TandemError
 from services.gateway.__main__ import Gateway, Surroundings, build
+from services.gateway.admission.ledger import MemoryShareLedger
 from services.gateway.keys import MemoryKeyStore
 from services.gateway.settings import GatewaySettings
 from services.gateway.timeline import MemoryTimelineStore
 from services.kv.card import ModelCard
 from services.rpc import tandem_pb2 as pb
-from services.rpc.channel import PROTOCOL_VERSION
+from services.rpc.versions import PROTOCOL_VERSION
 from services.telemetry.clock import ManualClock
 from services.telemetry.metrics import GatewayMetrics
 
@@ -121,9 +122,16 @@ class Script:
     fail_after: int = 0
     refuse: TandemError | None = None
     hang_after: int | None = None
+    hand_over_after: int | None = None
+    kept_as: str = ""
     tell_path: bool = False
     path: str = "pd"
+    attempts: int = 1
     step: int = 1
+    lost: frozenset[int] = frozenset()
+    """Positions whose messages do not come."""
+    repeated: frozenset[int] = frozenset()
+    """Positions whose messages come twice."""
 
 
 class DecodeTwin:
@@ -137,6 +145,8 @@ class DecodeTwin:
         self.requests: list[pb.GenerateRequest] = []
         self.addresses: list[str] = []
         self.num_closed = 0
+        self.probed: list[str] = []
+        self.silent: set[str] = set()
         self.hanging = asyncio.Event()
         self.release = asyncio.Event()
 
@@ -151,6 +161,10 @@ class DecodeTwin:
         finally:
             self.num_closed += 1
 
+    async def is_serving(self, address: str, timeout_s: float) -> bool:
+        self.probed.append(address)
+        return address not in self.silent
+
     async def _play(self, address: str, script: Script, request: pb.GenerateRequest) -> AsyncIterator[pb.GenerateEvent]:
         if script.refuse is not None:
             raise script.refuse
@@ -160,14 +174,22 @@ class DecodeTwin:
         output = list(script.output)[: request.sampling.max_tokens]
         for position in range(start, len(output) + 1, script.step):
             await self._maybe_stop(script, position)
+            if script.hand_over_after is not None and position >= script.hand_over_after:
+                yield pb.GenerateEvent(handed_over=pb.HandedOver(kept_as=script.kept_as, load=load))
+                return
             if position == 0 and script.tell_path:
-                yield pb.GenerateEvent(path=proof(address.split(":")[0], path=script.path))
+                told = proof(address.split(":")[0], path=script.path, attempts=script.attempts)
+                yield pb.GenerateEvent(path=told)
             chunk = output[position : position + script.step]
-            if chunk:
-                yield pb.GenerateEvent(tokens=pb.Tokens(tokens=[_token(request, token_id) for token_id in chunk]))
+            if chunk and position not in script.lost:
+                tokens = [_token(request, token_id) for token_id in chunk]
+                event = pb.GenerateEvent(tokens=pb.Tokens(tokens=tokens, position=position))
+                for _ in range(2 if position in script.repeated else 1):
+                    yield event
         reason = pb.FINISH_REASON_LENGTH if len(output) < len(script.output) else script.reason
         finished = pb.Finished(proof=proof(address.split(":")[0], path=script.path), load=load)
         finished.reason = reason  # type: ignore[assignment]
+        finished.output_tokens = len(output)
         yield pb.GenerateEvent(finished=finished)
 
     async def _maybe_stop(self, script: Script, position: int) -> None:
@@ -244,8 +266,10 @@ async def world(
         around = Surroundings(
             view=view,
             client=decode,
+            health=decode,
             keys=keys,
             timelines=timelines,
+            shares=MemoryShareLedger(clock),
             executor=executor,
             registry=metrics,
             metrics=GatewayMetrics(metrics),

@@ -38,6 +38,7 @@ class Answer:
     reason: int = pb.FINISH_REASON_UNSPECIFIED
     proof: pb.PathProof = field(default_factory=pb.PathProof)
     frames: list[str] = field(default_factory=list)
+    handed_over: pb.HandedOver | None = None
 
     @property
     def ids(self) -> list[int]:
@@ -69,11 +70,19 @@ class GenerateCall:
             self.answer.tokens += [token_from_message(token) for token in event.tokens.tokens]
         if kind == "finished":
             self.answer.reason, self.answer.proof = event.finished.reason, event.finished.proof
+        if kind == "handed_over":
+            self.answer.handed_over = event.handed_over
         return kind
 
     async def read_until(self, kind: str) -> None:
         while await self.read() != kind:
             pass
+
+    async def read_until_over(self) -> str:
+        """Read to the end here and return its kind."""
+        while (kind := await self.read()) not in ("finished", "handed_over"):
+            pass
+        return kind
 
     async def read_tokens(self, num_tokens: int) -> None:
         while len(self.answer.tokens) < num_tokens:

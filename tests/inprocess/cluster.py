@@ -13,6 +13,8 @@ from prometheus_client import CollectorRegistry
 from services.cluster.registry import Role
 from services.decode.__main__ import prompt_services
 from services.decode.arrivals import Arrivals
+from services.decode.handover import Handover
+from services.decode.prompt import PromptServices
 from services.decode.service import DecodeServicer
 from services.decode.settings import DecodeSettings
 from services.engine.engine import Engine
@@ -20,6 +22,8 @@ from services.engine.limits import SchedulerConfig
 from services.engine.output import Ledger
 from services.engine.sampler import BatchSampler
 from services.engine.scheduler import Scheduler
+from services.faults.armed import ArmedFaults
+from services.faults.plan import FaultPlan
 from services.kv.card import ModelCard
 from services.kv.layout import KVLayout
 from services.prefill.service import PrefillServicer
@@ -27,6 +31,7 @@ from services.prefill.settings import PrefillSettings
 from services.rpc import tandem_pb2 as pb
 from services.rpc import tandem_pb2_grpc
 from services.rpc.channel import Channels
+from services.rpc.faults import client_interceptors, server_interceptors
 from services.rpc.server import new_server
 from services.telemetry.clock import SystemClock
 from services.telemetry.metrics import WorkerMetrics, counter_values
@@ -34,8 +39,12 @@ from services.transfer.faults import FaultyTransport, Scratch, ScriptedFaults
 from services.transfer.inproc import InProcessFabric, InProcessTransport
 from services.transfer.loop import NoticeHandler, TransferThread
 from services.transfer.memory import KVMemory, allocate
+from services.transfer.step_faults import with_faults
 from services.worker.admin import AdminServicer, Service
 from services.worker.engine_thread import EngineThread
+from services.worker.exporter import Exporter
+from services.worker.kept_blocks import KeptBlocks
+from services.worker.kv_service import KVServicer
 from services.worker.node import Node
 from services.worker.seal import Sealer
 from services.worker.settings import WorkerSettings
@@ -59,6 +68,14 @@ class Shape:
     max_running: int = 64
 
 
+@dataclass(frozen=True)
+class Moving:
+    """What pushes a worker's blocks to others."""
+
+    exporter: Exporter
+    kept: KeptBlocks
+
+
 @dataclass
 class Worker:
     """One worker incarnation with all its parts."""
@@ -76,10 +93,18 @@ class Worker:
     prometheus: CollectorRegistry
     defects: list[str]
     arrivals: Arrivals
+    moving: Moving
+    steps: ArmedFaults
+    """What happens at the protocol steps of this worker."""
 
     @property
     def candidate(self) -> pb.PrefillCandidate:
         return pb.PrefillCandidate(member_id=self.node.member_id, address=self.address)
+
+    @property
+    def source(self) -> pb.KVSource:
+        """This worker as one that may have blocks in its cache."""
+        return pb.KVSource(member_id=self.node.member_id, address=self.address)
 
     def counted(self, name: str, **labels: str) -> int:
         inner = ",".join(f'{key}="{value}"' for key, value in sorted(labels.items()))
@@ -116,6 +141,8 @@ class Cluster:
     channels: Channels
     prefills: list[Worker] = field(default_factory=list)
     decodes: list[Worker] = field(default_factory=list)
+    max_room: int = 1_000_000
+    """Most blocks that a decode worker that leaves believes the others to have."""
 
     @property
     def decode(self) -> Worker:
@@ -132,7 +159,7 @@ class Cluster:
         worker = await self._start(
             parts,
             on_notice=lambda agent, notice: metrics.stale_notices.inc(),
-            serve=lambda node, server, channels: _serve_prefill(node, server, known, metrics),
+            serve=lambda node, server, channels, moving: _serve_prefill(node, server, known, moving),
         )
         self.prefills.append(worker)
         return worker
@@ -153,28 +180,34 @@ class Cluster:
         worker = await self._start(
             parts,
             on_notice=arrivals.on_notice,
-            serve=lambda node, server, channels: self._serve_decode(node, server, channels, known, metrics, arrivals),
+            serve=lambda node, server, channels, moving: self._serve_decode(
+                prompt_services(node, channels, arrivals, metrics, known), server, moving
+            ),
         )
         self.decodes.append(worker)
         return worker
+
+    def room_elsewhere(self, node: Node) -> int:
+        """Return how many blocks decode workers other than ``node`` have to spare."""
+        others = [worker.node for worker in self.decodes if worker.node is not node and not worker.node.is_draining]
+        return min(sum(other.engine.load.num_available_blocks for other in others), self.max_room)
 
     async def settled(self, workers: Sequence[Worker] = ()) -> None:
         """Wait until nothing is left of any request, on the workers that are not stopped."""
         for worker in workers or [*self.decodes, *self.prefills]:
             await until_async(worker.is_idle, f"{worker.node.member_id} is not idle")
 
-    def _serve_decode(
-        self,
-        node: Node,
-        server: grpc.aio.Server,
-        channels: Channels,
-        settings: DecodeSettings,
-        metrics: WorkerMetrics,
-        arrivals: Arrivals,
-    ) -> Service:
-        services = prompt_services(node, channels, arrivals, metrics, settings)
+    def _serve_decode(self, services: PromptServices, server: grpc.aio.Server, moving: Moving) -> Service:
+        node = services.node
         self.stack.push_async_callback(services.settling.close)
-        servicer = DecodeServicer(services)
+        handover = Handover(
+            node,
+            moving.kept,
+            services.metrics,
+            settings=services.settings,
+            room=lambda: self.room_elsewhere(node),
+        )
+        servicer = DecodeServicer(services, moving.exporter, handover)
         tandem_pb2_grpc.add_DecodeServicer_to_server(servicer, server)
         return servicer
 
@@ -183,7 +216,7 @@ class Cluster:
         parts: "_Parts",
         *,
         on_notice: NoticeHandler,
-        serve: Callable[[Node, grpc.aio.Server, Channels], Service],
+        serve: Callable[[Node, grpc.aio.Server, Channels, Moving], Service],
     ) -> Worker:
         settings, shape, defects = parts.settings, parts.shape, list[str]()
         memory = allocate(shape.num_blocks + 1, shape.layout.block_bytes)
@@ -207,7 +240,8 @@ class Cluster:
             clock=clock,
             scratch=Scratch(memory, shape.num_blocks),
         )
-        transfers = TransferThread(faults, on_notice=on_notice)
+        steps = ArmedFaults(FaultPlan())
+        transfers = TransferThread(with_faults(faults, steps, memory, clock), on_notice=on_notice)
         transfers.start()
         self.stack.push_async_callback(transfers.close, DEADLINE_S)
         node = Node(
@@ -221,11 +255,17 @@ class Cluster:
             throughput=throughput,
             clock=clock,
         )
-        channels = Channels(SECRET)
+        channels = Channels(SECRET, interceptors=client_interceptors(steps, clock))
         self.stack.push_async_callback(channels.close)
-        server = new_server(SECRET)
+        server = new_server(SECRET, interceptors=server_interceptors(steps, clock))
         port = server.add_insecure_port("127.0.0.1:0")
-        servicer = serve(node, server, channels)
+        moving = Moving(
+            Exporter(node, parts.metrics, push_timeout_s=settings.push_timeout_s),
+            KeptBlocks(node),
+        )
+        self.stack.push_async_callback(moving.kept.close)
+        tandem_pb2_grpc.add_KVServicer_to_server(KVServicer(node, moving.exporter, moving.kept), server)
+        servicer = serve(node, server, channels, moving)
         admin = AdminServicer(
             node,
             servicer,
@@ -250,6 +290,8 @@ class Cluster:
             prometheus=parts.prometheus,
             defects=defects,
             arrivals=parts.arrivals,
+            moving=moving,
+            steps=steps,
         )
 
 
@@ -311,8 +353,8 @@ def _metrics() -> tuple[WorkerMetrics, CollectorRegistry]:
     return WorkerMetrics(prometheus), prometheus
 
 
-def _serve_prefill(node: Node, server: grpc.aio.Server, settings: PrefillSettings, metrics: WorkerMetrics) -> Service:
-    servicer = PrefillServicer(node, settings, metrics)
+def _serve_prefill(node: Node, server: grpc.aio.Server, settings: PrefillSettings, moving: Moving) -> Service:
+    servicer = PrefillServicer(node, settings, moving.exporter)
     tandem_pb2_grpc.add_PrefillServicer_to_server(servicer, server)
     return servicer
 

@@ -186,6 +186,20 @@ class TestRefusals:
             await first.finish()
             await running.settled()
 
+    async def test_calls_beyond_those_that_run_and_wait(self) -> None:
+        shape, settings = Shape(max_running=1), {"max_waiting": 1}
+        async with cluster(shape=shape, prefill=settings) as running, decode_twin(running) as twin:
+            running.prefill.model.gate.close()
+            calls = [twin.run(prompt(30, seed=number), request_id=str(number)) for number in range(2)]
+            await until(lambda: running.prefill.servicer.num_live == 2)
+            with pytest.raises(Overloaded) as refused:
+                await twin.run(prompt(30), request_id="third").finish()
+            assert refused.value.retry_after_s == 1.0
+            running.prefill.model.gate.open()
+            for call in calls:
+                await call.finish()
+            await running.settled()
+
     async def test_an_attempt_that_runs_already(self) -> None:
         async with cluster() as running, decode_twin(running) as twin:
             running.prefill.model.gate.close()
@@ -256,6 +270,7 @@ class TestSettle:
             running.prefill.model.gate.open()
             with pytest.raises(StaleEpoch):
                 await call.finish()
+            await until(lambda: twin.notices)
             assert twin.ranges == [(0, 2)]
             await running.settled()
 

@@ -9,9 +9,10 @@ import pytest
 from services.errors import InvalidRequest
 from services.rpc import tandem_pb2 as pb
 from services.rpc import tandem_pb2_grpc
-from services.rpc.channel import MAX_MESSAGE_BYTES, MAX_METADATA_BYTES, PROTOCOL_VERSION, SECRET_KEY, VERSION_KEY
+from services.rpc.channel import MAX_MESSAGE_BYTES, MAX_METADATA_BYTES, SECRET_KEY, VERSION_KEY
 from services.rpc.errors import CODE_KEY
 from services.rpc.server import new_server
+from services.rpc.versions import PROTOCOL_VERSION
 
 SECRET = b"cluster secret"
 METADATA = ((SECRET_KEY, SECRET), (VERSION_KEY, str(PROTOCOL_VERSION)))

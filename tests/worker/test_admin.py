@@ -4,9 +4,10 @@ import asyncio
 
 import pytest
 
-from services.errors import DeadlineExceeded, Draining, InternalError, Unavailable
+from services.errors import DeadlineExceeded, Draining, IncompatiblePeer, InternalError, Unavailable
 from services.rpc import tandem_pb2 as pb
 from services.rpc.errors import translated
+from services.transfer.faults import PushFault, ScriptedFaults
 from tests.inprocess.client import GREEDY, begin, expected_ids, generate, prompt
 from tests.inprocess.cluster import Cluster, Worker, cluster, until
 from tests.inprocess.hash_model import DEADLINE_S
@@ -59,6 +60,44 @@ async def test_a_drain_that_takes_too_long_says_how_much_is_left() -> None:
         assert await drain(running, running.decode, timeout_s=0.01) == 1
         running.decode.model.gate.open()
         await call.finish()
+
+
+async def test_a_caller_who_hangs_up_does_not_end_the_drain() -> None:
+    async with cluster(decode={"handover_after_s": 0.0}) as running:
+        await running.add_decode()
+        running.decode.model.gate.close()
+        call = begin(running, prompt(30))
+        await call.read_tokens(1)
+        drain_call = running.channels.admin(running.decode.address).Drain(pb.DrainRequest(timeout_s=DEADLINE_S))
+        await until(lambda: running.decode.node.is_draining)
+        drain_call.cancel()
+        running.decode.model.gate.open()
+        await call.read_until("handed_over")
+
+
+async def test_a_drain_that_is_meant_for_an_earlier_process_is_refused() -> None:
+    async with cluster() as running:
+        with pytest.raises(IncompatiblePeer), translated():
+            await running.channels.admin(running.decode.address).Drain(pb.DrainRequest(member_id="decode-earlier"))
+        assert not running.decode.node.is_draining
+
+
+async def test_a_prefill_worker_that_leaves_waits_for_the_writes_that_it_posted() -> None:
+    async with cluster() as running:
+        running.prefill.faults.plan = ScriptedFaults(pushes=dict.fromkeys(range(9), PushFault.STALL))
+        call = begin(running, prompt(30))
+        await call.read_tokens(1)
+        await until(lambda: running.prefill.faults.injected[PushFault.STALL] == 4)
+        draining = asyncio.create_task(drain(running, running.prefill))
+        await until(lambda: running.prefill.node.is_draining)
+        call.cancel()
+        await until(lambda: not running.prefill.node.engine._streams)
+        assert not draining.done()
+        assert (await status(running, running.prefill)).live == 1
+        assert (await status(running, running.prefill)).ledger["leased"] == 8
+        running.prefill.faults.resume()
+        assert await draining == 0
+        await running.settled()
 
 
 async def test_status_tells_identity_load_and_a_ledger_that_adds_up() -> None:

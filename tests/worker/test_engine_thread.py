@@ -7,17 +7,21 @@ import pytest
 
 from services.engine.engine import Engine
 from services.engine.output import EngineLoad, FinalBlocks, SampledToken, StepOutput, StepStats, TokenOutput
-from services.errors import InternalError, InvalidRequest, PoolExhausted, Unavailable
+from services.errors import InternalError, InvalidRequest, Overloaded, PoolExhausted, Unavailable
 from services.telemetry.clock import ManualClock
+from services.worker import engine_thread
 from services.worker.engine_thread import EngineThread
 
 
 class ScriptedScheduler:
     """Has work as long as there are outputs left to return."""
 
+    max_active = 64
+
     def __init__(self) -> None:
         self.outputs: list[StepOutput | Exception] = []
         self.released: list[int] = []
+        self.cancelled: list[str] = []
 
     @property
     def has_work(self) -> bool:
@@ -25,6 +29,9 @@ class ScriptedScheduler:
 
     def release(self, hold: int) -> None:
         self.released.append(hold)
+
+    def cancel(self, request_id: str) -> None:
+        self.cancelled.append(request_id)
 
     def load(self) -> EngineLoad:
         return EngineLoad(0, 0, len(self.outputs), 0, 0)
@@ -91,6 +98,32 @@ async def test_a_hold_that_nobody_takes_is_released(rig: Any) -> None:
     rig.thread.unsubscribe("left")
     await rig.thread.call(lambda scheduler: None)
     assert sorted(rig.scheduler.released) == [1, 2]
+
+
+async def test_what_is_unread_is_counted_and_bounded(rig: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_thread, "MAX_UNREAD", 4)
+    one, two = rig.thread.subscribe("one"), rig.thread.subscribe("two")
+    final = StepOutput(final_blocks=(FinalBlocks("two", 7, 0, (1,), (b"",)),))
+    await run_script(rig, [token("one", 1), final, token("two", 2)])
+    await two_steps_later(rig)
+    assert (one.num_unread, two.num_unread, rig.thread.unread.count) == (1, 2, 3)
+
+    await run_script(rig, [token("two", 3), token("two", 4), token("two", 5)])
+    await two_steps_later(rig)
+    with pytest.raises(Overloaded):
+        await two.next()
+    assert (await one.next()).token.token_id == 1
+    assert rig.thread.unread.count == 0
+    assert rig.scheduler.cancelled == ["two"]
+    assert rig.scheduler.released == [7]
+
+
+async def two_steps_later(rig: Any) -> None:
+    """What was computed has arrived, and what that made the thread do is done."""
+    for _ in range(2):
+        while await rig.thread.call(lambda scheduler: scheduler.has_work):
+            pass
+        await rig.thread.call(lambda scheduler: None)
 
 
 async def test_a_defect_fails_every_stream_and_every_later_command(rig: Any) -> None:

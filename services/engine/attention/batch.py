@@ -9,9 +9,6 @@ import torch
 from services.engine.schedule import ScheduledSequence
 from services.errors import InternalError
 
-ROW_MULTIPLE = 4
-"""Rows of every matrix product come in multiples of this: fewer, and BLAS sums in another order."""
-
 
 @dataclass(frozen=True, eq=False)
 class PackedBatch:
@@ -36,8 +33,7 @@ class PackedBatch:
     block_tables: torch.Tensor
     """int32 ``[num_sequences, max_blocks]``, padded with block 0."""
     logit_rows: torch.Tensor
-    """int64: the rows to sample from, padded to a multiple of ``ROW_MULTIPLE`` by repeating the last."""
-    num_logits: int
+    """int64: the rows to sample from."""
     max_query_length: int
     max_context_length: int
 
@@ -49,7 +45,7 @@ class PackedBatch:
         *,
         num_blocks: int,
         device: torch.device,
-        row_multiple: int = ROW_MULTIPLE,
+        row_multiple: int = 1,
     ) -> "PackedBatch":
         """Pack ``sequences``, in order, padded to a multiple of ``row_multiple`` rows.
 
@@ -70,7 +66,6 @@ class PackedBatch:
         at = positions[:num_rows]
         blocks = tables[np.repeat(np.arange(len(sequences)), lengths), at // block_size]
         wanted = [int(end) - 1 for end, sequence in zip(ends, sequences, strict=True) if sequence.needs_logits]
-        logit_rows = wanted + wanted[-1:] * (padded(len(wanted)) - len(wanted))
         return cls(
             num_rows=num_rows,
             num_padded_rows=num_padded_rows,
@@ -81,14 +76,13 @@ class PackedBatch:
             query_starts=torch.from_numpy(np.concatenate(([0], ends)).astype(np.int32)).to(device),
             context_lengths=torch.from_numpy(contexts).to(device),
             block_tables=torch.from_numpy(tables).to(device),
-            logit_rows=torch.tensor(logit_rows, dtype=torch.int64, device=device),
-            num_logits=len(wanted),
+            logit_rows=torch.tensor(wanted, dtype=torch.int64, device=device),
             max_query_length=int(lengths.max()),
             max_context_length=int(contexts.max()),
         )
 
 
-def padded(num_rows: int, multiple: int = ROW_MULTIPLE) -> int:
+def padded(num_rows: int, multiple: int) -> int:
     """Return ``num_rows`` rounded up to a multiple of ``multiple``."""
     return -(-num_rows // multiple) * multiple
 

@@ -1,54 +1,27 @@
-"""CPU attention by our own kernels (``paged_attention.cpp``), called through ctypes, which releases the GIL."""
-
-import ctypes
-from pathlib import Path
+"""CPU attention by our own kernel (``paged_attention.cpp``)."""
 
 import torch
 
 from services.engine.attention.backend import AttentionOptions
 from services.engine.attention.batch import PackedBatch
+from services.engine.kernels.library import DTYPES, AttentionCall, Kernels
 from services.errors import ModelRefused
 
 BLOCK_SIZE = 16
-DTYPES = {torch.float32: 0, torch.bfloat16: 1}
-
-_POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_float
-
-
-class _Call(ctypes.Structure):
-    """``TandemAttention`` of ``paged_attention.cpp``."""
-
-    _fields_ = (
-        *((name, _POINTER) for name in ("query", "keys", "values", "output", "sinks", "query_starts")),
-        *((name, _POINTER) for name in ("context_lengths", "block_tables", "parallel")),
-        *((name, _LONG) for name in ("query_row_stride", "query_head_stride", "key_head_stride", "value_head_stride")),
-        *((name, _LONG) for name in ("key_token_stride", "value_token_stride", "block_bytes", "table_stride")),
-        *((name, _INT) for name in ("num_sequences", "q_heads", "kv_heads", "key_width", "value_width", "block_size")),
-        *((name, _INT) for name in ("window", "chunk", "dtype", "num_threads")),
-        *((name, _FLOAT) for name in ("scaling", "softcap")),
-    )
 
 
 class NativeAttention:
-    """Walks the block table per row in a fixed order, float32 sums; results do not depend on ``num_threads``."""
+    """Walks the block table per row in a fixed order, float32 sums; results do not depend on threads."""
 
-    def __init__(self, library: Path, *, num_threads: int = 1) -> None:
-        loaded = ctypes.CDLL(str(library))
-        self._attend = loaded.tandem_attend
-        self._attend.argtypes, self._attend.restype = (ctypes.POINTER(_Call),), None
-        self._store = loaded.tandem_store
-        self._store.argtypes, self._store.restype = (_POINTER, _POINTER, _POINTER, *(_LONG,) * 7), None
-        loaded.tandem_instruction_set.restype = ctypes.c_char_p
-        self.instruction_set: str = loaded.tandem_instruction_set().decode()
-        self.num_threads = num_threads
-        self._parallel = _openmp_parallel()
+    def __init__(self, kernels: Kernels) -> None:
+        self._kernels = kernels
         self._batch: PackedBatch | None = None
-        self._call = _Call()
+        self._call = AttentionCall()
 
     @property
     def kernel_set(self) -> str:
         """Name of the arithmetic."""
-        return f"native-{self.instruction_set}"
+        return self._kernels.name
 
     @property
     def block_size(self) -> int:
@@ -59,7 +32,7 @@ class NativeAttention:
         """Copy rows to their slots."""
         rows = rows.to(plane.dtype) if rows.stride(-1) == 1 else rows.to(plane.dtype).contiguous()
         size = plane.element_size()
-        self._store(
+        self._kernels.store(
             plane.data_ptr(),
             rows.data_ptr(),
             batch.slots.data_ptr(),
@@ -93,10 +66,10 @@ class NativeAttention:
         call = self._of(batch)
         self._describe(call, query, keys, values, options)
         call.output = output.data_ptr()
-        self._attend(call)
+        self._kernels.attend(call)
         return output
 
-    def _of(self, batch: PackedBatch) -> _Call:
+    def _of(self, batch: PackedBatch) -> AttentionCall:
         """Return the call with the batch's part filled in; layers of one forward pass share it."""
         call = self._call
         if batch is not self._batch:
@@ -107,13 +80,13 @@ class NativeAttention:
             call.table_stride = batch.block_tables.shape[1]
             call.num_sequences = batch.block_tables.shape[0]
             call.block_size = batch.block_size
-            call.num_threads = self.num_threads
-            call.parallel = self._parallel if self.num_threads > 1 else None
+            call.num_threads = self._kernels.num_threads
+            call.parallel = self._kernels.parallel
         return call
 
     @staticmethod
     def _describe(
-        call: _Call, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, options: AttentionOptions
+        call: AttentionCall, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, options: AttentionOptions
     ) -> None:
         call.query, call.keys, call.values = query.data_ptr(), keys.data_ptr(), values.data_ptr()
         call.query_row_stride, call.query_head_stride, _ = query.stride()
@@ -126,11 +99,3 @@ class NativeAttention:
         call.scaling, call.softcap = options.scaling, options.softcap or 0.0
         call.window, call.chunk = options.window or 0, options.chunk or 0
         call.sinks = None if options.sinks is None else options.sinks.data_ptr()
-
-
-def _openmp_parallel() -> int | None:
-    """Return the address of ``GOMP_parallel`` in the OpenMP library that torch brought: its pool, not a second one."""
-    bundled = sorted(Path(torch.__file__).parent.glob("lib/libgomp*.so*"))
-    if not bundled:
-        return None
-    return ctypes.cast(ctypes.CDLL(str(bundled[0])).GOMP_parallel, ctypes.c_void_p).value

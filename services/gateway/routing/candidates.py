@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from services.cluster.registry import Member, Role
+from services.rpc.versions import understands
 
 
 @dataclass(frozen=True)
@@ -13,6 +14,7 @@ class Requirements:
     fingerprint: str
     """Of the KV layout; it covers model, tokenizer and numerics class."""
     protocol_version: int
+    """Of this gateway; it serves workers that understand it."""
 
 
 def decode_candidates(
@@ -33,6 +35,6 @@ def _fits(member: Member, role: Role, wanted: Requirements) -> bool:
     return (
         member.role is role
         and member.fingerprint == wanted.fingerprint
-        and member.protocol_version == wanted.protocol_version
+        and understands(member.protocol_version, wanted.protocol_version)
         and not member.draining
     )

@@ -304,7 +304,7 @@ async def test_a_client_that_leaves_ends_the_work() -> None:
 
 
 async def test_a_silent_stream_gets_comments() -> None:
-    async with world(keep_alive_s=0.01) as w:
+    async with world(keep_alive_s=0.01, queue_timeout_s=0.01) as w:
         w.decode.default = Script(tokens("Paris"), hang_after=0)
         gone = asyncio.Event()
         sent = await call(w.gateway.app, chat_body(stream=True), gone, leave_after=b"keep-alive\n\n: keep-alive")

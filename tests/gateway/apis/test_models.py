@@ -1,6 +1,5 @@
 import asyncio
 import logging
-from dataclasses import replace
 
 import pytest
 
@@ -36,17 +35,34 @@ async def test_a_model_that_nobody_decodes_is_not_listed() -> None:
     assert listed["data"] == []
 
 
-async def test_of_two_versions_the_one_with_more_workers_is_served() -> None:
+async def test_two_versions_share_the_requests_and_never_a_request() -> None:
     newer = card(fingerprint="a" * 64)
-    async with world(members=[member("d1"), member("d2")]) as w:
+    prefill = member("p1", Role.PREFILL), member("p2", Role.PREFILL, newer)
+    async with world(members=[member("d1"), prefill[0]]) as w:
         await w.join(member("d3", model=newer), newer)
-        await w.chat()
+        await w.join(prefill[1], newer)
+        for _ in range(40):
+            await w.chat()
+
+    workers = {"f": ("d1:1", ["p1"]), "a": ("d3:1", ["p2"])}
+    assert {request.fingerprint[0] for request in w.decode.requests} == {"f", "a"}
+    for request, address in zip(w.decode.requests, w.decode.addresses, strict=True):
+        candidates = [candidate.member_id for candidate in request.prefill_candidates]
+        assert (address, candidates) == workers[request.fingerprint[0]]
+
+
+async def test_a_version_without_a_prefill_worker_gets_nothing_while_another_one_has_one() -> None:
+    newer = card(fingerprint="a" * 64)
+    async with world(members=[member("d1"), member("p1", Role.PREFILL)]) as w:
+        await w.join(member("d3", model=newer), newer)
+        await w.join(member("d4", model=newer), newer)
+        for _ in range(8):
+            await w.chat()
         await w.registry.leave("d1")
-        await w.registry.renew(replace(member("d2"), draining=True))
         await w.view.refresh()
         await w.chat()
 
-    assert [request.fingerprint[0] for request in w.decode.requests] == ["f", "a"]
+    assert [request.fingerprint[0] for request in w.decode.requests] == ["f"] * 8 + ["a"]
 
 
 @pytest.mark.parametrize("failure", [NotFound("no card"), IntegrityError("another digest")])

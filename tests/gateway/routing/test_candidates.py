@@ -4,7 +4,7 @@ import pytest
 
 from services.cluster.registry import Member, Role
 from services.gateway.routing.candidates import Requirements, decode_candidates, prefill_candidates
-from services.rpc.channel import PROTOCOL_VERSION
+from services.rpc.versions import PROTOCOL_VERSION
 from tests.gateway.twins import member
 
 WANTED = Requirements("f" * 64, PROTOCOL_VERSION)
@@ -21,7 +21,8 @@ def test_roles_are_kept_apart() -> None:
     [
         replace(DECODE, draining=True),
         replace(DECODE, fingerprint="other"),
-        replace(DECODE, protocol_version=PROTOCOL_VERSION + 1),
+        replace(DECODE, protocol_version=PROTOCOL_VERSION + 2),
+        replace(DECODE, protocol_version=PROTOCOL_VERSION - 2),
     ],
 )
 def test_members_that_cannot_take_the_request_are_left_out(unfit: Member) -> None:
@@ -39,3 +40,10 @@ def test_suspects_are_taken_only_where_nobody_else_is_left() -> None:
 
 def test_who_failed_this_request_is_not_asked_again() -> None:
     assert decode_candidates([DECODE], WANTED, avoid={"d1"}, suspects=()) == []
+
+
+@pytest.mark.parametrize("difference", [-1, 0, 1])
+def test_workers_of_a_neighbouring_version_are_served(difference: int) -> None:
+    older = [replace(each, protocol_version=PROTOCOL_VERSION + difference) for each in (DECODE, PREFILL)]
+    assert decode_candidates(older, WANTED, avoid=(), suspects=()) == older[:1]
+    assert prefill_candidates(older, WANTED, suspects=()) == older[1:]

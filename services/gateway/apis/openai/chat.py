@@ -35,6 +35,7 @@ class ChatCompletions:
         exchange = await self._services.entrance.exchange(request)
         body = parse_body(ChatBody, await self._services.entrance.body(request))
         _check_supported(body)
+        self._services.answers.require_room(exchange.project)
         with exchange.timeline.step("encode"):
             plan = await self._plan(body)
         head = answer_head(exchange, plan, "chatcmpl", "chat.completion.chunk" if body.stream else "chat.completion")
@@ -60,7 +61,7 @@ class ChatCompletions:
         prompt = await self._services.threads.run(lambda: model.encode_conversation(messages))
         max_tokens = room_for_output(model.card, [prompt], wanted, default=limits.default_max_tokens, param="messages")
         sampling = sampling_params(body, model.card, max_tokens=max_tokens, logprobs=logprobs)
-        return AnswerPlan(model, (tuple(prompt),), sampling, num_choices, tuple(body.stop or ()))
+        return AnswerPlan(model, (tuple(prompt),), sampling, num_choices, tuple(body.stop or ()), body.priority or 0)
 
 
 class ChatChunks:

@@ -40,6 +40,7 @@ class Completions:
         exchange = await self._services.entrance.exchange(request)
         body = parse_body(CompletionBody, await self._services.entrance.body(request))
         _check_supported(body)
+        self._services.answers.require_room(exchange.project)
         with exchange.timeline.step("encode"):
             plan, echoes = await self._plan(body)
         head = answer_head(exchange, plan, "cmpl", "text_completion")
@@ -65,7 +66,7 @@ class Completions:
         tokens = [prompt.token_ids for prompt in prompts]
         max_tokens = room_for_output(model.card, tokens, body.max_tokens, default=DEFAULT_MAX_TOKENS, param="prompt")
         sampling = sampling_params(body, model.card, max_tokens=max_tokens, logprobs=body.logprobs)
-        plan = AnswerPlan(model, tuple(tokens), sampling, num_choices, tuple(body.stop or ()))
+        plan = AnswerPlan(model, tuple(tokens), sampling, num_choices, tuple(body.stop or ()), body.priority or 0)
         echoes = [prompt.text if body.echo else "" for prompt in prompts for _ in range(num_choices)]
         return plan, echoes
 

@@ -8,6 +8,7 @@ from services.gateway.validation import TAG_MARK, Body, Json
 
 MAX_STOPS = 16
 MAX_STOP_LENGTH = 1024
+MAX_PRIORITY = 2**53
 MAX_NAME_LENGTH = 512
 MAX_MESSAGES = 8192
 MAX_PARTS = 1024
@@ -62,6 +63,7 @@ class SamplingFields(Body):
     min_p: float | None = None
     repetition_penalty: float | None = None
     stop_token_ids: list[int] | None = Field(default=None, max_length=MAX_STOP_TOKENS)
+    priority: int | None = Field(default=None, ge=-MAX_PRIORITY, le=MAX_PRIORITY)
 
 
 class ContentPart(Body):

@@ -26,6 +26,7 @@ class OpenAILimits:
 
     max_choices: int
     default_max_tokens: int
+    silent_start_s: float
     keep_alive_s: float
     send_timeout_s: float
 
@@ -67,6 +68,7 @@ class Answering:
         """Return the answer as server-sent events."""
         return EventStream(
             self._events(exchange, plan, chunks),
+            silent_start_s=self._services.limits.silent_start_s,
             keep_alive_s=self._services.limits.keep_alive_s,
             send_timeout_s=self._services.limits.send_timeout_s,
             last_words=last_words,

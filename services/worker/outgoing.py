@@ -1,4 +1,4 @@
-"""The pushes of one attempt: blocks that became final go out at once, in order, while the next chunk computes."""
+"""The pushes of one attempt: blocks that are final go out at once, in order, while the next chunk computes."""
 
 import asyncio
 
@@ -92,6 +92,7 @@ class Outgoing:
             await asyncio.wait(self._holds)
 
     async def _write(self, final: FinalBlocks, index: int) -> None:
+        final = await self._sealed(final)
         skipped = max(0, self._first_wanted - final.first_block)
         local = final.block_ids[skipped:]
         if not local:
@@ -108,9 +109,19 @@ class Outgoing:
         self._ends_s[index] = ended_s = self._node.clock.now()
         self._count(len(pairs), ended_s - began_s)
 
+    async def _sealed(self, final: FinalBlocks) -> FinalBlocks:
+        """Digest blocks that no step of this attempt made final, and that nobody digested therefore."""
+        if final.payload_digests or not self._node.sealer.enabled:
+            return final
+        sealed = await asyncio.to_thread(self._node.sealer.seal, final)
+        if self._is_closed:
+            raise StaleEpoch(f"This attempt at {self.attempt.request_id} was left.")
+        return sealed
+
     async def _hold(self, final: FinalBlocks, write: asyncio.Task[None]) -> None:
         await asyncio.wait({write})
-        if not write.cancelled() and (error := write.exception()) is not None:
+        error = None if write.cancelled() else write.exception()
+        if error is not None and not isinstance(error, StaleEpoch):  # a stale write was never posted
             self.has_failed = True
             code = error.code if isinstance(error, TandemError) else InternalError.code
             self._metrics.push_failures.labels(code=code).inc()

@@ -10,10 +10,10 @@
 // tokens that no row of the tile may see are never read into a sum, so stale memory may hold NaN.
 #include <algorithm>
 #include <atomic>
-#include <cstdlib>
-#include <memory>
 
 #include "elements.h"
+#include "parallel.h"
+#include "scratch.h"
 
 namespace tandem {
 
@@ -21,16 +21,12 @@ constexpr int kSpan = 64;
 constexpr int kStrips = kSpan / kLanes;
 constexpr int kTileRows = 64;
 constexpr float kLowest = -1e30f;
-enum DType : int32_t { kFloat32 = 0, kBFloat16 = 1 };
 
 }  // namespace tandem
 
 extern "C" {
 
-// Runs body(data) in num_threads threads; GOMP_parallel of the OpenMP library that torch uses.
-typedef void (*TandemParallel)(void (*body)(void*), void* data, unsigned num_threads, unsigned flags);
-
-// Strides count elements, except block_bytes. Mirrored by ctypes in native.py.
+// Strides count elements, except block_bytes. Mirrored by ctypes in library.py.
 struct TandemAttention {
   const void* query;          // [num_rows, q_heads, key_width], last stride 1
   const void* keys;           // plane of block 0: [kv_heads, block_size, key_width]
@@ -59,25 +55,6 @@ using Call = TandemAttention;
 // One sequence, one KV head, rows [first_row, first_row + num_rows) of its tokens x group.
 struct Tile {
   int sequence, kv_head, first_row, num_rows;
-};
-
-// A thread's working memory, grown on demand.
-struct Scratch {
-  std::unique_ptr<char, decltype(&std::free)> memory{nullptr, &std::free};
-  size_t capacity = 0, used = 0;
-
-  void reset(size_t bytes) {
-    used = 0;
-    if (bytes <= capacity) return;
-    memory.reset(static_cast<char*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64)));
-    capacity = bytes;
-  }
-  template <class T>
-  T* take(size_t count) {
-    T* result = reinterpret_cast<T*>(memory.get() + used);
-    used += (count * sizeof(T) + 63) / 64 * 64;
-    return result;
-  }
 };
 
 inline int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
@@ -348,12 +325,7 @@ extern "C" {
 void tandem_attend(const TandemAttention* call) {
   tandem::Work shared{call, {0}, 0};
   for (int sequence = 0; sequence < call->num_sequences; ++sequence) shared.total += tandem::tiles_of(*call, sequence);
-  const int threads = std::min(call->num_threads, shared.total);
-  if (threads > 1 && call->parallel != nullptr) {
-    call->parallel(&tandem::work, &shared, static_cast<unsigned>(threads), 0);
-  } else {
-    tandem::work(&shared);
-  }
+  tandem::run_parallel(call->parallel, &tandem::work, &shared, call->num_threads, shared.total);
 }
 
 // Copies rows [num_rows, heads, row_bytes] to their slots of a plane; slot = block * block_size + token.

@@ -18,6 +18,7 @@ struct Float32 {
   static Vector load_values(const float* p) { return load(p); }
   static float to_float(float x) { return x; }
   static void put(float* p, float x) { *p = x; }
+  static void store(float* p, Vector x) { tandem::store(p, x); }
 };
 
 struct BFloat16 {
@@ -41,6 +42,16 @@ struct BFloat16 {
     uint32_t bits;
     std::memcpy(&bits, &x, sizeof bits);
     *p = x != x ? 0x7fc0 : static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+  }
+  static void store(uint16_t* p, Vector x) {
+#if defined(TANDEM_AVX512) && defined(__AVX512BF16__)
+    const __m256bh rounded = _mm512_cvtneps_pbh(x.v);
+    std::memcpy(p, &rounded, sizeof rounded);
+#else
+    alignas(64) float lanes[kLanes];
+    tandem::store(lanes, x);
+    for (int lane = 0; lane < kLanes; ++lane) put(p + lane, lanes[lane]);
+#endif
   }
 };
 
@@ -77,15 +88,20 @@ inline void transpose(__m512i rows[16]) {
 }
 #endif
 
-// Sixteen tokens of K as out[unit][token]; a width that fills no whole unit is padded with zeros.
-template <class D>
+// Sixteen tokens of K as out[unit][token]; a width that fills no whole unit is padded with zeros. The sixteen
+// behind them are fetched ahead if they are read next.
+template <class D, bool FetchAhead = false>
 void pack_keys(const typename D::Element* keys, int64_t token_stride, int width, uint32_t* out) {
   int unit = 0;
 #if defined(TANDEM_AVX512)
   for (; (unit + 16) * D::kPerUnit <= width; unit += 16) {
     __m512i rows[16];
     TANDEM_UNROLL
-    for (int token = 0; token < 16; ++token) rows[token] = _mm512_loadu_si512(keys + token * token_stride + unit * D::kPerUnit);
+    for (int token = 0; token < 16; ++token) {
+      const auto* from = keys + token * token_stride + unit * D::kPerUnit;
+      rows[token] = _mm512_loadu_si512(from);
+      if (FetchAhead) __builtin_prefetch(from + 16 * token_stride);
+    }
     transpose(rows);
     TANDEM_UNROLL
     for (int u = 0; u < 16; ++u) _mm512_storeu_si512(out + (unit + u) * kLanes, rows[u]);

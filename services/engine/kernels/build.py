@@ -13,11 +13,17 @@ from pathlib import Path
 
 from services.errors import ConfigurationError, DeadlineExceeded
 
-SOURCES = ("paged_attention.cpp", "elements.h", "vector16.h")
+UNITS = ("paged_attention.cpp", "linear.cpp")
+HEADERS = ("elements.h", "parallel.h", "scratch.h", "vector16.h")
 COMPILERS = ("g++", "clang++", "c++")
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fno-strict-aliasing", "-fPIC", "-shared")
 COMPILE_TIMEOUT_S = 300.0
 LOCK_POLL_S = 0.05
+
+
+def sources() -> list[Path]:
+    """Return every file that the kernels are made of."""
+    return [Path(__file__).with_name(name) for name in (*UNITS, *HEADERS)]
 
 
 def find_compiler() -> str | None:
@@ -36,7 +42,7 @@ def build(cache_folder: Path, compiler: str, *, march: str | None = None) -> Pat
         DeadlineExceeded: another process holds the lock for too long.
     """
     command = [compiler, *FLAGS, *_architecture(march)]
-    library = cache_folder / f"paged_attention-{_key(command)}.so"
+    library = cache_folder / f"kernels-{_key(command)}.so"
     cache_folder.mkdir(parents=True, exist_ok=True)
     if library.exists():
         return library
@@ -63,16 +69,16 @@ def _architecture(march: str | None) -> list[str]:
 def _key(command: list[str]) -> str:
     digest = hashlib.sha256("\0".join([*command, instruction_sets()]).encode())
     digest.update(subprocess.run([command[0], "--version"], capture_output=True, timeout=30, check=False).stdout)
-    for name in SOURCES:
-        digest.update(Path(__file__).with_name(name).read_bytes())
+    for path in sources():
+        digest.update(path.read_bytes())
     return digest.hexdigest()[:24]
 
 
 def _compile(command: list[str], library: Path) -> None:
-    source = Path(__file__).with_name(SOURCES[0])
+    units = [str(path) for path in sources() if path.name in UNITS]
     unfinished = library.with_suffix(f".{os.getpid()}.tmp")
     result = subprocess.run(
-        [*command, "-o", str(unfinished), str(source)],
+        [*command, "-o", str(unfinished), *units],
         capture_output=True,
         text=True,
         timeout=COMPILE_TIMEOUT_S,

@@ -1,0 +1,1 @@
+"""Matrix products in which no row depends on another."""

@@ -1,0 +1,54 @@
+"""Compares operators with those in plain torch before anybody relies on them: a miscompiled kernel is never used."""
+
+import torch
+
+from services.engine.attention.backend import AttentionBackend, AttentionOptions
+from services.engine.attention.batch import PackedBatch
+from services.engine.attention.reference import ReferenceAttention
+from services.engine.operators import Operators
+from services.engine.products.product import Products
+from services.engine.schedule import ScheduledSequence
+
+_HEADS, _KV_HEADS, _WIDTH = 6, 2, 64
+_NUM_BLOCKS = 24
+_ROWS, _COLUMNS, _INNER = 13, 83, 274
+_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 4e-2, torch.float16: 1e-2}
+
+
+def attention_difference(backend: AttentionBackend, dtype: torch.dtype) -> float:
+    """Return how far ``backend`` is from plain torch on a prompt chunk, a later chunk and a decode row."""
+    random = torch.Generator().manual_seed(7)
+    shape = (_NUM_BLOCKS, _KV_HEADS, backend.block_size, _WIDTH)
+    keys, values = (torch.randn(shape, generator=random).to(dtype) for _ in range(2))
+    tables = torch.randperm(_NUM_BLOCKS, generator=random).tolist()
+    spans = ((0, 5 * backend.block_size + 3, tables[:6]), (70, 9, tables[6:12]), (150, 1, tables[12:24]))
+    sequences = [ScheduledSequence([0] * length, start, table, True) for start, length, table in spans]
+    batch = PackedBatch.of(sequences, backend.block_size, num_blocks=_NUM_BLOCKS, device=torch.device("cpu"))
+    query = torch.randn((batch.num_padded_rows, _HEADS, _WIDTH), generator=random).to(dtype)
+    options = AttentionOptions(scaling=_WIDTH**-0.5)
+    with torch.inference_mode():
+        ours = backend.attend(batch, query, keys, values, options)[: batch.num_rows]
+        theirs = ReferenceAttention().attend(batch, query, keys, values, options)[: batch.num_rows]
+    return _largest(ours, theirs)
+
+
+def product_difference(products: Products, dtype: torch.dtype) -> float:
+    """Return how far ``products`` are from float64 sums of terms whose sum is about 1, for few and for many rows."""
+    random = torch.Generator().manual_seed(7)
+    rows, weight, bias = (
+        (torch.randn(shape, generator=random) / scale).to(dtype)
+        for shape, scale in (((_ROWS, _INNER), 1.0), ((_COLUMNS, _INNER), _INNER**0.5), ((_COLUMNS,), 1.0))
+    )
+    exact = torch.nn.functional.linear(rows.double(), weight.double(), bias.double())
+    with torch.inference_mode():
+        return max(_largest(products.linear(rows[:count], weight, bias), exact[:count]) for count in (1, 2, _ROWS))
+
+
+def agrees(operators: Operators, dtype: torch.dtype) -> bool:
+    """Return whether the differences are within what rounding explains; NaN never is."""
+    attention, product = attention_difference(operators.attention, dtype), product_difference(operators.products, dtype)
+    return attention <= _TOLERANCE[dtype] and product <= _TOLERANCE[dtype]
+
+
+def _largest(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return float((ours.double() - theirs.double()).abs().max())

@@ -1,0 +1,135 @@
+"""Ten times more requests than the cluster can run, from two projects of which one sends ten times more.
+
+The short form shows that everybody is answered, in fair shares; the long form, a minute of it, that memory stays flat
+and that accepted streams keep their rhythm.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+
+import httpx
+import pytest
+
+from tests.chaos.overload import Load, Memory, overload
+from tests.e2e.up import MODEL, Up, running_up
+
+MAX_RUNNING = 4
+MAX_QUEUE = 16
+SETTINGS = {
+    "TANDEM_MAX_RUNNING": str(MAX_RUNNING),
+    "TANDEM_MAX_QUEUE": str(MAX_QUEUE),
+    "TANDEM_QUEUE_TIMEOUT_S": "20",
+    "TANDEM_MAX_MODEL_LEN": "2048",
+}
+NUM_CALLERS = {"crowd": 10 * MAX_RUNNING, "few": MAX_RUNNING}
+NUM_ANSWERS = 20
+"""In the short form, for the project that asks less."""
+ALONE_S, OVERLOAD_S = 15.0, 60.0
+LONG_WORDS, LONG_TOKENS = 120, 48
+"""In the long form, whose prompts go through the prefill worker."""
+MAX_SHARE_DIFFERENCE = 0.2
+WARM_UP_S = 10.0
+"""After which memory may not grow."""
+MAX_GROWTH_SHARE, MAX_GROWTH_BYTES = 0.05, 16 * 2**20
+MAX_LATENCY_RATIO = 2.0
+Say = Callable[[str], None]
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    with running_up(tmp_path_factory.mktemp("overload"), SETTINGS) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def keys(up: Up) -> dict[str, str]:
+    created = {project: up.tandem("keys", "create", "--project", project) for project in NUM_CALLERS}
+    return {project: re.findall(r"sk-tandem-\S+", text)[0] for project, text in created.items()}
+
+
+@pytest.fixture
+def say(request: pytest.FixtureRequest) -> Say:
+    """Writes a line of progress past the capture."""
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+
+    def write(text: str) -> None:
+        with capture.global_and_fixture_disabled():
+            request.config.get_terminal_writer().line(f"  {text}")
+
+    return write
+
+
+def loads(up: Up, keys: dict[str, str], num_words: int, max_tokens: int) -> dict[str, Load]:
+    return {project: Load(up.url, key, MODEL, num_words, max_tokens) for project, key in keys.items()}
+
+
+def callers(running: dict[str, Load]) -> dict[Load, int]:
+    return {running[project]: number for project, number in NUM_CALLERS.items()}
+
+
+def memory_of(up: Up) -> Memory:
+    pids = {name: up.pids(f"services.* {name}") for name in ("gateway", "prefill", "decode")}
+    assert all(len(found) == 1 for found in pids.values()), pids
+    return Memory({name: found[0] for name, found in pids.items()})
+
+
+def check_answers(crowd: Load, few: Load) -> None:
+    """Nothing broke, what was refused was told when to come back, and both projects got their shares."""
+    assert crowd.heard.complaints + few.heard.complaints == []
+    assert crowd.heard.num_refused > crowd.heard.num_answers  # it was an overload
+    assert few.heard.num_answers > 0
+    taken = sorted([crowd.heard.num_contended_tokens, few.heard.num_contended_tokens])
+    assert taken[0] >= (1 - MAX_SHARE_DIFFERENCE) * taken[1], taken
+
+
+def tell(say: Say, **loads: Load) -> None:
+    for project, load in loads.items():
+        heard = load.heard
+        counts = f"{heard.num_answers} answered, {heard.num_refused} refused, {heard.num_contended_tokens} tokens"
+        say(f"{project}: {heard.num_asked} requests, {counts}, p50 between tokens {1e3 * heard.gap_s(0.5):.0f} ms")
+
+
+async def test_a_short_overload_is_answered_in_fair_shares(up: Up, keys: dict[str, str], say: Say) -> None:
+    memory, running = memory_of(up), loads(up, keys, num_words=15, max_tokens=8)
+    few = running["few"].heard
+    await overload(callers(running), memory, is_enough=lambda: few.num_answers >= NUM_ANSWERS, deadline_s=120.0)
+    tell(say, **running)
+    check_answers(running["crowd"], running["few"])
+    assert memory_of(up).pids == memory.pids  # nobody crashed
+
+
+@pytest.mark.chaos_long
+@pytest.mark.timeout(240)
+async def test_a_minute_of_overload_leaves_memory_and_latency_as_they_were(
+    up: Up, keys: dict[str, str], say: Say
+) -> None:
+    alone = Load(up.url, keys["few"], MODEL, LONG_WORDS, LONG_TOKENS)
+    quiet = memory_of(up)
+    await overload({alone: 1}, quiet, is_enough=lambda: quiet.age_s >= ALONE_S, deadline_s=60.0)
+    assert alone.heard.complaints == []
+
+    memory, running = memory_of(up), loads(up, keys, LONG_WORDS, LONG_TOKENS)
+    await overload(callers(running), memory, is_enough=lambda: memory.age_s >= OVERLOAD_S, deadline_s=150.0)
+    tell(say, alone=alone, **running)
+    check_answers(running["crowd"], running["few"])
+    assert memory_of(up).pids == memory.pids
+    for name in memory.pids:
+        early, late = (
+            memory.median(name, WARM_UP_S, WARM_UP_S + 10.0),
+            memory.median(name, OVERLOAD_S - 10.0, OVERLOAD_S),
+        )
+        say(f"{name}: {early / 2**20:.0f} MiB after {WARM_UP_S:g} s, {late / 2**20:.0f} MiB at the end")
+        assert late <= early + max(MAX_GROWTH_SHARE * early, MAX_GROWTH_BYTES)
+    before_s = alone.heard.gap_s(0.99)
+    after_s = max(load.heard.gap_s(0.99) for load in running.values())
+    say(f"p99 between tokens: {1e3 * before_s:.0f} ms alone, {1e3 * after_s:.0f} ms in the overload")
+    assert after_s <= MAX_LATENCY_RATIO * before_s
+
+
+def test_afterwards_nothing_runs_or_waits_and_refusals_were_counted_by_reason(up: Up) -> None:
+    text = httpx.get(f"{up.url}/metrics").text
+    assert re.search(r"^tandem_requests_running 0\.0$", text, re.MULTILINE)
+    assert re.search(r"^tandem_requests_waiting 0\.0$", text, re.MULTILINE)
+    reasons = dict(re.findall(r'tandem_admission_refusals_total\{reason="(\w+)"\} ([\d.e+]+)', text))
+    assert float(reasons["project_queue_full"]) > 0
+    assert float(reasons["workers_full"]) == 0

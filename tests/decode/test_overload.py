@@ -1,0 +1,46 @@
+"""What a worker holds is bounded, whatever its callers do: calls in progress, and tokens that nobody reads."""
+
+from dataclasses import replace
+
+import pytest
+
+from services.errors import Overloaded
+from services.worker import engine_thread
+from tests.decode.test_reserving import spec
+from tests.inprocess.client import GREEDY, begin, expected_ids, prompt
+from tests.inprocess.cluster import Shape, cluster, until
+
+LONG = replace(GREEDY, max_tokens=200)
+
+
+async def test_calls_beyond_those_that_run_and_wait_are_refused_at_once() -> None:
+    async with cluster(prefills=0, shape=Shape(max_running=1), decode={"max_waiting": 2}) as running:
+        running.decode.model.gate.close()
+        calls = [begin(running, prompt(30, seed=number)) for number in range(3)]
+        await until(lambda: running.decode.servicer.num_live == 3)
+        with pytest.raises(Overloaded) as refused:
+            await begin(running, prompt(30)).finish()
+        assert refused.value.retry_after_s == 1.0
+        running.decode.model.gate.open()
+        for number, call in enumerate(calls):
+            assert (await call.finish()).ids == expected_ids(prompt(30, seed=number))
+        await running.settled()
+
+
+async def test_the_stream_that_is_furthest_behind_is_given_up_when_too_much_is_unread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(engine_thread, "MAX_UNREAD", 50)
+    async with cluster(prefills=0) as running:
+        engine = running.decode.node.engine
+        slow = engine.subscribe("slow")  # its servicer never takes anything
+        await engine.call(lambda scheduler: scheduler.add(replace(spec(running.decode, "slow"), params=LONG)))
+        call = begin(running, prompt(30, seed=5), LONG)
+        answer = await call.finish()
+        await until(lambda: slow.num_unread == 1)
+        with pytest.raises(Overloaded):
+            await slow.next()
+        assert answer.ids == expected_ids(prompt(30, seed=5), LONG)  # who reads is not disturbed
+        assert engine.unread.count == 0
+        engine.unsubscribe("slow")
+        await running.settled()  # its blocks are free
