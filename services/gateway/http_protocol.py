@@ -1,7 +1,8 @@
 """uvicorn's HTTP protocol with the bounds that it lacks: how long a request's head may be, and how long it may take.
 
-connected ──head_timeout_s──> 408        data ──max_head_bytes──> 431        no HTTP ──> 400
-    └── head complete: the application answers; what still comes of a body that was answered has the same time
+A head that is too long is 431, one that does not arrive in time 408, what is no HTTP 400, each in the shape of the
+OpenAI API. With the head complete the application has deadlines of its own; what still comes of a body that was
+answered has as long as a head.
 """
 
 import asyncio
@@ -27,6 +28,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     _num_head_bytes = 0
     _is_reading_head = True
+    _has_begun = False
     _is_too_large = False
     _deadline: asyncio.TimerHandle | None = None
 
@@ -55,7 +57,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Count anew."""
         super().on_message_begin()
-        self._is_reading_head = True
+        self._is_reading_head = self._has_begun = True
         self._counted = 0
 
     def on_url(self, url: bytes) -> None:
@@ -70,7 +72,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The head is here: from now on the application has its own deadlines."""
-        self._is_reading_head = False
+        self._is_reading_head = self._has_begun = False
         self._num_head_bytes = 0
         self._disarm()
         super().on_headers_complete()
@@ -101,11 +103,13 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._deadline = None
         if self.transport.is_closing():
             return
-        if self._is_reading_head:
-            message = f"The request did not begin within {self.head_timeout_s:g} s."
+        if self._has_begun:
+            message = f"The head of the request did not arrive within {self.head_timeout_s:g} s."
             self._refuse(HTTPStatus.REQUEST_TIMEOUT, message, "request_timeout")
         else:
-            self.transport.close()  # the rest of a request that was answered long ago
+            # The rest of a request that was answered long ago, or a connection opened in advance, whose next request
+            # must not find an answer that is not its own.
+            self.transport.close()
 
     def _refuse_large_head(self) -> None:
         message = f"The headers of the request are larger than {self.max_head_bytes} bytes."

@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 from hypothesis import strategies as st
 
 from services.errors import PeerError
+from services.kv.hashes import block_hashes, cache_seed
 from services.rpc import tandem_pb2 as pb
 from services.rpc.channel import SECRET_KEY, VERSION_KEY
 from services.rpc.convert import sampling_to_message
@@ -23,8 +24,11 @@ from tests.chaos.fuzzing import Budget
 from tests.chaos.hostile_messages import damaged, garbage, mutated
 from tests.inprocess.client import GREEDY, SEEDED, begin, expected_ids, generate, prompt
 from tests.inprocess.cluster import SECRET, Cluster, Worker, cluster, until
+from tests.inprocess.hash_model import BLOCK_SIZE
 from tests.transfer.harness import harness
 
+CACHED = prompt(22, seed=1000)
+"""A prompt whose blocks the decode worker has, unless other examples have used up its pool."""
 METADATA = ((SECRET_KEY, SECRET), (VERSION_KEY, str(PROTOCOL_VERSION)))
 CALL_DEADLINE_S = 15.0
 DECODE = {
@@ -108,8 +112,26 @@ def connect_request(target: Target) -> pb.ConnectRequest:
     return pb.ConnectRequest(endpoint=endpoint_to_message(target.cluster.decode.node.transfers.endpoint))
 
 
+def settle_at_decode(target: Target) -> pb.SettleRequest:
+    return pb.SettleRequest(request_id="fuzz-1", epoch=1, member_id=target.cluster.decode.node.member_id)
+
+
 def settle_request(target: Target) -> pb.SettleRequest:
     return pb.SettleRequest(request_id="fuzz-1", epoch=1, member_id=target.cluster.prefill.node.member_id)
+
+
+def fetch_request(target: Target) -> pb.FetchRequest:
+    number = next(target.numbers)
+    decode, prefill = target.cluster.decode.node, target.cluster.prefill.node
+    hashes = block_hashes(cache_seed(decode.layout.fingerprint, "fuzz"), CACHED, BLOCK_SIZE)
+    return pb.FetchRequest(
+        request_id=f"fuzz-{number}",
+        member_id=decode.member_id,
+        block_hashes=hashes,
+        target=pb.KVTarget(
+            endpoint=endpoint_to_message(prefill.transfers.endpoint), epoch=number, block_ids=range(len(hashes))
+        ),
+    )
 
 
 def the_decode(running: Cluster) -> Worker:
@@ -125,6 +147,8 @@ METHODS = [
     Method("/tandem.v1.Prefill/Run", True, the_prefill, run_request),
     Method("/tandem.v1.Prefill/Connect", False, the_prefill, connect_request),
     Method("/tandem.v1.Prefill/Settle", False, the_prefill, settle_request),
+    Method("/tandem.v1.KV/Fetch", True, the_decode, fetch_request),
+    Method("/tandem.v1.KV/Settle", False, the_decode, settle_at_decode),
     Method("/tandem.v1.Admin/Status", False, the_decode, lambda target: pb.StatusRequest(), has_fields=False),
     Method("/tandem.v1.Admin/Status", False, the_prefill, lambda target: pb.StatusRequest(), has_fields=False),
     Method("/tandem.v1.Admin/Drain", False, the_decode, lambda target: pb.DrainRequest(timeout_s=0.5)),
@@ -141,6 +165,7 @@ def target() -> Iterator[Target]:
         running = runner.run(stack.enter_async_context(cluster(prefills=2, decode=DECODE, prefill=PREFILL)))
         known = Target(runner, running)
         runner.get_loop().set_exception_handler(lambda loop, context: known.unhandled.append(context))
+        runner.run(generate(running, CACHED, project="fuzz"))
         yield known
         runner.run(known.close())
         runner.run(stack.aclose())

@@ -118,12 +118,18 @@ async def test_what_is_no_http_is_400() -> None:
     assert (await Connection().feed(b"\x16\x03\x01")).refusal == (400, "invalid_http")
 
 
-@pytest.mark.parametrize("sent", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nx: a\r\n"])
+@pytest.mark.parametrize("sent", [b"G", b"GET / HT", b"GET / HTTP/1.1\r\nx: a\r\n"])
 async def test_a_head_that_does_not_come_is_408(sent: bytes) -> None:
     connection = Connection()
     wire = await connection.feed(sent)
     connection.protocol._on_deadline()
     assert wire.refusal == (408, "request_timeout")
+
+
+async def test_a_connection_opened_in_advance_is_closed_without_a_word() -> None:
+    connection = Connection()
+    connection.protocol._on_deadline()
+    assert (connection.wire.written, connection.wire.is_closed) == (b"", True)
 
 
 async def test_the_deadline_is_not_renewed_by_every_byte() -> None:
