@@ -131,13 +131,15 @@ class DecodeServicer(tandem_pb2_grpc.DecodeServicer):
 
     def _spec(self, request: pb.GenerateRequest) -> NewRequest:
         self._node.require_tokens([*request.prompt_token_ids, *request.resumed_output_token_ids])
-        return NewRequest(
+        spec = NewRequest(
             request_id=request.request_id,
             prompt_token_ids=tuple(request.prompt_token_ids),
             resumed_output_token_ids=tuple(request.resumed_output_token_ids),
             params=sampling_from_message(request.sampling),
             cache_seed=cache_seed(self._node.layout.fingerprint, request.project),
         )
+        self._node.engine.check(spec)
+        return spec
 
 
 @dataclass(frozen=True)

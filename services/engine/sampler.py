@@ -10,9 +10,10 @@ import torch
 
 from services.engine.adjustments import adjusted
 from services.engine.filters import probabilities
+from services.engine.grammar.grammar import Constraints, Grammars, NoGrammars
 from services.engine.output import SampledToken, TokenLogprob
 from services.engine.random_numbers import uniforms
-from services.engine.request import Request
+from services.engine.request import NewRequest, Request
 from services.errors import InternalError
 
 _ROWS_AT_ONCE = 16
@@ -20,7 +21,18 @@ _ROWS_AT_ONCE = 16
 
 
 class BatchSampler:
-    """Samples all rows of a step together. Needs no state."""
+    """Samples all rows of a step together; what it remembers of a request follows from the request's output."""
+
+    def __init__(self, grammars: Grammars | None = None) -> None:
+        self._constraints = Constraints(grammars or NoGrammars())
+
+    def check(self, spec: NewRequest) -> None:
+        """Refuse parameters that ``sample`` could not follow.
+
+        Raises:
+            InvalidRequest: the text says why.
+        """
+        self._constraints.check(spec)
 
     def sample(self, logits: torch.Tensor, requests: Sequence[Request]) -> Sequence[SampledToken]:
         """Return one token per row of ``logits`` (float32 ``[len(requests), vocab_size]``).
@@ -30,7 +42,7 @@ class BatchSampler:
         """
         if not requests:
             return ()
-        scores = adjusted(logits, requests)
+        scores = self._constraints.apply(adjusted(logits, requests), requests)
         token_ids = _most_likely(scores, requests)
         drawn = [row for row, request in enumerate(requests) if not request.spec.params.is_greedy]
         for rows in (drawn[i : i + _ROWS_AT_ONCE] for i in range(0, len(drawn), _ROWS_AT_ONCE)):

@@ -34,6 +34,8 @@ class SamplingParams:
     stop_token_ids: frozenset[int] = frozenset()
     """Sampling one of these ends the sequence; the model's own end tokens are among them unless ``ignore_eos``."""
     choice_index: int = 0
+    json_schema: str | None = None
+    """JSON schema, as text, that the whole output satisfies; None leaves the output free."""
 
     def __post_init__(self) -> None:
         _between("seed", self.seed, 0, MAX_SEED)
@@ -50,6 +52,10 @@ class SamplingParams:
             raise InvalidRequest("top_p must be greater than 0.", param="top_p")
         if self.logprobs is not None:
             _between("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        if self.json_schema is not None and not self.stop_token_ids:
+            raise InvalidRequest(
+                "An output that a schema describes has to end by a stop token.", param="response_format"
+            )
         for bias in self.logit_bias.values():
             _between("logit_bias", bias, -100.0, 100.0)
 

@@ -130,7 +130,7 @@ class PrefillServicer(tandem_pb2_grpc.PrefillServicer):
         if wanted != len(request.target.block_ids):
             raise InvalidRequest(f"The target names {len(request.target.block_ids)} blocks, the prompt needs {wanted}.")
         self._node.require_tokens([*request.prompt_token_ids, *request.resumed_output_token_ids])
-        return NewRequest(
+        spec = NewRequest(
             request_id=str(AttemptKey(request.request_id, request.target.epoch)),
             prompt_token_ids=tuple(request.prompt_token_ids),
             resumed_output_token_ids=tuple(request.resumed_output_token_ids),
@@ -138,6 +138,8 @@ class PrefillServicer(tandem_pb2_grpc.PrefillServicer):
             cache_seed=cache_seed(self._node.layout.fingerprint, request.project),
             export=True,
         )
+        self._node.engine.check(spec)
+        return spec
 
     def _first_token(self, output: TokenOutput, moments: _Moments) -> pb.RunFirstToken:
         now_s = self._node.clock.now()

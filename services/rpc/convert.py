@@ -22,6 +22,7 @@ def sampling_to_message(params: SamplingParams) -> pb.SamplingParams:
         logprobs=params.logprobs,
         stop_token_ids=sorted(params.stop_token_ids),
         choice_index=params.choice_index,
+        json_schema=params.json_schema,
     )
 
 
@@ -57,4 +58,5 @@ def sampling_from_message(message: pb.SamplingParams) -> SamplingParams:
         logprobs=message.logprobs if message.HasField("logprobs") else None,
         stop_token_ids=frozenset(message.stop_token_ids),
         choice_index=message.choice_index,
+        json_schema=message.json_schema if message.HasField("json_schema") else None,
     )

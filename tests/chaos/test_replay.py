@@ -6,11 +6,13 @@ from dataclasses import replace
 
 import pytest
 
+from services.errors import InternalError
 from services.gateway.sequence import Ended, FinishReason, GeneratedToken, NewTokens
 from services.kv.sampling import SamplingParams
 from tests.chaos.gateway import gateway
 from tests.inprocess.client import GREEDY, SEEDED, expected, expected_ids, prompt
 from tests.inprocess.cluster import cluster, until
+from tests.inprocess.fake_grammar import END, LENGTH, SCHEMA, FakeGrammar
 from tests.inprocess.hash_model import VOCAB_SIZE
 
 PROMPT = prompt(30)
@@ -26,6 +28,8 @@ SAMPLINGS = {
     "min tokens": replace(FREE, max_tokens=60, min_tokens=9, stop_token_ids=STOPS),
     "bias and top k": replace(SEEDED, top_k=12, logit_bias=dict.fromkeys(STOPS, -4.0)),
     "another choice": replace(SEEDED, choice_index=3),
+    "grammar": replace(FREE, json_schema=SCHEMA, stop_token_ids=frozenset([END])),
+    "greedy grammar": replace(GREEDY, json_schema=SCHEMA, stop_token_ids=frozenset([END]), logprobs=1),
 }
 BORDERS = range(1, 9)
 """Tokens heard before the worker is lost."""
@@ -77,3 +81,13 @@ def test_the_stop_tokens_would_have_ended_the_answer_earlier() -> None:
     without = expected_ids(PROMPT, replace(SAMPLINGS["min tokens"], min_tokens=0))
     assert len(without) < SAMPLINGS["min tokens"].min_tokens
     assert reason_of(SAMPLINGS["min tokens"]) == "stop"
+
+
+def test_the_grammar_would_have_been_left_without_it() -> None:
+    constrained = expected_ids(PROMPT, SAMPLINGS["grammar"])
+    assert (len(constrained), constrained[-1]) == (LENGTH + 1, END)
+    FakeGrammar().consume(constrained[:-1])
+    free = expected_ids(PROMPT, replace(SAMPLINGS["grammar"], json_schema=None))
+    assert free != constrained
+    with pytest.raises(InternalError, match="its grammar does not allow"):
+        FakeGrammar().consume(free[:LENGTH])

@@ -20,6 +20,7 @@ from services.rpc.errors import translated
 from services.transfer.memory import allocate
 from services.worker.convert import token_from_message
 from tests.inprocess.cluster import CONTEXT_LENGTH, Cluster, Shape, Worker
+from tests.inprocess.fake_grammar import FakeGrammars
 from tests.inprocess.hash_model import BLOCK_SIZE, DEADLINE_S, VOCAB_SIZE, HashModel
 
 GREEDY = SamplingParams(seed=1, max_tokens=12, temperature=0.0)
@@ -134,7 +135,9 @@ def expected(token_ids: Sequence[int], params: SamplingParams = GREEDY) -> list[
     """Return what one engine answers that has never met another."""
     shape = Shape()
     model = HashModel(allocate(shape.num_blocks, shape.layout.block_bytes))
-    engine = Engine(model, BatchSampler(), Scheduler(SchedulerConfig(shape.num_blocks, BLOCK_SIZE, CONTEXT_LENGTH)))
+    engine = Engine(
+        model, BatchSampler(FakeGrammars()), Scheduler(SchedulerConfig(shape.num_blocks, BLOCK_SIZE, CONTEXT_LENGTH))
+    )
     engine.scheduler.add(NewRequest("alone", tuple(token_ids), params, cache_seed("alone", "")))
     tokens: list[SampledToken] = []
     while engine.scheduler.has_work:

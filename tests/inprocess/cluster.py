@@ -50,6 +50,7 @@ from services.worker.seal import Sealer
 from services.worker.settings import WorkerSettings
 from services.worker.step_metrics import StepMetrics
 from services.worker.throughput import Throughput
+from tests.inprocess.fake_grammar import FakeGrammars
 from tests.inprocess.hash_model import BLOCK_SIZE, DEADLINE_S, SLOT_BYTES, VOCAB_SIZE, HashModel, layout
 
 SECRET = b"the cluster secret"
@@ -223,7 +224,7 @@ class Cluster:
         model = HashModel(memory, shape.slot_bytes)
         sealer, throughput, clock = Sealer(memory.block, enabled=settings.payload_digests), Throughput(), SystemClock()
         engine = EngineThread(
-            Engine(model, BatchSampler(), _scheduler(parts)),
+            Engine(model, BatchSampler(FakeGrammars()), _scheduler(parts)),
             clock=clock,
             seal=sealer.seal,
             on_step=StepMetrics(parts.metrics, throughput),

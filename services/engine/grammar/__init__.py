@@ -1,0 +1,1 @@
+"""Grammars: which tokens may come next, so that an output is what its request demands."""
