@@ -17,6 +17,7 @@ from services.errors import ConfigurationError, PeerGone, PeerStalled, TandemErr
 from services.rpc import tandem_pb2 as pb
 from services.rpc.channel import Channels
 from services.rpc.errors import translated
+from services.rpc.tls import tls_of
 from services.telemetry.clock import Clock, SystemClock
 
 USAGE = "tandem drain MEMBER... | --role ROLE | --address HOST:PORT"
@@ -185,7 +186,7 @@ def _named(members: Sequence[Member], name: str) -> Member:
 
 async def _run(settings: DrainSettings, names: Sequence[str]) -> int:
     secret = load_secret(settings.secret_file or secret_path(settings.data_dir))
-    clock, channels = SystemClock(), Channels(secret)
+    clock, channels = SystemClock(), Channels(secret, tls_of(settings))
     operator = GrpcOperator(channels, within_s=settings.within_s, timeout_s=settings.timeout_s)
     wait_s = settings.within_s or _LONGEST_DRAIN_S
     registry: RedisRegistry | None = None

@@ -103,7 +103,7 @@ class StatusSettings(ClusterSettings, TlsSettings):
     """Longest wait for Redis and for each worker."""
 
 
-class DrainSettings(ClusterSettings):
+class DrainSettings(ClusterSettings, TlsSettings):
     """Let workers leave: `tandem drain MEMBER...`, or one of --role and --address.
 
     They take no new work, end or hand over what runs, and stay idle until they are stopped.

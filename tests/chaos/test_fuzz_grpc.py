@@ -78,7 +78,7 @@ class Method:
 
 
 def generate_request(target: Target) -> pb.GenerateRequest:
-    number = next(target.numbers)
+    number, source = next(target.numbers), target.cluster.prefills[-1]
     return pb.GenerateRequest(
         request_id=f"fuzz-{number}",
         fingerprint=target.cluster.decode.node.layout.fingerprint,
@@ -88,6 +88,7 @@ def generate_request(target: Target) -> pb.GenerateRequest:
         prefill_candidates=[worker.candidate for worker in target.cluster.prefills],
         project="fuzz",
         timeout_s=4.0,
+        kv_source=pb.KVSource(member_id=source.node.member_id, address=source.address, kept_as="nothing"),
     )
 
 

@@ -42,6 +42,14 @@ class Scene:
         self.cluster.workers.append(gateway)
         return gateway
 
+    def tandem_drain(self, *options: str) -> str:
+        """What ``tandem drain`` says."""
+        known = ["--redis-url", self.cluster.redis.url, "--secret-file", str(self.cluster.secret_file)]
+        command = [sys.executable, "-m", "services.cli", "drain", *options, *known]
+        return subprocess.run(
+            command, capture_output=True, timeout=DEADLINE_S, cwd=REPOSITORY, check=True, text=True
+        ).stdout
+
     def tandem_status(self, *options: str) -> list[dict[str, Any]]:
         """What ``tandem status`` says of each worker."""
         known = ["--redis-url", self.cluster.redis.url, "--secret-file", str(self.cluster.secret_file), "--json"]
@@ -113,3 +121,9 @@ async def test_a_gateway_of_another_authority_serves_nobody(scene: Scene, tmp_pa
     stranger = Authority.at(tmp_path)
     answer = await chat(scene.spawn_gateway("stranger", **tls_options(stranger.issue("gateway"))))
     assert answer.status_code in (502, 503)
+
+
+async def test_tandem_drain_asks_with_a_certificate(scene: Scene) -> None:
+    options = scene.authority.issue("operator").options
+    said = await asyncio.to_thread(scene.tandem_drain, "--address", scene.prefill.address, *options)
+    assert said == f"{scene.prefill.address}: drained\n"
