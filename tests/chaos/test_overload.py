@@ -25,7 +25,9 @@ SETTINGS = {
 NUM_CALLERS = {"crowd": 10 * MAX_RUNNING, "few": MAX_RUNNING}
 NUM_ANSWERS = 20
 """In the short form, for the project that asks less."""
-ALONE_S, OVERLOAD_S = 15.0, 60.0
+OVERLOAD_S = 60.0
+MIN_GAPS = 400
+"""Between two tokens of a stream that is alone: enough for a 99th percentile."""
 LONG_WORDS, LONG_TOKENS = 120, 48
 """In the long form, whose prompts go through the prefill worker."""
 MAX_SHARE_DIFFERENCE = 0.2
@@ -100,13 +102,13 @@ async def test_a_short_overload_is_answered_in_fair_shares(up: Up, keys: dict[st
 
 
 @pytest.mark.chaos_long
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 async def test_a_minute_of_overload_leaves_memory_and_latency_as_they_were(
     up: Up, keys: dict[str, str], say: Say
 ) -> None:
     alone = Load(up.url, keys["few"], MODEL, LONG_WORDS, LONG_TOKENS)
     quiet = memory_of(up)
-    await overload({alone: 1}, quiet, is_enough=lambda: quiet.age_s >= ALONE_S, deadline_s=60.0)
+    await overload({alone: 1}, quiet, is_enough=lambda: len(alone.heard.gaps_s) >= MIN_GAPS, deadline_s=150.0)
     assert alone.heard.complaints == []
 
     memory, running = memory_of(up), loads(up, keys, LONG_WORDS, LONG_TOKENS)
