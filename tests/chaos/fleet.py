@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from services.errors import PeerError
 from services.rpc import tandem_pb2 as pb
 from tests.chaos.caller import Caller, Question
 from tests.e2e.harness import IDLE_CLAIMS, Cluster, counter, greedy, seeded
@@ -154,6 +155,8 @@ class Fleet:
     async def audit(self, *, timeout_s: float = 60.0) -> list[pb.StatusReply]:
         """Every joined worker comes to rest with all blocks accounted for, and none had a defect."""
         workers = [*self.members("prefill"), *self.members("decode")]
+        for worker in workers:
+            await self._connected(worker)
         statuses = [await self.cluster.wait_idle(worker, timeout_s=timeout_s) for worker in workers]
         for worker, status in zip(workers, statuses, strict=True):
             assert sum(status.ledger.values()) == status.load.total_blocks, (str(worker), status.ledger)
@@ -161,6 +164,17 @@ class Fleet:
         for worker in self.cluster.workers:
             assert not [event for name in DEFECTS for event in worker.events(name)], f"{worker}:\n{worker.log_tail()}"
         return statuses
+
+    async def _connected(self, worker: WorkerProcess) -> None:
+        """Wait until a worker answers: to one that stood still, our connection has to be made anew."""
+        async with asyncio.timeout(READY_TIMEOUT_S):
+            while True:
+                try:
+                    await self.cluster.status(worker)
+                    return
+                except PeerError:
+                    assert worker.is_alive, f"{worker}:\n{worker.log_tail()}"
+                    await asyncio.sleep(0.2)
 
     async def integrity_failures(self) -> Counter[str]:
         """Return what living decode workers refused, by kind."""

@@ -63,10 +63,9 @@ async def run_cell(fleet: Fleet, cell: Cell) -> list[Heard]:
         only(fleet, victim)
     try:
         streams = asyncio.create_task(streams_while_alive(fleet, victim))
-        if cell.step.startswith("prefill.Settle"):
-            await fleet.caller.give_up(fleet.question(0), after_tokens=0)
+        giving_up = asyncio.create_task(give_up_while_alive(fleet, cell, victim))
         await killed(fleet, cell, victim)
-        answers = await streams
+        answers, _ = await asyncio.gather(streams, giving_up)
     finally:
         fleet.caller.busy = ()
         fleet.disarm()
@@ -84,6 +83,12 @@ async def streams_while_alive(fleet: Fleet, victim: WorkerProcess) -> list[Heard
             fleet.check(index, answer.token_ids)
         answers += wave
     return answers
+
+
+async def give_up_while_alive(fleet: Fleet, cell: Cell, victim: WorkerProcess) -> None:
+    """Leave attempts early where that is what brings the step about: writes are settled only then."""
+    while cell.step.startswith("prefill.Settle") and victim.is_alive:
+        await fleet.caller.give_up(fleet.question(0), after_tokens=0)
 
 
 def arm(fleet: Fleet, cell: Cell, victim: WorkerProcess) -> None:

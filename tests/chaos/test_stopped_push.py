@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.asyncio(loop_scope="package"), pytest.mark.timeout(300
 FLEET = {PREFILL: 1, DECODE: 1}
 OPTIONS = {"transport": "tcp", "max_step_tokens": 512}
 """A push of 512 tokens has 12 MB, more than the kernel takes at once: some of it is still with the sender."""
-DECODE_OPTIONS = {"prefill_step_timeout_s": 4}
+DECODE_OPTIONS = {"prefill_step_timeout_s": 8}
 LONG = 1100
 STOP_TIMEOUT_S = 60.0
 
@@ -51,7 +51,7 @@ async def stop_for(fleet: Fleet, seconds: float, say: Say) -> None:
     (prefill,), (decode,) = fleet.members(PREFILL), fleet.members(DECODE)
     question, expected = await long_question(fleet)
     before = (await fleet.integrity_failures())["stale"]
-    fleet.arm([prefill], {"step": "transfer.push.posted", "nth": 2, "action": "stop"})
+    fleet.arm([prefill], {"step": "transfer.push.posted", "action": "stop"})
     disturbed = replace(question, project=f"stopped for {seconds}")
     asking = asyncio.create_task(fleet.caller.ask(disturbed))
     await stand_still(prefill)
@@ -96,7 +96,7 @@ async def test_a_worker_with_too_much_in_quarantine_retires_and_its_streams_end_
     doomed = fleet.spawn(DECODE, max_quarantined_share=0.05)
     await fleet.ready(prefill=1, decode=2)
     fleet.caller.busy = [other.member_id]
-    fleet.arm([prefill], {"step": "transfer.push.posted", "nth": 2, "action": "stop"})
+    fleet.arm([prefill], {"step": "transfer.push.posted", "action": "stop"})
     asking = asyncio.create_task(fleet.caller.ask(replace(question, project="quarantine")))
     try:
         await stand_still(prefill)
