@@ -15,6 +15,7 @@ import aiohttp
 MAX_PAUSE_S = 1.0
 """After a refusal; the least that Retry-After can ask for, so that callers are impatient when it asks for more."""
 SAMPLE_S = 0.5
+WINDOW_GAPS = 100
 _PAGE_BYTES = 4096
 _WORDS = ("time", "year", "people", "way", "day", "man", "thing", "woman", "life", "child", "world", "school", "state")
 
@@ -38,9 +39,16 @@ class Heard:
     def num_asked(self) -> int:
         return self.num_answers + self.num_refused
 
-    def gap_s(self, share: float) -> float:
-        """Return a quantile of the gaps."""
-        return sorted(self.gaps_s)[min(int(share * len(self.gaps_s)), len(self.gaps_s) - 1)]
+    @property
+    def median_gap_s(self) -> float:
+        return statistics.median(self.gaps_s)
+
+    @property
+    def p99_gap_s(self) -> float:
+        """Return the median, over windows of ``WINDOW_GAPS``, of the 99th percentile: one hiccup of the host is none."""
+        windows = [self.gaps_s[first : first + WINDOW_GAPS] for first in range(0, len(self.gaps_s), WINDOW_GAPS)]
+        whole = [window for window in windows if len(window) == WINDOW_GAPS]
+        return statistics.median(statistics.quantiles(window, n=100)[-1] for window in whole)
 
 
 @dataclass(eq=False)

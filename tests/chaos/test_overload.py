@@ -5,12 +5,13 @@ and that accepted streams keep their rhythm.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import httpx
 import pytest
 
-from tests.chaos.overload import Load, Memory, overload
+from tests.chaos.conftest import Say
+from tests.chaos.overload import WINDOW_GAPS, Load, Memory, overload
 from tests.e2e.up import MODEL, Up, running_up
 
 MAX_RUNNING = 4
@@ -26,7 +27,7 @@ NUM_CALLERS = {"crowd": 10 * MAX_RUNNING, "few": MAX_RUNNING}
 NUM_ANSWERS = 20
 """In the short form, for the project that asks less."""
 OVERLOAD_S = 60.0
-MIN_GAPS = 400
+MIN_GAPS = 5 * WINDOW_GAPS
 """Between two tokens of a stream that is alone: enough for a 99th percentile."""
 LONG_WORDS, LONG_TOKENS = 120, 48
 """In the long form, whose prompts go through the prefill worker."""
@@ -35,7 +36,6 @@ WARM_UP_S = 10.0
 """After which memory may not grow."""
 MAX_GROWTH_SHARE, MAX_GROWTH_BYTES = 0.05, 16 * 2**20
 MAX_LATENCY_RATIO = 2.0
-Say = Callable[[str], None]
 
 
 @pytest.fixture(scope="module")
@@ -48,18 +48,6 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
 def keys(up: Up) -> dict[str, str]:
     created = {project: up.tandem("keys", "create", "--project", project) for project in NUM_CALLERS}
     return {project: re.findall(r"sk-tandem-\S+", text)[0] for project, text in created.items()}
-
-
-@pytest.fixture
-def say(request: pytest.FixtureRequest) -> Say:
-    """Writes a line of progress past the capture."""
-    capture = request.config.pluginmanager.getplugin("capturemanager")
-
-    def write(text: str) -> None:
-        with capture.global_and_fixture_disabled():
-            request.config.get_terminal_writer().line(f"  {text}")
-
-    return write
 
 
 def loads(up: Up, keys: dict[str, str], num_words: int, max_tokens: int) -> dict[str, Load]:
@@ -89,7 +77,7 @@ def tell(say: Say, **loads: Load) -> None:
     for project, load in loads.items():
         heard = load.heard
         counts = f"{heard.num_answers} answered, {heard.num_refused} refused, {heard.num_contended_tokens} tokens"
-        say(f"{project}: {heard.num_asked} requests, {counts}, p50 between tokens {1e3 * heard.gap_s(0.5):.0f} ms")
+        say(f"{project}: {heard.num_asked} requests, {counts}, p50 between tokens {1e3 * heard.median_gap_s:.0f} ms")
 
 
 async def test_a_short_overload_is_answered_in_fair_shares(up: Up, keys: dict[str, str], say: Say) -> None:
@@ -123,8 +111,8 @@ async def test_a_minute_of_overload_leaves_memory_and_latency_as_they_were(
         )
         say(f"{name}: {early / 2**20:.0f} MiB after {WARM_UP_S:g} s, {late / 2**20:.0f} MiB at the end")
         assert late <= early + max(MAX_GROWTH_SHARE * early, MAX_GROWTH_BYTES)
-    before_s = alone.heard.gap_s(0.99)
-    after_s = max(load.heard.gap_s(0.99) for load in running.values())
+    before_s = alone.heard.p99_gap_s
+    after_s = max(load.heard.p99_gap_s for load in running.values())
     say(f"p99 between tokens: {1e3 * before_s:.0f} ms alone, {1e3 * after_s:.0f} ms in the overload")
     assert after_s <= MAX_LATENCY_RATIO * before_s
 
