@@ -45,7 +45,7 @@ class Heard:
 
     @property
     def p99_gap_s(self) -> float:
-        """Return the median, over windows of ``WINDOW_GAPS``, of the 99th percentile: one hiccup of the host is none."""
+        """Return the median of the 99th percentiles of windows of ``WINDOW_GAPS``: a hiccup of the host is none."""
         windows = [self.gaps_s[first : first + WINDOW_GAPS] for first in range(0, len(self.gaps_s), WINDOW_GAPS)]
         whole = [window for window in windows if len(window) == WINDOW_GAPS]
         return statistics.median(statistics.quantiles(window, n=100)[-1] for window in whole)
