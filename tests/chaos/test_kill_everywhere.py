@@ -31,9 +31,10 @@ CELLS = [(step, role) for step in REQUEST_STEPS for role in (PREFILL, DECODE)]
 SHORT = [
     ("prefill.Run.sends.first_token", PREFILL),
     ("decode.Generate.sends.tokens", DECODE),
-    ("transfer.push.posted", PREFILL),
     ("transfer.notice.received", DECODE),
+    ("transfer.push.posted", PREFILL),
 ]
+"""In this order: nobody is replaced, and the last one kills the last prefill worker."""
 
 
 @dataclass(frozen=True)
