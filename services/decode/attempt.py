@@ -156,9 +156,9 @@ class Attempt:
     ) -> SampledToken:
         while True:
             event = await _read(call, step_timeout_s)
+            self._was_accepted = True  # whatever came: the first event may be lost
             match event.WhichOneof("event"):
                 case "accepted":
-                    self._was_accepted = True
                     proof.prefill_cached_tokens = event.accepted.cached_tokens
                 case "first_token":
                     proof.timings_ms["prefill_queue"] = event.first_token.queue_ms

@@ -22,6 +22,7 @@ from services.engine.output import Reservation, SampledToken
 from services.engine.request import AttemptKey, FinishReason, NewRequest, Outcome
 from services.engine.scheduler import Scheduler
 from services.errors import (
+    Draining,
     IntegrityError,
     InternalError,
     NoPrefillWorker,
@@ -89,6 +90,7 @@ class Prompt:
         self._repeated: SampledToken | None = None
         """The first token, once it was sent: whoever takes over computes it again."""
         self._num_arrived_blocks = 0
+        self._fetch_failure: TandemError | None = None
         self.finish_reason: FinishReason | None = None
         """Set when the sequence ended with its first token."""
 
@@ -107,7 +109,7 @@ class Prompt:
         if self._kv_source is not None:
             await self._fetch(reservation, self._kv_source)
         if self._is_local():
-            await self._compute_here(*(("handover", "") if self._proof.kv_source else ("local", "short prompt")))
+            await self._compute_here(*self._way_here())
             return
         failures: list[TandemError] = []
         for candidate in self._candidates:
@@ -128,6 +130,8 @@ class Prompt:
                     reason=error.message,
                 )
                 failures.append(error)
+                if not isinstance(error, Overloaded | Draining):
+                    self._proof.failed_prefill.append(candidate.member_id)
         failure = _decisive(failures)
         if self._require_prefill or isinstance(failure, Overloaded):
             raise failure
@@ -185,10 +189,17 @@ class Prompt:
                 code=error.code,
                 reason=error.message,
             )
+            self._fetch_failure = error
             return
         _log.event("fetch.arrived", request_id=self._spec.request_id, source=source.member_id, blocks=num_found)
         if num_found:
             self._proof.kv_source = source.member_id
+
+    def _way_here(self) -> tuple[str, str]:
+        """Return path and reason of a prompt that is computed here by choice."""
+        if self._fetch_failure is not None:
+            return "fallback", self._fetch_failure.code
+        return ("handover", "") if self._proof.kv_source else ("local", "short prompt")
 
     def _is_local(self) -> bool:
         node, num_missing = self._services.node, self._num_missing_tokens

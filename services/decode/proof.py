@@ -26,6 +26,8 @@ class Proof:
     kv_blocks: int = 0
     kv_bytes: int = 0
     attempts: int = 0
+    failed_prefill: list[str] = field(default_factory=list)
+    """Candidates that failed; who was full or leaving did not."""
     timings_ms: dict[str, float] = field(default_factory=dict)
     began_s: float = field(init=False)
     marked_s: float = field(init=False)
@@ -80,4 +82,5 @@ class Proof:
             prefill_cached_tokens=self.prefill_cached_tokens,
             reason=self.reason,
             kv_source=self.kv_source,
+            failed_prefill=self.failed_prefill,
         )

@@ -10,7 +10,7 @@ import torch
 
 from services.engine.adjustments import adjusted
 from services.engine.filters import probabilities
-from services.engine.grammar.grammar import Constraints, Grammars, NoGrammars
+from services.engine.grammar import Constraints, Grammars, NoGrammars
 from services.engine.output import SampledToken, TokenLogprob
 from services.engine.random_numbers import uniforms
 from services.engine.request import NewRequest, Request

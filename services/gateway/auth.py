@@ -12,8 +12,9 @@ from services.telemetry.clock import Clock
 from services.telemetry.logs import get_logger
 
 DEFAULT_PROJECT = "default"
-# An unknown key may have been made a moment ago by another process, so it is looked up anew, but not endlessly often.
-_UNKNOWN_REFRESH_S = 0.25
+# An unknown key may have been made a moment ago by another process, so it waits for a read that begins after it was
+# heard of; those reads keep this distance, and one serves all who wait.
+_READ_DISTANCE_S = 0.25
 _RETRY_S = 0.25
 
 _log = get_logger(__name__)
@@ -31,7 +32,7 @@ class KnownKeys:
         self._clock = clock
         self._refresh_s = refresh_s
         self._projects: Mapping[str, str] | None = None
-        self._tried_at_s = -inf
+        self._began_s = -inf
         self._reading = asyncio.Lock()
         self._outage = Outage("keys", _log)
 
@@ -41,10 +42,10 @@ class KnownKeys:
         Raises:
             StateUnavailable: the keys were never read and cannot be read now.
         """
-        digest = key_digest(key)
+        digest, heard_s = key_digest(key), self._clock.now()
         project = (await self._known()).get(digest)
         if project is None and not self._outage.is_on:
-            await self._read(_UNKNOWN_REFRESH_S)
+            await self._read(heard_s)
             project = (await self._known()).get(digest)
         return project
 
@@ -58,7 +59,7 @@ class KnownKeys:
 
     async def refresh(self) -> None:
         """Read the keys now; a store that is away leaves them as they were known."""
-        await self._read(0.0)
+        await self._read(self._clock.now())
 
     async def follow(self) -> None:
         """Keep the keys up to date, until cancelled."""
@@ -68,21 +69,23 @@ class KnownKeys:
 
     async def _known(self) -> Mapping[str, str]:
         if self._projects is None:
-            await self._read(_UNKNOWN_REFRESH_S)
+            await self._read(self._clock.now())
         if self._projects is None:
             raise StateUnavailable("The API keys cannot be read.")
         return self._projects
 
-    async def _read(self, max_age_s: float) -> None:
+    async def _read(self, since_s: float) -> None:
+        """Make sure that a read began at ``since_s`` or later, our own or that of somebody before us."""
         async with self._reading:
-            if self._clock.now() - self._tried_at_s < max_age_s:  # read by the holder of the lock before us
+            if self._began_s >= since_s:
                 return
+            await self._clock.sleep(max(0.0, self._began_s + _READ_DISTANCE_S - self._clock.now()))
+            self._began_s = self._clock.now()
             try:
                 self._projects = await self._store.projects()
                 self._outage.succeeded()
             except StateUnavailable as error:
                 self._outage.failed(error)
-            self._tried_at_s = self._clock.now()
 
 
 class Authenticator:

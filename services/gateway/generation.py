@@ -90,6 +90,8 @@ class Generation:
         self._avoid: set[str] = set()
         self._refusal: Overloaded | None = None
         self._is_accepted = False
+        self._is_running = False
+        """Whether the worker of the current attempt took the sequence: what it says now is no refusal."""
         self._waiting_since_s: float | None = None
         self._pause_s = _FIRST_PAUSE_S
         self._num_attempts = 0
@@ -166,6 +168,7 @@ class Generation:
 
     async def _attempt(self, route: Route) -> AsyncGenerator[SequenceEvent, None]:
         message = self._message(route)
+        self._is_running = False
         num_known = len(self._request.prompt_token_ids) + len(self._output)
         num_tokens = num_known if self._kv_source is None else 0  # to be computed anew
         with self._router.flight(route, num_tokens) as flight:
@@ -184,7 +187,7 @@ class Generation:
                         if (news := self._tokens(flight, event.tokens)).tokens:
                             yield news
                     elif event.HasField("path"):
-                        self._learn(route, event.path)
+                        self._learn(event.path)
                 yield self._finish(flight, event.finished)
 
     def _accept(self, route: Route, flight: Flight, event: pb.GenerateEvent) -> bool:
@@ -196,15 +199,14 @@ class Generation:
         self._refusal = self._waiting_since_s = self._kv_source = None
         self._pause_s = _FIRST_PAUSE_S
         self._proof = unknown_proof(route.decode.member_id, event.accepted.cached_tokens)
-        is_first, self._is_accepted = not self._is_accepted, True
+        is_first, self._is_accepted, self._is_running = not self._is_accepted, True, True
         return is_first
 
-    def _learn(self, route: Route, message: pb.PathProof) -> None:
-        """Take the way of the prompt; the prefill workers that were tried in vain are suspect, once."""
+    def _learn(self, message: pb.PathProof) -> None:
+        """Take the way of the prompt; the prefill workers that failed it are suspect, once."""
         if self._proof.path == "unknown":
-            num_failed = message.attempts - (message.path == "pd")
-            for member in route.prefill[:num_failed]:
-                self._router.suspect(member.member_id)
+            for member_id in message.failed_prefill:
+                self._router.suspect(member_id)
         self._proof = proof_of(message)
 
     def _tokens(self, flight: Flight, message: pb.Tokens) -> NewTokens:
@@ -270,12 +272,12 @@ class Generation:
     def _recover(self, route: Route, error: TandemError) -> None:
         """Prepare the next attempt, or raise ``error`` when another worker would not help."""
         member_id = route.decode.member_id
-        if isinstance(error, Overloaded):
+        if isinstance(error, Overloaded) and not self._is_running:
             self._refusal = error
         elif isinstance(error, Draining):
             self._router.suspect(member_id)
         elif isinstance(error, NoPrefillWorker | TokenDivergence) or not isinstance(
-            error, (PeerError, IntegrityError, InternalError, Unavailable)
+            error, (PeerError, IntegrityError, InternalError, Unavailable, Overloaded)
         ):
             raise error
         else:

@@ -52,6 +52,10 @@ class SamplingParams:
             raise InvalidRequest("top_p must be greater than 0.", param="top_p")
         if self.logprobs is not None:
             _between("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        if self.json_schema is not None and self.min_tokens:
+            raise InvalidRequest(
+                "What a schema describes ends when it is whole: leave min_tokens out.", param="min_tokens"
+            )
         if self.json_schema is not None and not self.stop_token_ids:
             raise InvalidRequest(
                 "An output that a schema describes has to end by a stop token.", param="response_format"

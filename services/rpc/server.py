@@ -20,14 +20,18 @@ from services.telemetry.logs import get_logger
 _log = get_logger(__name__)
 _MAX_VERSION_DIGITS = 9
 _MAX_DETAILS = 1000
-_HEALTH_PREFIX = "/grpc.health.v1.Health/"
+_HEALTH_CHECK = "/grpc.health.v1.Health/Check"
+"""What a probe may ask without the secret; it is answered at once, while a watch would stay."""
+MAX_CONCURRENT_CALLS = 4096
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 
 def new_server(secret: bytes, *, interceptors: Sequence[grpc.aio.ServerInterceptor] = ()) -> grpc.aio.Server:
     """Return a server that answers only callers with the cluster secret and a known protocol version."""
     options = (*CHANNEL_OPTIONS, ("grpc.so_reuseport", 0), ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000))
-    return grpc.aio.server(interceptors=[_Gate(secret), *interceptors], options=options)
+    return grpc.aio.server(
+        interceptors=[_Gate(secret), *interceptors], options=options, maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS
+    )
 
 
 def listen(server: grpc.aio.Server, address: str, tls: Tls | None) -> int:
@@ -58,7 +62,7 @@ class _Gate(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
         handler = await continuation(handler_call_details)
-        if handler is None or handler_call_details.method.startswith(_HEALTH_PREFIX):
+        if handler is None or handler_call_details.method == _HEALTH_CHECK:
             return handler
         refusal = self._refusal(dict(handler_call_details.invocation_metadata or ()))
         return _guarded(handler, handler_call_details.method, refusal)

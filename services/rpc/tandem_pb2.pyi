@@ -577,6 +577,7 @@ class PathProof(_message.Message):
     PREFILL_CACHED_TOKENS_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     KV_SOURCE_FIELD_NUMBER: _builtins.int
+    FAILED_PREFILL_FIELD_NUMBER: _builtins.int
     path: _builtins.str
     """"pd", "local", "fallback", or "handover": the KV of what was known of the sequence came from the worker that
     handed it over, and this worker computed the rest.
@@ -609,6 +610,10 @@ class PathProof(_message.Message):
     def timings_ms(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Milliseconds by step: reserve, prefill_queue, prefill, transfer, decode_queue, first_token."""
 
+    @_builtins.property
+    def failed_prefill(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Member ids of prefill workers that failed this request; who was only full or leaving is not among them."""
+
     def __init__(
         self,
         *,
@@ -626,10 +631,11 @@ class PathProof(_message.Message):
         prefill_cached_tokens: _builtins.int = ...,
         reason: _builtins.str = ...,
         kv_source: _builtins.str = ...,
+        failed_prefill: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "cached_tokens", b"cached_tokens", "decode", b"decode", "kv_bytes", b"kv_bytes", "kv_source", b"kv_source", "path", b"path", "prefill", b"prefill", "prefill_cached_tokens", b"prefill_cached_tokens", "reason", b"reason", "recomputed_tokens", b"recomputed_tokens", "timings_ms", b"timings_ms", "transferred_tokens", b"transferred_tokens", "transport", b"transport", "verified", b"verified"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "cached_tokens", b"cached_tokens", "decode", b"decode", "failed_prefill", b"failed_prefill", "kv_bytes", b"kv_bytes", "kv_source", b"kv_source", "path", b"path", "prefill", b"prefill", "prefill_cached_tokens", b"prefill_cached_tokens", "reason", b"reason", "recomputed_tokens", b"recomputed_tokens", "timings_ms", b"timings_ms", "transferred_tokens", b"transferred_tokens", "transport", b"transport", "verified", b"verified"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -65,6 +65,11 @@ class TransferThread:
         """The last four belong to the transfer thread."""
 
     @property
+    def is_closed(self) -> bool:
+        """Whether the transport is closed, so that nothing reads or writes memory any more."""
+        return self._is_closed
+
+    @property
     def endpoint(self) -> Endpoint:
         """What a peer needs to push here."""
         return self._endpoint

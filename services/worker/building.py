@@ -9,8 +9,6 @@ from services import resources
 from services.engine import probe
 from services.engine.card import build_card
 from services.engine.engine import Engine
-from services.engine.grammar.grammar import Grammars, NoGrammars
-from services.engine.grammar.llguidance import LLGuidanceGrammars
 from services.engine.kv_cache import KVCache
 from services.engine.limits import SchedulerConfig
 from services.engine.loading import LoadedModel, LoadProgress, load_model
@@ -82,7 +80,6 @@ def build(settings: WorkerSettings, *, clock: Clock, max_reserved_share: float) 
         _log.warning(
             "engine.inexact", differing=",".join(invariance.differing), max_difference=invariance.max_difference
         )
-    card = _card(settings, folder, layout, loaded, num_blocks)
     scheduler = Scheduler(_limits(settings, loaded, num_blocks, max_reserved_share))
     _log.event(
         "engine.ready",
@@ -95,20 +92,11 @@ def build(settings: WorkerSettings, *, clock: Clock, max_reserved_share: float) 
         kv_tokens=num_blocks * layout.block_size,
     )
     return Built(
-        engine=Engine(model, BatchSampler(_grammars(card)), scheduler),
+        engine=Engine(model, BatchSampler(), scheduler),
         cache=cache,
         layout=layout,
-        card=card,
+        card=_card(settings, folder, layout, loaded, num_blocks),
     )
-
-
-def _grammars(card: ModelCard) -> Grammars:
-    """Return grammars over the model's tokenizer, or none for the rare one that they cannot be built on."""
-    try:
-        return LLGuidanceGrammars(card.tokenizer_json, card.vocab_size)
-    except ValueError as error:
-        _log.warning("grammars.unavailable", model=card.model_name, reason=str(error))
-        return NoGrammars()
 
 
 def _load(settings: WorkerSettings, folder: Path, *, threads: int, clock: Clock) -> LoadedModel:

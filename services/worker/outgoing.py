@@ -4,7 +4,7 @@ import asyncio
 
 from services.engine.output import FinalBlocks
 from services.engine.request import AttemptKey
-from services.errors import InternalError, PeerGone, PeerStalled, StaleEpoch, TandemError
+from services.errors import InternalError, StaleEpoch, TandemError
 from services.rpc import tandem_pb2 as pb
 from services.telemetry.logs import get_logger
 from services.telemetry.metrics import WorkerMetrics
@@ -13,6 +13,7 @@ from services.worker.node import Node
 from services.worker.notice import Notice
 
 _log = get_logger(__name__)
+_RETRY_S = 0.1
 
 
 class Outgoing:
@@ -129,10 +130,11 @@ class Outgoing:
         while self._node.transfers.is_outstanding(final.hold):
             try:
                 await self._node.transfers.wait_settled(final.hold, timeout_s=self._push_timeout_s)
-            except PeerStalled:
-                _log.warning("push.outstanding", request_id=self.attempt.request_id)
-            except PeerGone:
-                break  # the transfer thread is closed, and with it the transport
+            except TandemError as error:
+                if self._node.transfers.is_closed:
+                    break
+                _log.warning("push.outstanding", request_id=self.attempt.request_id, code=error.code)
+                await self._node.clock.sleep(_RETRY_S)
         self._release(final)
 
     def _release(self, final: FinalBlocks) -> None:

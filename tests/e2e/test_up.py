@@ -44,30 +44,6 @@ def test_the_capital_of_france_is_paris_streamed(up: Up) -> None:
     assert chunks[-1].model_extra["tandem"]["path"] == "local"
 
 
-CITY = {
-    "type": "object",
-    "properties": {"city": {"type": "string", "maxLength": 20}, "is_capital": {"type": "boolean"}},
-    "required": ["city", "is_capital"],
-    "additionalProperties": False,
-}
-
-
-def test_an_answer_is_what_its_schema_describes_whoever_samples_it(up: Up) -> None:
-    wanted = {"type": "json_schema", "json_schema": {"name": "city", "schema": CITY}}
-    for messages, path in ((None, "local"), (_fresh(), "pd")):
-        answer = up.chat(messages, response_format=wanted, max_tokens=60)
-        city = json.loads(answer.choices[0].message.content)
-        assert city.keys() == {"city", "is_capital"}
-        assert answer.choices[0].finish_reason == "stop"
-        assert answer.usage.tandem["path"] == path, answer.usage.tandem
-
-
-def test_a_schema_that_cannot_be_enforced_is_the_callers_mistake(up: Up) -> None:
-    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "strang"}}}
-    with pytest.raises(openai.BadRequestError, match="cannot be enforced: Invalid type: strang"):
-        up.chat(response_format=wanted)
-
-
 def test_a_long_prompt_goes_to_the_prefill_worker_over_nixl(up: Up) -> None:
     answer = up.chat(LONG)
     proof = answer.usage.tandem

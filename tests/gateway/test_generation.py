@@ -423,12 +423,18 @@ async def test_a_stream_that_was_given_up_because_its_reader_was_slow_goes_on() 
     assert [list(request.resumed_output_token_ids) for request in cluster.decode.requests] == [[], [10, 11]]
 
 
-@pytest.mark.parametrize(("path", "attempts", "num_failed"), [("pd", 1, 0), ("pd", 2, 1), ("fallback", 2, 2)])
-async def test_prefill_workers_that_were_tried_in_vain_are_avoided_at_once(
-    path: str, attempts: int, num_failed: int
-) -> None:
+async def test_a_stream_that_is_given_up_again_and_again_uses_up_its_attempts() -> None:
+    cluster = Cluster(member("d1"), max_replays=1)
+    cluster.decode.first = [Script(OUTPUT, error=Overloaded("too far behind"), fail_after=count) for count in (1, 2)]
+    with pytest.raises(Overloaded, match="too far behind"):
+        await heard(cluster.generation())
+    assert len(cluster.decode.requests) == 2
+
+
+@pytest.mark.parametrize(("path", "num_failed"), [("pd", 0), ("pd", 1), ("fallback", 2)])
+async def test_prefill_workers_that_failed_are_avoided_at_once(path: str, num_failed: int) -> None:
     cluster = Cluster(member("d1"), *(member(f"p{number}", Role.PREFILL) for number in range(3)))
-    cluster.decode.first = [Script(OUTPUT, tell_path=True, path=path, attempts=attempts)]
+    cluster.decode.first = [Script(OUTPUT, tell_path=True, path=path, num_failed_prefill=num_failed)]
     await heard(cluster.generation())
     await heard(cluster.generation())
 

@@ -126,7 +126,8 @@ class Script:
     kept_as: str = ""
     tell_path: bool = False
     path: str = "pd"
-    attempts: int = 1
+    num_failed_prefill: int = 0
+    """How many of the candidates failed, from the first on."""
     step: int = 1
     lost: frozenset[int] = frozenset()
     """Positions whose messages do not come."""
@@ -178,7 +179,8 @@ class DecodeTwin:
                 yield pb.GenerateEvent(handed_over=pb.HandedOver(kept_as=script.kept_as, load=load))
                 return
             if position == 0 and script.tell_path:
-                told = proof(address.split(":")[0], path=script.path, attempts=script.attempts)
+                failed = [each.member_id for each in request.prefill_candidates[: script.num_failed_prefill]]
+                told = proof(address.split(":")[0], path=script.path, failed_prefill=failed)
                 yield pb.GenerateEvent(path=told)
             chunk = output[position : position + script.step]
             if chunk and position not in script.lost:

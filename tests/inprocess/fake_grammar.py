@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from services.engine.grammar.grammar import Grammar, out_of_language
+from services.engine.grammar import Grammar, out_of_language
 from services.errors import InvalidRequest
 from tests.inprocess.hash_model import VOCAB_SIZE
 

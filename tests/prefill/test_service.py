@@ -190,7 +190,9 @@ class TestRefusals:
         shape, settings = Shape(max_running=1), {"max_waiting": 1}
         async with cluster(shape=shape, prefill=settings) as running, decode_twin(running) as twin:
             running.prefill.model.gate.close()
-            calls = [twin.run(prompt(30, seed=number), request_id=str(number)) for number in range(2)]
+            calls = [twin.run(prompt(30), request_id="runs")]
+            await until(lambda: running.prefill.model.gate.num_waiting)  # before that it waits, too
+            calls.append(twin.run(prompt(30, seed=1), request_id="waits"))
             await until(lambda: running.prefill.servicer.num_live == 2)
             with pytest.raises(Overloaded) as refused:
                 await twin.run(prompt(30), request_id="third").finish()

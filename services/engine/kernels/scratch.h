@@ -15,6 +15,7 @@ struct Scratch {
     used = 0;
     if (bytes <= capacity) return;
     memory.reset(static_cast<char*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64)));
+    if (memory == nullptr) std::abort();
     capacity = bytes;
   }
   template <class T>

@@ -16,13 +16,15 @@ class NativeProducts:
         """Multiply; an odd inner dimension in bfloat16 is filled up first.
 
         Raises:
-            InternalError: rows, weight and bias differ in dtype.
+            InternalError: rows, weight and bias differ in dtype or do not fit.
         """
         if not rows.dtype == weight.dtype == (weight if bias is None else bias).dtype:
             raise InternalError(f"a product of {rows.dtype} with weights in {weight.dtype}")
         if rows.dtype is torch.bfloat16 and weight.shape[1] % 2:
             rows, weight = (torch.nn.functional.pad(tensor, (0, 1)) for tensor in (rows, weight))
-        rows = rows.contiguous()
+        if rows.shape[-1] != weight.shape[1] or (bias is not None and bias.shape != weight.shape[:1]):
+            raise InternalError(f"a product of rows {tuple(rows.shape)} with weights {tuple(weight.shape)}")
+        rows, bias = rows.contiguous(), None if bias is None else bias.contiguous()
         weight = weight if weight.stride(1) == 1 else weight.contiguous()
         output = rows.new_empty(*rows.shape[:-1], weight.shape[0])
         call = LinearCall(

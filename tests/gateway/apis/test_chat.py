@@ -342,23 +342,3 @@ async def call(app: Any, body: dict[str, Any], gone: asyncio.Event, leave_after:
     }
     await app(scope, receive, send)
     return bytes(sent)
-
-
-@pytest.mark.parametrize(
-    ("wanted", "schema"),
-    [
-        (None, None),
-        ({"type": "text"}, None),
-        ({"type": "json_object"}, {"type": "object"}),
-        (
-            {"type": "json_schema", "json_schema": {"name": "n", "strict": True, "schema": {"type": "integer"}}},
-            {"type": "integer"},
-        ),
-        ({"type": "json_schema", "json_schema": {"name": "n"}}, {}),
-    ],
-)
-async def test_workers_get_the_schema_of_the_answer(wanted: Any, schema: Any) -> None:
-    async with world() as w:
-        assert (await w.chat(response_format=wanted)).status_code == 200
-    sampling = w.decode.requests[0].sampling
-    assert (orjson.loads(sampling.json_schema) if sampling.HasField("json_schema") else None) == schema

@@ -1,7 +1,6 @@
 """``POST /v1/chat/completions``."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -10,7 +9,6 @@ from starlette.responses import Response
 from services.errors import InvalidRequest
 from services.gateway.answers import AnswerPlan, ChoiceEnd
 from services.gateway.apis.openai.collected import CollectedChoice
-from services.gateway.apis.openai.response_format import json_schema_of
 from services.gateway.apis.openai.sampling import (
     check_stream_options,
     choice_count,
@@ -59,13 +57,10 @@ class ChatCompletions:
         model = await self._services.catalog.resolve(body.model)
         # The ranges are checked before the text is touched, with the largest output that could be meant.
         wanted = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
-        sampled = partial(
-            sampling_params, body, model.card, logprobs=logprobs, json_schema=json_schema_of(body.response_format)
-        )
-        sampled(max_tokens=wanted or model.card.context_length)
+        sampling_params(body, model.card, max_tokens=wanted or model.card.context_length, logprobs=logprobs)
         prompt = await self._services.threads.run(lambda: model.encode_conversation(messages))
         max_tokens = room_for_output(model.card, [prompt], wanted, default=limits.default_max_tokens, param="messages")
-        sampling = sampled(max_tokens=max_tokens)
+        sampling = sampling_params(body, model.card, max_tokens=max_tokens, logprobs=logprobs)
         return AnswerPlan(model, (tuple(prompt),), sampling, num_choices, tuple(body.stop or ()), body.priority or 0)
 
 
@@ -130,6 +125,10 @@ def _check_supported(body: ChatBody) -> None:
         raise InvalidRequest("Tools are not supported yet.", param="tools")
     if body.functions:
         raise InvalidRequest("Functions are not supported yet.", param="functions")
+    if body.response_format is not None and body.response_format.type != "text":
+        raise InvalidRequest(
+            f"The response format '{body.response_format.type}' is not supported yet.", param="response_format.type"
+        )
     if body.modalities is not None and body.modalities != ["text"]:
         raise InvalidRequest("This model writes text only.", param="modalities")
 

@@ -12,9 +12,7 @@ from services.kv.sampling import MAX_SEED, SamplingParams
 _DRAWN_SEED_BITS = 53
 
 
-def sampling_params(
-    body: SamplingFields, card: ModelCard, *, max_tokens: int, logprobs: int | None, json_schema: str | None = None
-) -> SamplingParams:
+def sampling_params(body: SamplingFields, card: ModelCard, *, max_tokens: int, logprobs: int | None) -> SamplingParams:
     """Return the parameters of a request; what it leaves open is what the model's authors advise.
 
     Raises:
@@ -35,7 +33,6 @@ def sampling_params(
         logit_bias=_logit_bias(body.logit_bias or {}, card.vocab_size),
         logprobs=logprobs,
         stop_token_ids=_stop_token_ids(body, card),
-        json_schema=json_schema,
     )
 
 

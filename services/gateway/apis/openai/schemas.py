@@ -15,7 +15,6 @@ MAX_PARTS = 1024
 MAX_TOOLS = 128
 MAX_BIASES = 1024
 MAX_STOP_TOKENS = 1024
-MAX_SCHEMA_BYTES = 64 * 2**10
 _TEXT = f"{TAG_MARK}text"
 _LIST = f"{TAG_MARK}list"
 
@@ -110,18 +109,10 @@ class Message(Body):
     reasoning_content: str | None = None
 
 
-class JsonSchema(Body):
-    """``response_format.json_schema``."""
-
-    name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
-    body: dict[str, Json] | None = Field(default=None, alias="schema")
-
-
 class ResponseFormat(Body):
     """``response_format``."""
 
     type: str
-    json_schema: JsonSchema | None = None
 
 
 class ChatBody(SamplingFields):

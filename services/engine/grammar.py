@@ -76,10 +76,7 @@ class Constraints:
             raise InvalidRequest("The resumed output does not fit its schema.", param="response_format") from error
 
     def apply(self, scores: torch.Tensor, requests: Sequence[Request]) -> torch.Tensor:
-        """Return ``scores`` (float32 ``[len(requests), vocab_size]``) without what is not allowed; the input is kept.
-
-        An output that can only end does so, whatever ``min_tokens`` says.
-        """
+        """Return ``scores`` (float32 ``[len(requests), vocab_size]``) where only what is allowed is finite."""
         rows = [row for row, request in enumerate(requests) if request.spec.params.json_schema is not None]
         if not rows:
             return scores
@@ -92,10 +89,8 @@ class Constraints:
         grammar = self._grammar_of(request)
         ends = [end for end in request.spec.params.stop_token_ids if end < row.shape[0]]
         allowed = grammar.allowed()
-        allowed[ends] = grammar.is_complete
+        allowed[ends] |= grammar.is_complete
         row.masked_fill_(~allowed.to(row.device), -torch.inf)
-        if grammar.is_complete and not bool(row.isfinite().any()):
-            row[ends] = 0.0
 
     def _grammar_of(self, request: Request) -> Grammar:
         followed = self._followed.get(request)
