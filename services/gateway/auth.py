@@ -58,8 +58,8 @@ class KnownKeys:
         return not await self._known()
 
     async def refresh(self) -> None:
-        """Read the keys now; a store that is away leaves them as they were known."""
-        await self._read(self._clock.now())
+        """Read the keys anew; a store that is away leaves them as they were known."""
+        await self._read(inf)
 
     async def follow(self) -> None:
         """Keep the keys up to date, until cancelled."""
@@ -75,7 +75,7 @@ class KnownKeys:
         return self._projects
 
     async def _read(self, since_s: float) -> None:
-        """Make sure that a read began at ``since_s`` or later, our own or that of somebody before us."""
+        """Make sure that a read began at ``since_s`` or later, ours or that of somebody before us; ``inf``: ours."""
         async with self._reading:
             if self._began_s >= since_s:
                 return

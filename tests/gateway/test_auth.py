@@ -128,6 +128,16 @@ async def test_unknown_keys_do_not_make_the_store_busy() -> None:
     assert gate.store.num_reads == 1
 
 
+async def test_a_key_made_right_after_a_read_is_known_at_once() -> None:
+    gate = Gate()
+    await gate.store.create("first")
+    await gate.keys.refresh()
+    gate.clock.advance(0.001)
+    key = await gate.store.create("team")
+    assert await gate.project_of(key) == "team"
+    assert gate.store.num_reads == 2
+
+
 async def test_known_callers_are_let_in_while_the_store_is_away() -> None:
     gate = Gate()
     key = await gate.store.create("team")
