@@ -68,11 +68,12 @@ async def test_a_caller_who_hangs_up_does_not_end_the_drain() -> None:
         running.decode.model.gate.close()
         call = begin(running, prompt(30))
         await call.read_tokens(1)
+        await until(lambda: running.decode.model.gate.num_waiting)
         drain_call = running.channels.admin(running.decode.address).Drain(pb.DrainRequest(timeout_s=DEADLINE_S))
         await until(lambda: running.decode.node.is_draining)
         drain_call.cancel()
         # the step that stands at the gate would be followed by all others, were the hand-over not asked for by then
-        await until(lambda: running.decode.model.gate.num_waiting and running.decode.node.engine._inbox.qsize())
+        await until(lambda: running.decode.node.engine._inbox.qsize())
         running.decode.model.gate.open()
         await call.read_until("handed_over")
 
