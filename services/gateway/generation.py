@@ -281,7 +281,8 @@ class Generation:
         ):
             raise error
         else:
-            self._router.suspect(member_id)
+            if not isinstance(error, Overloaded):  # who gave up a stream that nobody read is well
+                self._router.suspect(member_id)
             if len(self.replay_codes) >= self._limits.max_replays:
                 raise error
             self.replay_codes.append(error.code)

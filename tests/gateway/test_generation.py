@@ -421,6 +421,7 @@ async def test_a_stream_that_was_given_up_because_its_reader_was_slow_goes_on() 
     events = await heard(cluster.generation())
     assert token_ids(events) == OUTPUT
     assert [list(request.resumed_output_token_ids) for request in cluster.decode.requests] == [[], [10, 11]]
+    assert cluster.services.router._suspects.now() == frozenset()
 
 
 async def test_a_stream_that_is_given_up_again_and_again_uses_up_its_attempts() -> None:
