@@ -200,9 +200,8 @@ async def open_host(
     clock, state = SystemClock(), _State()
     _stop_on_signals(state)
     async with AsyncExitStack() as stack:
-        admin = await stack.enter_async_context(
-            serve_admin(settings.admin_host, settings.admin_port, prometheus, state.ready, liveness=state.live)
-        )
+        serving = serve_admin(settings.admin_host, settings.admin_port, prometheus, state.ready, liveness=state.live)
+        admin = await stack.enter_async_context(serving)
         secret, faults = load_or_create_secret(settings.secret_file.expanduser()), faults_of(settings.fault_plan)
         built = await asyncio.to_thread(build, settings, clock=clock, max_reserved_share=max_reserved_share)
         tls = tls_of(settings)
@@ -213,28 +212,32 @@ async def open_host(
         stack.push_async_callback(channels.close)
         stack.push_async_callback(registry.close)
         sealer, throughput = Sealer(built.cache.block_view, enabled=settings.payload_digests), Throughput()
+        transport = with_faults(_transport(built, settings, secret), faults, built.memory, clock)
         node = Node(
             member_id=f"{role.value}-{secrets.token_hex(4)}",
             role=role,
             card=built.card,
             layout=built.layout,
             engine=_engine_thread(stack, built, sealer, StepMetrics(metrics, throughput), state, clock),
-            transfers=_transfer_thread(
-                stack, with_faults(_transport(built, settings, secret), faults, built.memory, clock), on_notice
-            ),
+            transfers=_transfer_thread(stack, transport, on_notice),
             sealer=sealer,
             throughput=throughput,
             clock=clock,
         )
-        exporter, kept = Exporter(node, metrics, push_timeout_s=settings.push_timeout_s), KeptBlocks(node)
-        stack.push_async_callback(kept.close)
+        exporter = Exporter(node, metrics, push_timeout_s=settings.push_timeout_s)
+        kept = _kept_blocks(stack, node)
         tandem_pb2_grpc.add_KVServicer_to_server(KVServicer(node, exporter, kept), server)
         _log.event("worker.listening", member=node.member_id, address=address, admin_port=admin.port)
-        yield WorkerHost(
-            node, channels, metrics, exporter, kept, registry, server, address, settings, prometheus, state
-        )
+        parts = (node, channels, metrics, exporter, kept, registry, server, address, settings, prometheus, state)
+        yield WorkerHost(*parts)
     if state.is_broken:
         raise InternalError("The engine failed; the log has the details.")
+
+
+def _kept_blocks(stack: AsyncExitStack, node: Node) -> KeptBlocks:
+    kept = KeptBlocks(node)
+    stack.push_async_callback(kept.close)
+    return kept
 
 
 def _stop_on_signals(state: _State) -> None:
