@@ -133,7 +133,6 @@ async def test_whatever_happens_no_token_changes_and_nothing_is_left(
     fleet: Fleet, say: Say, pytestconfig: pytest.Config
 ) -> None:
     seed, duration_s = pytestconfig.getoption("--chaos-seed"), pytestconfig.getoption("--chaos-seconds")
-    seed = random.SystemRandom().randrange(1 << 30) if seed is None else seed
     say(f"random chaos for {duration_s:g} s with --chaos-seed {seed}")
     fleet.call_as(Caller(fleet.cluster, limits=replace(LIMITS, token_timeout_s=TOKEN_TIMEOUT_S, max_replays=8)))
     generator = random.Random(seed)

@@ -1,7 +1,8 @@
 """A Jinja sandbox whose templates end: steps, time and text are counted, since nobody can stop a thread.
 
 A step is an iteration of a loop, a loop filter's question or a call (of a macro, a function, a recursive loop).
-What one operation can make out of nothing (``'x' * n``, ``2 ** n``, texts doubled by ``+`` and ``~``) is bounded, too.
+What usual operations can make out of nothing (``'x' * n``, ``2 ** n``, texts doubled by ``+`` and ``~``) is bounded,
+too; one that is not known here may still cost more than its step. Templates come with models, never from clients.
 """
 
 import re
