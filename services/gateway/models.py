@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from random import Random
 from typing import Any, Protocol
 
@@ -53,6 +54,11 @@ class ServedModel:
     template: ChatTemplate | None
     requirements: Requirements
 
+    @cached_property
+    def card_digest(self) -> str:
+        """The name of the card in the store; it takes a while to compute."""
+        return self.card.digest
+
     @property
     def system_fingerprint(self) -> str:
         """Short name of the layout; answers with the same one and the same seed are equal."""
@@ -64,12 +70,19 @@ class ServedModel:
         Raises:
             InvalidRequest: the model has no chat template, or it refuses the messages.
         """
-        template = self.template
-        if template is None:
+        return self.tokenizer.encode_conversation(messages, self.chat_template().render)
+
+    def chat_template(self) -> ChatTemplate:
+        """Return the template of the model.
+
+        Raises:
+            InvalidRequest: it has none.
+        """
+        if self.template is None:
             raise InvalidRequest(
                 f"The model '{self.card.model_name}' has no chat template; use /v1/completions.", param="model"
             )
-        return self.tokenizer.encode_conversation(messages, template.render)
+        return self.template
 
 
 @dataclass(frozen=True)
@@ -110,6 +123,15 @@ class ModelCatalog:
         if revision is None:
             raise self._absent(name)
         return await self._load(revision.card_digest)
+
+    async def version(self, card_digest: str) -> ServedModel:
+        """Return the version of a model with this card, whoever serves it now.
+
+        Raises:
+            NotFound: no such card was ever published.
+            StateUnavailable: it was never read and Redis cannot be reached.
+        """
+        return await self._load(card_digest)
 
     async def listed(self) -> list[ListedModel]:
         """Return all models with a decode worker and a readable card, by name.

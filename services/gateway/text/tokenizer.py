@@ -11,6 +11,8 @@ from services.gateway.text.vocabulary import Vocabulary
 from services.kv.card import ModelCard
 
 Messages = Sequence[Mapping[str, Any]]
+Piece = tuple[str, bool]
+"""Text, and whether markers in it are ordinary text."""
 
 
 class ModelTokenizer:
@@ -65,10 +67,25 @@ class ModelTokenizer:
             InvalidRequest: the template refuses the messages.
             ContextLengthExceeded: they are longer than any prompt can be.
         """
-        shield = Shield()
-        rendered = render([self._shielded(shield, message) for message in messages])
-        pieces = shield.pieces(rendered)
+        pieces = self.render_conversation(messages, render)
         self._require_room(sum(len(text) for text, _ in pieces), "messages")
+        return self.encode_pieces(pieces)
+
+    def render_conversation(self, messages: Messages, render: Callable[[Messages], str]) -> list[Piece]:
+        """Return the rendered text in order, each piece with whether it is to be encoded as ordinary text.
+
+        Raises:
+            InvalidRequest: the template refuses the messages.
+        """
+        shield = Shield()
+        return shield.pieces(render([self._shielded(shield, message) for message in messages]))
+
+    def encode_pieces(self, pieces: Sequence[Piece]) -> list[int]:
+        """Return the ids of rendered pieces.
+
+        Raises:
+            InvalidRequest: a piece that is ordinary text cannot be encoded as such.
+        """
         ids: list[int] = []
         for text, is_literal in pieces:
             ids += self._encode_literally(text) if is_literal else self._encode_marked(text)
