@@ -86,7 +86,7 @@ def prompt_services(
         channels=channels,
         arrivals=arrivals,
         settling=Settling(node, channels, grace_s=settings.settle_grace_s),
-        reserving=Reserving(node, timeout_s=settings.reserve_timeout_s, max_waiting=settings.max_waiting),
+        reserving=Reserving(node, timeout_s=settings.reserve_timeout_s),
         policy=PrefillPolicy(
             always_local_tokens=settings.local_prefill_tokens,
             max_local_tokens=settings.max_local_prefill_tokens,

@@ -62,14 +62,14 @@ class Link:
             self._advance()
 
     def write(self, budget: int) -> None:
-        """Send up to about ``budget`` queued bytes.
+        """Send up to ``budget`` queued bytes.
 
         Raises:
             OSError: the connection failed.
         """
         while self._outbox and budget > 0:
             try:
-                sent = self.socket.sendmsg(list(islice(self._outbox, _BUFFERS_PER_SEND)))
+                sent = self.socket.sendmsg(self._first_buffers(budget))
             except (BlockingIOError, InterruptedError):
                 return
             budget -= sent
@@ -85,6 +85,15 @@ class Link:
     def _advance(self) -> None:
         while not len(self._wanted) and self._script is not None:
             self._wanted = next(self._script)
+
+    def _first_buffers(self, num_bytes: int) -> list[memoryview]:
+        buffers = []
+        for buffer in islice(self._outbox, _BUFFERS_PER_SEND):
+            buffers.append(buffer[:num_bytes])
+            num_bytes -= len(buffer)
+            if num_bytes <= 0:
+                break
+        return buffers
 
     def _discard(self, num_bytes: int) -> None:
         while num_bytes:
