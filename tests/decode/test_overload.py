@@ -2,12 +2,14 @@
 
 import asyncio
 from dataclasses import replace
+from functools import partial
+from itertools import count
 
 import pytest
 
 from services.errors import Overloaded
 from services.worker import engine_thread
-from services.worker.engine_thread import EngineStream
+from services.worker.engine_thread import EngineStream, EngineThread
 from tests.decode.test_reserving import spec
 from tests.inprocess.client import GREEDY, begin, expected_ids, prompt
 from tests.inprocess.cluster import Cluster, Shape, cluster, until
@@ -56,8 +58,10 @@ async def test_the_stream_that_is_furthest_behind_is_given_up_when_too_much_is_u
 async def step_when_read(running: Cluster, slow: EngineStream) -> None:
     """Let the engine go on by one step whenever everybody but ``slow`` has read everything, for ever."""
     engine = running.decode.node.engine
-    while True:
-        await until(lambda: engine.unread.count == slow.num_unread)
-        before = engine.num_steps
+    for num_allowed in count(engine.num_steps + 1):
         running.decode.model.gate.allow(1)
-        await until(lambda: engine.num_steps > before)
+        await until(partial(_is_read, engine, slow, num_allowed))
+
+
+def _is_read(engine: EngineThread, slow: EngineStream, num_steps: int) -> bool:
+    return engine.num_steps >= num_steps and engine.unread.count == slow.num_unread
