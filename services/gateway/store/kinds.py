@@ -60,3 +60,4 @@ def is_name(text: str) -> bool:
 ASSISTANT = Kind("assistant", "asst", "assistant")
 THREAD = Kind("thread", "thread", "thread")
 MESSAGE = Kind("message", "msg", "message")
+RUN = Kind("run", "run", "run")
