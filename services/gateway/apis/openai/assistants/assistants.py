@@ -1,5 +1,6 @@
 """``/v1/assistants``."""
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field
@@ -69,7 +70,7 @@ class Assistants(ObjectEndpoint):
         call = await self._call(request)
         body = await self._body(request, CreateAssistant)
         ref = ASSISTANT.new_ref()
-        shown = {**_head(ref, call.exchange.created), **_DEFAULTS, **self._named_fields(body)}
+        shown = assistant_json(ref, call.exchange.created, self._named_fields(body))
         await call.objects.create(Create(ref, shown))
         return JsonReply(shown)
 
@@ -107,5 +108,6 @@ class Assistants(ObjectEndpoint):
         return {name: _DEFAULTS[name] if value is None else value for name, value in given.items()}
 
 
-def _head(ref: Ref, created: int) -> dict[str, Any]:
-    return {"id": ref.id, "object": "assistant", "created_at": created}
+def assistant_json(ref: Ref, created: int, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an assistant as the API shows it; what ``fields`` leave out has its default."""
+    return {"id": ref.id, "object": "assistant", "created_at": created, **_DEFAULTS, **fields}

@@ -128,7 +128,10 @@ def new_messages(thread: Ref, bodies: Sequence[CreateMessage], created: int, *, 
     for index, body in enumerate(bodies):
         param = f"{path}[{index}].content" if path else "content"
         ref = MESSAGE.new_ref()
-        creations.append(Create(ref, _message_json(ref, thread, body, created, param), thread))
+        content = _content_json(body.content, param)
+        shown = message_json(ref, thread, created, body.role, content)
+        attachments = [attachment.model_dump() for attachment in body.attachments or ()]
+        creations.append(Create(ref, {**shown, "attachments": attachments, "metadata": body.metadata or {}}, thread))
     return creations
 
 
@@ -175,7 +178,10 @@ class Messages(ObjectEndpoint):
         return JsonReply(deleted(ref, "thread.message"))
 
 
-def _message_json(ref: Ref, thread: Ref, body: CreateMessage, created: int, param: str) -> Mapping[str, Any]:
+def message_json(
+    ref: Ref, thread: Ref, created: int, role: str, content: Sequence[Mapping[str, Any]]
+) -> Mapping[str, Any]:
+    """Return a complete message as the API shows it."""
     return {
         "id": ref.id,
         "object": "thread.message",
@@ -185,12 +191,12 @@ def _message_json(ref: Ref, thread: Ref, body: CreateMessage, created: int, para
         "incomplete_details": None,
         "completed_at": created,
         "incomplete_at": None,
-        "role": body.role,
-        "content": _content_json(body.content, param),
+        "role": role,
+        "content": content,
         "assistant_id": None,
         "run_id": None,
-        "attachments": [attachment.model_dump() for attachment in body.attachments or ()],
-        "metadata": body.metadata or {},
+        "attachments": [],
+        "metadata": {},
     }
 
 
@@ -198,8 +204,9 @@ def _content_json(content: Content, param: str) -> Sequence[Mapping[str, Any]]:
     parts = [TextPart(type="text", text=content)] if isinstance(content, str) else content
     if any(isinstance(part, TextPart) and not part.text for part in parts):
         raise ObjectRefused("Message content must be non-empty.", param=param)
-    return [_text_json(part.text) if isinstance(part, TextPart) else part.model_dump() for part in parts]
+    return [text_json(part.text) if isinstance(part, TextPart) else part.model_dump() for part in parts]
 
 
-def _text_json(text: str) -> Mapping[str, Any]:
+def text_json(text: str) -> Mapping[str, Any]:
+    """Return a part of a message's content that is plain text."""
     return {"type": "text", "text": {"value": text, "annotations": []}}

@@ -38,7 +38,7 @@ def new_thread(body: CreateThread, created: int, *, is_lenient: bool, path: str 
     """
     ref = THREAD.new_ref()
     resources = resources_json(body.tool_resources, is_lenient=is_lenient)
-    thread = Create(ref, _thread_json(ref, created, resources, body.metadata or {}))
+    thread = Create(ref, thread_json(ref, created, resources, body.metadata or {}))
     return [thread, *new_messages(ref, body.messages or (), created, path=path)]
 
 
@@ -79,9 +79,8 @@ class Threads(ObjectEndpoint):
         return JsonReply(deleted(ref, "thread"))
 
 
-def _thread_json(
-    ref: Ref, created: int, resources: Mapping[str, Any], metadata: Mapping[str, str]
-) -> Mapping[str, Any]:
+def thread_json(ref: Ref, created: int, resources: Mapping[str, Any], metadata: Mapping[str, str]) -> Mapping[str, Any]:
+    """Return a thread as the API shows it."""
     return {
         "id": ref.id,
         "object": "thread",
