@@ -3,11 +3,14 @@
     TandemError
     ├── RequestError                 the caller can mend it
     │   ├── InvalidRequest           a malformed or out-of-range value
-    │   │   └── ContextLengthExceeded
+    │   │   ├── ContextLengthExceeded
+    │   │   └── ObjectRefused        an API object's state does not allow it
     │   ├── AuthenticationFailed     no or an unknown API key, no or a wrong cluster secret
     │   ├── PermissionDenied
     │   ├── NotFound
-    │   │   └── ModelNotFound
+    │   │   ├── ModelNotFound
+    │   │   └── ObjectNotFound       no such API object in the caller's project
+    │   ├── Conflict                 another request changed the same object
     │   ├── PayloadTooLarge
     │   └── RequestTimeout           the request did not arrive in time
     ├── Overloaded                   a bounded queue or pool is full; try again later
@@ -57,15 +60,28 @@ class RequestError(TandemError):
 
 
 class InvalidRequest(RequestError):
-    """A malformed or out-of-range value; ``param`` names it."""
+    """A malformed or out-of-range value; ``param`` names it, and ``code`` may say more closely what is wrong."""
 
     code = "invalid_value"
+
+    def __init__(
+        self, message: str, *, param: str | None = None, retry_after_s: float | None = None, code: str | None = None
+    ) -> None:
+        super().__init__(message, param=param, retry_after_s=retry_after_s)
+        if code is not None:
+            self.code = code
 
 
 class ContextLengthExceeded(InvalidRequest):
     """Prompt plus requested output do not fit into the model's context."""
 
     code = "context_length_exceeded"
+
+
+class ObjectRefused(InvalidRequest):
+    """The state of an API object does not allow what was asked."""
+
+    code = "object_refused"
 
 
 class AuthenticationFailed(RequestError):
@@ -90,6 +106,18 @@ class ModelNotFound(NotFound):
     """No worker serves the named model."""
 
     code = "model_not_found"
+
+
+class ObjectNotFound(NotFound):
+    """The caller's project has no such API object."""
+
+    code = "object_not_found"
+
+
+class Conflict(RequestError):
+    """Another request changed the same object, or took the same id."""
+
+    code = "conflict"
 
 
 class PayloadTooLarge(RequestError):

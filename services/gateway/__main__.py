@@ -46,6 +46,7 @@ from services.gateway.routing.router import Router
 from services.gateway.routing.suspects import Suspects
 from services.gateway.server import HttpServer
 from services.gateway.settings import GatewaySettings
+from services.gateway.store.object_store import ObjectStore
 from services.gateway.text.threads import TextThreads
 from services.gateway.timeline import RedisTimelineStore, TimelineStore
 from services.rpc.channel import Channels
@@ -69,6 +70,7 @@ class Surroundings:
     keys: KeyStore
     timelines: TimelineStore
     shares: ShareLedger
+    objects: ObjectStore
     executor: Executor
     registry: CollectorRegistry
     metrics: GatewayMetrics
@@ -100,7 +102,14 @@ def build(settings: GatewaySettings, around: Surroundings) -> Gateway:
     shares = Shares(around.shares, secrets.token_hex(8), clock)
     admission = _admission(settings, around, shares)
     threads = TextThreads(around.executor, settings.text_timeout_s)
-    catalog = ModelCatalog(around.view, threads, clock, around.random, protocol_version=PROTOCOL_VERSION)
+    catalog = ModelCatalog(
+        around.view,
+        threads,
+        clock,
+        around.random,
+        protocol_version=PROTOCOL_VERSION,
+        aliases=settings.model_aliases,
+    )
     keys = KnownKeys(around.keys, clock, settings.keys_refresh_s)
     recorder = TimelineRecorder(
         around.timelines, close_timeout_s=settings.redis_timeout_s, on_lost=metrics.timelines_lost.inc
@@ -115,6 +124,8 @@ def build(settings: GatewaySettings, around: Surroundings) -> Gateway:
         answers=Answers(admission, _generation(settings, around, suspects), observer),
         recorder=recorder,
         limits=_limits(settings),
+        objects=around.objects,
+        is_lenient=settings.lenient_objects,
     )
     parts = AppParts(
         openai=openai,
@@ -224,6 +235,7 @@ async def run(settings: GatewaySettings) -> None:
             keys=RedisKeyStore(state, clock),
             timelines=RedisTimelineStore(state, settings.timeline_ttl_s),
             shares=RedisShareLedger(state),
+            objects=ObjectStore(state),
             executor=stack.enter_context(ThreadPoolExecutor(settings.text_threads, "text")),
             registry=prometheus,
             metrics=metrics,

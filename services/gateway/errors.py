@@ -19,13 +19,15 @@ _MAX_MESSAGE_LENGTH = 2000
 
 @dataclass(frozen=True)
 class HttpError:
-    """How a class of errors is told over HTTP; ``code`` replaces the class's own where clients know another."""
+    """How a class of errors is told over HTTP; ``code`` replaces the error's own where clients know another."""
 
     status: int
     type: str
     code: str | None = None
     retry_after_s: float | None = None
     may_retry: bool = True
+    tells_code: bool = True
+    """Whether the body has a code; OpenAI tells some errors by their message alone."""
 
 
 _TABLE: dict[type[TandemError], HttpError] = {
@@ -33,6 +35,9 @@ _TABLE: dict[type[TandemError], HttpError] = {
     errors.AuthenticationFailed: HttpError(401, CLIENT_ERROR),
     errors.PermissionDenied: HttpError(403, CLIENT_ERROR),
     errors.NotFound: HttpError(404, CLIENT_ERROR),
+    errors.ObjectNotFound: HttpError(404, CLIENT_ERROR, tells_code=False),
+    errors.ObjectRefused: HttpError(400, CLIENT_ERROR, tells_code=False),
+    errors.Conflict: HttpError(409, CLIENT_ERROR),
     errors.RequestTimeout: HttpError(408, CLIENT_ERROR),
     errors.PayloadTooLarge: HttpError(413, CLIENT_ERROR),
     errors.Overloaded: HttpError(429, "rate_limit_error", code="rate_limit_exceeded", retry_after_s=1.0),
@@ -60,7 +65,8 @@ def error_body(
 def body_of(error: TandemError) -> dict[str, Any]:
     """Return the body that tells ``error``."""
     entry = http_error(error)
-    return error_body(error.message, type=entry.type, param=error.param, code=entry.code or error.code)
+    code = (entry.code or error.code) if entry.tells_code else None
+    return error_body(error.message, type=entry.type, param=error.param, code=code)
 
 
 def headers_of(error: TandemError) -> Mapping[str, str]:

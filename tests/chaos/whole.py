@@ -27,7 +27,7 @@ from services.gateway.timeline import MemoryTimelineStore
 from services.kv.card import ModelCard
 from services.telemetry.clock import SystemClock
 from services.telemetry.metrics import GatewayMetrics
-from tests.gateway.twins import END_ID, SPECIAL_TOKENS, card, member
+from tests.gateway.twins import END_ID, SPECIAL_TOKENS, absent_objects, card, member
 from tests.inprocess.cluster import CONTEXT_LENGTH, Cluster, cluster
 from tests.inprocess.hash_model import BLOCK_SIZE, VOCAB_SIZE
 
@@ -113,6 +113,7 @@ async def whole(**changes: Any) -> AsyncIterator[Whole]:
                 keys=MemoryKeyStore(clock),
                 timelines=MemoryTimelineStore(clock, 900),
                 shares=MemoryShareLedger(clock),
+                objects=absent_objects(),
                 executor=executor,
                 registry=metrics,
                 metrics=GatewayMetrics(metrics),

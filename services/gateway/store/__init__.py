@@ -1,0 +1,1 @@
+"""Redis as the database of API objects: docs/store.md."""

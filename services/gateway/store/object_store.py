@@ -1,0 +1,177 @@
+"""API objects in Redis: read, listed and changed, each change whole or not at all."""
+
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from services.errors import Conflict, InternalError, InvalidRequest, ObjectNotFound
+from services.gateway.redis_state import RedisState
+from services.gateway.store.changes import Create, Delete, Operation, Payloads, Update
+from services.gateway.store.keys import project_prefix, record_key
+from services.gateway.store.kinds import Ref, is_name
+from services.gateway.store.records import Page, Query, Record
+from services.gateway.store.scripts import APPLY, LIST
+
+MAX_EDITS = 100
+"""Attempts of one ``edit``; each one that fails means that another writer succeeded."""
+_FIRST_PAYLOAD = 3
+"""Place of the first payload among the arguments of the script, counted from 1."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """What an operation of a change did."""
+
+    version: int | None
+    sequence: int | None
+    details: Mapping[str, Any]
+    """All that the Lua function returned."""
+
+
+class ObjectStore:
+    """The objects of all projects."""
+
+    def __init__(self, state: RedisState) -> None:
+        self._state = state
+
+    def of(self, project: str) -> "Objects":
+        """Return the objects of one project; no others can be reached through them."""
+        return Objects(self._state, project)
+
+
+class Objects:
+    """The objects of one project. All methods raise StateUnavailable when Redis cannot be reached."""
+
+    def __init__(self, state: RedisState, project: str) -> None:
+        self._state = state
+        self._project = project
+        self._prefix = project_prefix(project)
+
+    async def get(self, ref: Ref, *, parent: Ref | None = None, with_private: bool = False) -> Record:
+        """Return one object.
+
+        Raises:
+            ObjectNotFound: there is none, or not beneath ``parent``.
+        """
+        fields = ["body", "version", "sequence", "parent", *(["private"] if with_private else [])]
+        values: Sequence[bytes | str | None] = ()
+        if ref.is_storable:
+            async with self._state.reaching() as client:
+                values = await client.hmget(record_key(self._project, ref), fields)
+        if not values or values[0] is None or (parent is not None and values[3] != parent.key.encode()):
+            raise ObjectNotFound(ref.absent_text)
+        return _record(ref, [*values[:3], values[4] if with_private else None])
+
+    async def list(self, query: Query) -> Page:
+        """Return one page; the work is that of the page, however long the list is.
+
+        Raises:
+            ObjectNotFound: the parent does not exist.
+            InvalidRequest: a cursor names no object of the list.
+        """
+        if query.parent is not None and not query.parent.is_storable:
+            raise ObjectNotFound(query.parent.absent_text)
+        for cursor in (query.after, query.before):
+            if cursor is not None and not is_name(cursor):
+                raise _no_cursor(query, cursor)
+        async with self._state.reaching() as client:
+            reply = await client.register_script(LIST)(keys=[self._prefix], args=_list_arguments(query))
+        problem, detail = reply[0].decode(), reply[1]
+        if problem == "no_parent" and query.parent is not None:
+            raise ObjectNotFound(query.parent.absent_text)
+        if problem == "no_cursor":
+            raise _no_cursor(query, detail.decode())
+        records = (_record(query.kind.ref(values[0].decode()), values[1:]) for values in reply[2:])
+        return Page(tuple(records), has_more=bool(detail))
+
+    async def create(self, create: Create) -> Record:
+        """Write a new object and return it.
+
+        Raises:
+            ObjectNotFound: the parent does not exist.
+            Conflict: the id is taken.
+        """
+        [done] = await self.apply([create])
+        return Record(create.ref, create.body, done.version or 0, done.sequence or 0, create.private)
+
+    async def update(self, update: Update) -> Record:
+        """Write an object anew and return it.
+
+        Raises:
+            ObjectNotFound: there is none.
+            Conflict: it has another version.
+        """
+        [done] = await self.apply([update])
+        return Record(update.ref, update.body, done.version or 0, done.sequence or 0, update.private)
+
+    async def edit(
+        self, ref: Ref, change: Callable[[Mapping[str, Any]], Mapping[str, Any]], *, parent: Ref | None = None
+    ) -> Record:
+        """Replace a body by what ``change`` makes of it, however many others edit it too; return the new record.
+
+        ``change`` is called again for each version that another writer put in between, so it has no effects.
+
+        Raises:
+            ObjectNotFound: there is none, or not beneath ``parent``.
+            Conflict: too many others write it.
+        """
+        for _ in range(MAX_EDITS):
+            record = await self.get(ref, parent=parent)
+            body = change(record.body)
+            try:
+                return await self.update(Update(ref, body, record.version, parent))
+            except Conflict as error:
+                conflict = error
+        raise conflict
+
+    async def delete(self, ref: Ref, *, parent: Ref | None = None) -> None:
+        """Delete an object and everything beneath it.
+
+        Raises:
+            ObjectNotFound: there is none, or not beneath ``parent``.
+        """
+        await self.apply([Delete(ref, parent=parent)])
+
+    async def apply(self, operations: Sequence[Operation]) -> Sequence[Done]:
+        """Make one change of several operations, all or none; return what each did.
+
+        Operations are checked in their order; one may name as a parent what an earlier one creates.
+
+        Raises:
+            TandemError: what the first operation that cannot be done says about it.
+        """
+        for operation in operations:
+            if not operation.ref.is_storable:
+                raise operation.refusal("absent", operation.ref.id)
+        payloads = Payloads(_FIRST_PAYLOAD)
+        change = orjson.dumps([operation.encoded(payloads) for operation in operations])
+        arguments: list[str | bytes] = [secrets.token_hex(12), change, *payloads.values]
+        async with self._state.reaching() as client:
+            reply = orjson.loads(await client.register_script(APPLY)(keys=[self._prefix], args=arguments))
+        if "refused" in reply:
+            place, problem, detail = reply["refused"]
+            raise operations[place].refusal(problem, detail)
+        return [Done(done.get("version"), done.get("sequence"), done) for done in reply["done"]]
+
+
+def _list_arguments(query: Query) -> list[str | int]:
+    parent = query.parent.key if query.parent is not None else ""
+    label = "=".join(query.label) if query.label is not None else ""
+    cursors = [query.after or "", query.before or ""]
+    return [parent, query.kind.name, label, query.order, query.limit, *cursors, int(query.with_private)]
+
+
+def _record(ref: Ref, values: Sequence[bytes | str | None]) -> Record:
+    """Return the record of (body, version, sequence, private)."""
+    body, version, sequence, private = values
+    if body is None or version is None or sequence is None or isinstance(private, str):
+        raise InternalError(f"The record of {ref.key} is not complete.")
+    return Record(ref, orjson.loads(body), int(version), int(sequence), private)
+
+
+def _no_cursor(query: Query, cursor: str) -> InvalidRequest:
+    param = "after" if cursor == query.after else "before"
+    return InvalidRequest(query.kind.ref(cursor).absent_text, param=param)
