@@ -61,7 +61,7 @@ async def _serve(worker: WorkerHost, settings: DecodeSettings, arrivals: Arrival
     tandem_pb2_grpc.add_DecodeServicer_to_server(servicer, worker.server)
     async with (
         view,
-        WarmPairs(node, channels, view, longest_call_s=settings.request_timeout_s),
+        WarmPairs(node, channels, view),
     ):
         await worker.run(servicer)
     await services.settling.close()

@@ -17,7 +17,7 @@ from services.cluster.background import Background
 from services.cluster.redis_registry import RedisRegistry
 from services.cluster.registry import Role
 from services.cluster.secret import load_or_create_secret
-from services.cluster.view import MemberView
+from services.cluster.view import MemberView, tell_addresses
 from services.config import load
 from services.errors import ConfigurationError
 from services.gateway.admin import Readiness, admin_routes
@@ -233,7 +233,8 @@ async def run(settings: GatewaySettings) -> None:
         gateway = build(settings, around)
         await stack.enter_async_context(gateway.recorder)
         stack.push_async_callback(gateway.shares.close)
-        for name, follow in _followers(gateway):
+        closing = ("channels", lambda: tell_addresses(view, channels.keep_only))
+        for name, follow in (*_followers(gateway), closing):
             following = Background(name, _log)
             following.start(follow)
             stack.push_async_callback(following.close)
