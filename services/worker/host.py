@@ -100,7 +100,11 @@ class WorkerHost:
         """Serve until SIGTERM, SIGINT or a defect, then drain, leave and return."""
         health = grpc_health.HealthServicer()
         presence = Presence(
-            self.registry, self._member(), self.node.card, load=lambda: self.node.last_load, clock=self.node.clock
+            self.registry,
+            self._member(),
+            self.node.card,
+            load=lambda: self.node.load_with(service.num_live),
+            clock=self.node.clock,
         )
         admin = AdminServicer(
             self.node,

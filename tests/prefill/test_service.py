@@ -288,6 +288,25 @@ class TestSettle:
                     await twin.settle(call)
 
 
+async def test_a_drain_waits_for_pushes_that_are_outstanding_and_the_published_load_tells_them() -> None:
+    async with cluster() as running, decode_twin(running) as twin:
+        worker = running.prefill
+        worker.faults.plan = ALL_STALLED
+        call = twin.run(prompt(30))
+        await call.read_until("first_token")
+        await until(lambda: worker.faults.injected[PushFault.STALL] == 4)
+        call.cancel()
+        await until(lambda: not worker.node.engine._streams)
+        draining = asyncio.create_task(worker.admin.drain(DEADLINE_S))
+        await until(lambda: worker.node.is_draining)
+        load = worker.node.load_with(worker.servicer.num_live)
+        assert (load.running, load.waiting, load.live, load.is_closed) == (0, 0, 1, True)
+        assert not draining.done()
+        worker.faults.resume()
+        assert await draining == 0
+        assert worker.node.load_with(worker.servicer.num_live).live == 0
+
+
 async def test_connect_makes_the_pair_known() -> None:
     async with cluster() as running, decode_twin(running) as twin:
         request = pb.ConnectRequest(endpoint=endpoint_to_message(twin.transfers.endpoint))
