@@ -48,7 +48,7 @@ class MemberView:
         self._is_closed = False
         self._is_stale = True
         self._outage = Outage("member view", _log)
-        self._task = Background("member view", _log)
+        self._task = Background("member view", _log, clock)
 
     @property
     def is_stale(self) -> bool:

@@ -10,6 +10,7 @@ after it goes on. Dead is a peer at whose address nobody listens any more, or an
 
 import asyncio
 
+from services.cluster.background import Background
 from services.decode.attempt import Peer
 from services.engine.request import AttemptKey
 from services.errors import AuthenticationFailed, IncompatiblePeer, PeerGone, TandemError
@@ -35,19 +36,16 @@ class Settling:
         self._channels = channels
         self._grace_s = grace_s
         self._ask_timeout_s = ask_timeout_s
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._watching: dict[AttemptKey, Background] = {}
 
     def watch(self, attempt: AttemptKey, peer: Peer) -> None:
         """Give the attempt's blocks back once no write of it can land any more."""
-        task = asyncio.create_task(self._settle(attempt, peer), name=f"settle {attempt.request_id}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._watching[attempt] = watching = Background(f"settle {attempt.request_id}", _log, self._node.clock)
+        watching.start(lambda: self._settle(attempt, peer))
 
     async def close(self) -> None:
         """Stop waiting; the process, and with it its memory, is about to end."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(watching.close() for watching in self._watching.values()))
 
     async def _settle(self, attempt: AttemptKey, peer: Peer) -> None:
         began_s = self._node.clock.now()
@@ -64,6 +62,7 @@ class Settling:
                 _log.warning("quarantine.waiting", request_id=attempt.request_id, code=error.code)
                 await self._node.clock.sleep(_RETRY_S)
         self._node.engine.post(lambda scheduler: scheduler.settle(attempt))
+        del self._watching[attempt]
         _log.event("quarantine.ended", request_id=attempt.request_id, after_s=self._node.clock.now() - began_s)
 
     async def _grace(self) -> None:

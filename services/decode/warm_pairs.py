@@ -5,11 +5,10 @@ when the last call over it has ended.
 """
 
 import asyncio
-from collections.abc import Coroutine
 from types import TracebackType
 from typing import Self
 
-from services.cluster.background import end_all
+from services.cluster.background import Background, end_all
 from services.cluster.registry import Member, Role
 from services.cluster.view import MemberView, tell_addresses
 from services.errors import TandemError
@@ -25,34 +24,35 @@ _CONNECT_TIMEOUT_S = 15.0
 
 
 class WarmPairs:
-    """A background task for as long as the context lasts."""
+    """Follows the members for as long as the context lasts."""
 
     def __init__(self, node: Node, channels: Channels, view: MemberView) -> None:
         self._node = node
         self._channels = channels
         self._view = view
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._meeting = Background("warm pairs", _log, node.clock)
+        self._closing = Background("channels", _log, node.clock)
+        self._greetings: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
-        self._start(self._run())
-        self._start(tell_addresses(self._view, self._channels.keep_only))
+        self._meeting.start(self._run)
+        self._closing.start(lambda: tell_addresses(self._view, self._channels.keep_only))
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await end_all(self._tasks)
-
-    def _start(self, run: Coroutine[None, None, None]) -> None:
-        task = asyncio.create_task(run, name="warm pairs")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        await self._meeting.close()
+        await self._closing.close()
+        await end_all(self._greetings)
 
     async def _run(self) -> None:
         async for change in self._view.changes():
             for member in change.joined:
                 if member.role is Role.PREFILL and member.fingerprint == self._node.layout.fingerprint:
-                    self._start(self._warm(member))
+                    greeting = asyncio.create_task(self._warm(member), name=f"greet {member.member_id}")
+                    self._greetings.add(greeting)
+                    greeting.add_done_callback(self._greetings.discard)
 
     async def _warm(self, member: Member) -> None:
         request = pb.ConnectRequest(endpoint=endpoint_to_message(self._node.transfers.endpoint))

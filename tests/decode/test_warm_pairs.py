@@ -66,6 +66,7 @@ async def warm_pairs(silent: str = "") -> AsyncIterator[Rig]:
     registry = MemoryRegistry(ManualClock())
     rig = Rig(channels, registry, MemberView(registry, ManualClock()))
     node = SimpleNamespace(
+        clock=ManualClock(),
         layout=SimpleNamespace(fingerprint=CARD.fingerprint),
         transfers=SimpleNamespace(endpoint=Endpoint("inproc", "decode", CARD.fingerprint, b"")),
     )
