@@ -17,7 +17,7 @@ from services.cluster.background import Background
 from services.cluster.redis_registry import RedisRegistry
 from services.cluster.registry import Role
 from services.cluster.secret import load_or_create_secret
-from services.cluster.view import MemberView
+from services.cluster.view import MemberView, tell_addresses
 from services.config import load
 from services.errors import ConfigurationError
 from services.gateway.admin import Readiness, admin_routes
@@ -54,6 +54,7 @@ from services.rpc.tls import tls_of
 from services.rpc.versions import PROTOCOL_VERSION
 from services.telemetry.admin_server import serve_admin
 from services.telemetry.clock import Clock, SystemClock
+from services.telemetry.defects import count_defects
 from services.telemetry.logs import configure_logging, get_logger
 from services.telemetry.metrics import GatewayMetrics, process_registry
 
@@ -112,7 +113,7 @@ def build(settings: GatewaySettings, around: Surroundings) -> Gateway:
     )
     keys = KnownKeys(around.keys, clock, settings.keys_refresh_s)
     recorder = TimelineRecorder(
-        around.timelines, close_timeout_s=settings.redis_timeout_s, on_lost=metrics.timelines_lost.inc
+        around.timelines, clock, close_timeout_s=settings.redis_timeout_s, on_lost=metrics.timelines_lost.inc
     )
     readiness = Readiness(around.view, drain)
     _watch(metrics, admission, around.view)
@@ -213,6 +214,7 @@ async def run(settings: GatewaySettings) -> None:
     clock = SystemClock()
     secret = load_or_create_secret(settings.secret_file)
     prometheus = process_registry()
+    count_defects(prometheus)
     metrics = GatewayMetrics(prometheus)
     async with AsyncExitStack() as stack:
         registry = RedisRegistry(
@@ -245,8 +247,9 @@ async def run(settings: GatewaySettings) -> None:
         gateway = build(settings, around)
         await stack.enter_async_context(gateway.recorder)
         stack.push_async_callback(gateway.shares.close)
-        for name, follow in _followers(gateway):
-            following = Background(name, _log)
+        closing = ("channels", lambda: tell_addresses(view, channels.keep_only))
+        for name, follow in (*_followers(gateway), closing):
+            following = Background(name, _log, clock)
             following.start(follow)
             stack.push_async_callback(following.close)
         await stack.enter_async_context(
