@@ -13,6 +13,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from services.cluster.redis_registry import RedisRegistry
+from services.telemetry.clock import SystemClock
+from tests.gateway.decode_server import SECRET
 from tests.gateway.process import gateway
 from tests.gateway.twins import END_ID, Script, card, chat_body, events, tokens
 
