@@ -13,7 +13,7 @@ class Store(MemoryKeyStore):
 
     def __init__(self, clock: ManualClock) -> None:
         super().__init__(clock)
-        self._clock = clock
+        self._manual_clock = clock
         self.is_reachable = True
         self.num_reads = 0
         self.read_s = 0.0
@@ -22,7 +22,7 @@ class Store(MemoryKeyStore):
 
     async def projects(self) -> "dict[str, str]":
         self.num_reads += 1
-        self._clock.advance(self.read_s)
+        self._manual_clock.advance(self.read_s)
         await self.answers.wait()
         if not self.is_reachable:
             raise StateUnavailable("away")
