@@ -52,6 +52,12 @@ def device_name(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="session")
+def kernels() -> Path:
+    """The folder with the CPU kernels that workers of this host use too: sources that did not change stay compiled."""
+    return CACHE_DIR / "kernels"
+
+
+@pytest.fixture(scope="session")
 def smollm2() -> Callable[[str], Path]:
     """The folder of the default model in a dtype."""
     from services.engine.weights.sources import resolve_model

@@ -11,12 +11,11 @@ _RETRY_S = 0.02
 
 
 class Reserving:
-    """The queue before the KV pool of one decode worker."""
+    """The queue before the KV pool of one decode worker; ``Node.require_place`` bounds it."""
 
-    def __init__(self, node: Node, *, timeout_s: float, max_waiting: int) -> None:
+    def __init__(self, node: Node, *, timeout_s: float) -> None:
         self._node = node
         self._timeout_s = timeout_s
-        self._max_waiting = max_waiting
         self._turn = asyncio.Lock()  # asyncio's lock wakes its waiters in order
         self.num_waiting = 0
 
@@ -24,10 +23,8 @@ class Reserving:
         """Reserve blocks for a whole prompt, waiting for them if necessary.
 
         Raises:
-            Overloaded: too many wait already, or no blocks became free in time.
+            Overloaded: no blocks became free in time.
         """
-        if self.num_waiting >= self._max_waiting:
-            raise Overloaded(f"{self.num_waiting} requests wait for KV blocks already.", retry_after_s=1.0)
         self.num_waiting += 1
         try:
             async with asyncio.timeout(self._timeout_s), self._turn:

@@ -17,7 +17,7 @@ from services.cluster.background import Background
 from services.cluster.redis_registry import RedisRegistry
 from services.cluster.registry import Role
 from services.cluster.secret import load_or_create_secret
-from services.cluster.view import MemberView
+from services.cluster.view import MemberView, tell_addresses
 from services.config import load
 from services.errors import ConfigurationError
 from services.gateway.admin import Readiness, admin_routes
@@ -46,6 +46,7 @@ from services.gateway.routing.router import Router
 from services.gateway.routing.suspects import Suspects
 from services.gateway.server import HttpServer
 from services.gateway.settings import GatewaySettings
+from services.gateway.store.object_store import ObjectStore
 from services.gateway.text.threads import TextThreads
 from services.gateway.timeline import RedisTimelineStore, TimelineStore
 from services.rpc.channel import Channels
@@ -53,6 +54,7 @@ from services.rpc.tls import tls_of
 from services.rpc.versions import PROTOCOL_VERSION
 from services.telemetry.admin_server import serve_admin
 from services.telemetry.clock import Clock, SystemClock
+from services.telemetry.defects import count_defects
 from services.telemetry.logs import configure_logging, get_logger
 from services.telemetry.metrics import GatewayMetrics, process_registry
 
@@ -69,6 +71,7 @@ class Surroundings:
     keys: KeyStore
     timelines: TimelineStore
     shares: ShareLedger
+    objects: ObjectStore
     executor: Executor
     registry: CollectorRegistry
     metrics: GatewayMetrics
@@ -100,10 +103,17 @@ def build(settings: GatewaySettings, around: Surroundings) -> Gateway:
     shares = Shares(around.shares, secrets.token_hex(8), clock)
     admission = _admission(settings, around, shares)
     threads = TextThreads(around.executor, settings.text_timeout_s)
-    catalog = ModelCatalog(around.view, threads, clock, around.random, protocol_version=PROTOCOL_VERSION)
+    catalog = ModelCatalog(
+        around.view,
+        threads,
+        clock,
+        around.random,
+        protocol_version=PROTOCOL_VERSION,
+        aliases=settings.model_aliases,
+    )
     keys = KnownKeys(around.keys, clock, settings.keys_refresh_s)
     recorder = TimelineRecorder(
-        around.timelines, close_timeout_s=settings.redis_timeout_s, on_lost=metrics.timelines_lost.inc
+        around.timelines, clock, close_timeout_s=settings.redis_timeout_s, on_lost=metrics.timelines_lost.inc
     )
     readiness = Readiness(around.view, drain)
     _watch(metrics, admission, around.view)
@@ -115,6 +125,8 @@ def build(settings: GatewaySettings, around: Surroundings) -> Gateway:
         answers=Answers(admission, _generation(settings, around, suspects), observer),
         recorder=recorder,
         limits=_limits(settings),
+        objects=around.objects,
+        is_lenient=settings.lenient_objects,
     )
     parts = AppParts(
         openai=openai,
@@ -202,6 +214,7 @@ async def run(settings: GatewaySettings) -> None:
     clock = SystemClock()
     secret = load_or_create_secret(settings.secret_file)
     prometheus = process_registry()
+    count_defects(prometheus)
     metrics = GatewayMetrics(prometheus)
     async with AsyncExitStack() as stack:
         registry = RedisRegistry(
@@ -224,6 +237,7 @@ async def run(settings: GatewaySettings) -> None:
             keys=RedisKeyStore(state, clock),
             timelines=RedisTimelineStore(state, settings.timeline_ttl_s),
             shares=RedisShareLedger(state),
+            objects=ObjectStore(state),
             executor=stack.enter_context(ThreadPoolExecutor(settings.text_threads, "text")),
             registry=prometheus,
             metrics=metrics,
@@ -233,8 +247,9 @@ async def run(settings: GatewaySettings) -> None:
         gateway = build(settings, around)
         await stack.enter_async_context(gateway.recorder)
         stack.push_async_callback(gateway.shares.close)
-        for name, follow in _followers(gateway):
-            following = Background(name, _log)
+        closing = ("channels", lambda: tell_addresses(view, channels.keep_only))
+        for name, follow in (*_followers(gateway), closing):
+            following = Background(name, _log, clock)
             following.start(follow)
             stack.push_async_callback(following.close)
         await stack.enter_async_context(

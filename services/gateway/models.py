@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from random import Random
 from typing import Any, Protocol
@@ -98,13 +98,22 @@ class ModelCatalog:
     """Finds models by name among the decode workers; loads each card's text tools once."""
 
     def __init__(
-        self, view: ClusterView, threads: TextThreads, clock: Clock, random: Random, *, protocol_version: int
+        self,
+        view: ClusterView,
+        threads: TextThreads,
+        clock: Clock,
+        random: Random,
+        *,
+        protocol_version: int,
+        aliases: Mapping[str, str],
     ) -> None:
+        """``aliases`` are further names of models; a served model's own name goes before an alias."""
         self._view = view
         self._threads = threads
         self._clock = clock
         self._random = random
         self._protocol_version = protocol_version
+        self._aliases = aliases
         self._loaded: dict[str, ServedModel] = {}
         self._loading = asyncio.Lock()
         self._seen: set[str] = set()
@@ -119,6 +128,7 @@ class ModelCatalog:
             NoDecodeWorker: it is known, but nobody decodes it now.
             StateUnavailable: its card was never read and Redis cannot be reached.
         """
+        name = self._served_name(name)
         revision = drawn(self._revisions(name), self._random)
         if revision is None:
             raise self._absent(name)
@@ -134,7 +144,7 @@ class ModelCatalog:
         return await self._load(card_digest)
 
     async def listed(self) -> list[ListedModel]:
-        """Return all models with a decode worker and a readable card, by name.
+        """Return all models with a decode worker and a readable card, by name, and their aliases.
 
         Raises:
             StateUnavailable: a card was never read and Redis cannot be reached.
@@ -143,7 +153,8 @@ class ModelCatalog:
         digests = [revision.card_digest for revision in revisions if revision is not None]
         self._unreadable.intersection_update(digests)
         cards = [card for digest in digests if (card := await self._readable_card(digest)) is not None]
-        return [ListedModel(card.model_name, card.created, card.context_length) for card in cards]
+        models = [ListedModel(card.model_name, card.created, card.context_length) for card in cards]
+        return sorted([*models, *self._alias_models(models)], key=lambda model: model.name)
 
     async def follow(self) -> None:
         """Load the text tools of models as their workers come, until cancelled."""
@@ -151,6 +162,17 @@ class ModelCatalog:
             self._seen.update(member.model_name for member in change.joined)
             for digest in {member.card_digest for member in change.joined if member.role is Role.DECODE}:
                 await self._preload(digest)
+
+    def _served_name(self, name: str) -> str:
+        return name if name in self._names() else self._aliases.get(name, name)
+
+    def _alias_models(self, models: Sequence[ListedModel]) -> list[ListedModel]:
+        by_name = {model.name: model for model in models}
+        return [
+            replace(by_name[target], name=alias)
+            for alias, target in self._aliases.items()
+            if target in by_name and alias not in by_name
+        ]
 
     async def _readable_card(self, digest: str) -> ModelCard | None:
         try:

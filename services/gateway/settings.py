@@ -22,7 +22,7 @@ class GatewaySettings(TlsSettings):
     serve_admin_on_main: bool = False
     """Also answer /livez, /readyz and /metrics on the API's port."""
     redis_url: str = "redis://127.0.0.1:6379/0"
-    """Where membership, keys and timelines are kept: redis://, rediss:// or unix://."""
+    """Where membership, keys, timelines and API objects are kept: redis://, rediss:// or unix://."""
     redis_timeout_s: float = Field(default=2.0, gt=0)
     """Longest wait for one answer of Redis."""
     secret_file: Path = Path("~/.local/share/tandem/secret")
@@ -78,6 +78,11 @@ class GatewaySettings(TlsSettings):
     """How many prefill workers are suggested to the decode worker."""
     require_prefill: bool = False
     """Answer 503 instead of prefilling on the decode worker when no prefill worker can."""
+
+    model_aliases: dict[str, str] = Field(default_factory=dict)
+    """Further names of models, such as `gpt-4o`, each with the served model that answers to it."""
+    lenient_objects: bool = False
+    """Take ids of any form and bring limits of lists into their range: for tests that were written for a mock."""
 
     trust_loopback: bool = True
     """While no API key exists, callers from this host need none and belong to the project ``default``."""

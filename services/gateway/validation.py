@@ -8,10 +8,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from services.errors import InvalidRequest
+from services.gateway.problems import problem_of
 from services.rpc.errors import shortened
 
 # Alternatives of a union carry a tag with this mark, which is no part of a field's path.
 TAG_MARK = "~"
+_KEY_MARK = "[key]"  # pydantic's, where the key of a mapping is at fault
 MAX_DEPTH = 64
 _MAX_PATH_LENGTH = 200
 
@@ -20,6 +22,19 @@ class Body(BaseModel):
     """Base of all request bodies: exact types, unknown fields ignored."""
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
+
+
+class ClosedBody(Body):
+    """Base of request bodies that have no further fields."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+def type_tag(value: Any) -> str | None:
+    """Return the tag of an alternative that is told by its field ``type``."""
+    if isinstance(value, BaseModel):  # on its way out
+        return f"{TAG_MARK}{getattr(value, 'type', None)}"
+    return f"{TAG_MARK}{value['type']}" if isinstance(value, dict) and "type" in value else None
 
 
 def shallow(value: Any) -> Any:
@@ -65,10 +80,10 @@ def parse_body(kind: type[BodyT], body: bytes) -> BodyT:
 
 def _as_invalid_request(details: ErrorDetails) -> InvalidRequest:
     path = _path(details["loc"])
-    if details["type"] == "missing":
-        return InvalidRequest(f"Missing required parameter: '{path}'.", param=path)
-    problem = details["msg"][:1].lower() + details["msg"][1:]
-    return InvalidRequest(f"Invalid value for '{path}': {problem}.", param=path)
+    if details["type"] in ("union_tag_invalid", "union_tag_not_found") and isinstance(details["input"], dict):
+        path += ".type"
+    problem = problem_of(details, path)
+    return InvalidRequest(problem.message, param=path, code=problem.code)
 
 
 def _path(location: tuple[int | str, ...]) -> str:
@@ -77,6 +92,6 @@ def _path(location: tuple[int | str, ...]) -> str:
     for part in location:
         if isinstance(part, int):
             path += f"[{part}]"
-        elif not part.startswith(TAG_MARK):
+        elif not part.startswith(TAG_MARK) and part != _KEY_MARK:
             path += f".{part}" if path else part
     return shortened(path, _MAX_PATH_LENGTH)  # keys are the client's words

@@ -1054,7 +1054,9 @@ class SettleReply(_message.Message):
     anything_posted: _builtins.bool
     """Whether any write was ever posted."""
     push_failed: _builtins.bool
-    """Whether a write ended without certainty: bytes of it that are on their way may still land for a moment."""
+    """Whether a write ended without certainty: the asker is removed from the transport by now, so that nothing more of
+    it is sent, but what was on its way may still land for a moment.
+    """
     def __init__(
         self,
         *,

@@ -5,6 +5,7 @@ reads from top to bottom, and payload goes from the kernel straight to where it 
 """
 
 import socket
+import struct
 from collections import deque
 from collections.abc import Generator
 from itertools import islice
@@ -14,6 +15,8 @@ from services.transfer.handshake import LENGTH, MAX_MESSAGE_BYTES
 
 Script = Generator[memoryview, None, None]
 _BUFFERS_PER_SEND = 64
+_RESET = struct.pack("ii", 1, 0)
+"""SO_LINGER: what the kernel has not sent when the socket is closed is thrown away."""
 
 
 class Link:
@@ -62,14 +65,14 @@ class Link:
             self._advance()
 
     def write(self, budget: int) -> None:
-        """Send up to about ``budget`` queued bytes.
+        """Send up to ``budget`` queued bytes.
 
         Raises:
             OSError: the connection failed.
         """
         while self._outbox and budget > 0:
             try:
-                sent = self.socket.sendmsg(list(islice(self._outbox, _BUFFERS_PER_SEND)))
+                sent = self.socket.sendmsg(self._first_buffers(budget))
             except (BlockingIOError, InterruptedError):
                 return
             budget -= sent
@@ -82,9 +85,24 @@ class Link:
         self._script = None
         self.socket.close()
 
+    def abort(self) -> None:
+        """Close the connection so that the kernel sends nothing of it any more, either; idempotent."""
+        if not self.is_closed:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self.close()
+
     def _advance(self) -> None:
         while not len(self._wanted) and self._script is not None:
             self._wanted = next(self._script)
+
+    def _first_buffers(self, num_bytes: int) -> list[memoryview]:
+        buffers = []
+        for buffer in islice(self._outbox, _BUFFERS_PER_SEND):
+            buffers.append(buffer[:num_bytes])
+            num_bytes -= len(buffer)
+            if num_bytes <= 0:
+                break
+        return buffers
 
     def _discard(self, num_bytes: int) -> None:
         while num_bytes:

@@ -64,7 +64,7 @@ class Exporter:
 
         Raises:
             IncompatiblePeer: another incarnation was meant.
-            PeerStalled: a write is outstanding for too long.
+            PeerStalled: a write is outstanding for too long, or will be until this process ends.
         """
         self._node.require_member(request.member_id)
         key = AttemptKey(request.request_id, request.epoch)
@@ -77,6 +77,8 @@ class Exporter:
                 await outgoing.settle()
         except TimeoutError as error:
             raise PeerStalled(f"A write of {key.request_id} is still outstanding.") from error
+        if outgoing.is_uncertain:
+            raise PeerStalled(f"A write of {key.request_id} was outstanding when this worker closed its transport.")
         return _settled(outgoing)
 
     def _begin(self, key: AttemptKey, target: pb.KVTarget) -> Outgoing:
@@ -98,6 +100,8 @@ class Exporter:
     def _forget_when_settled(self, outgoing: Outgoing, on_settled: Callable[[Outgoing], None] | None) -> None:
         async def forget() -> None:
             await outgoing.settle()
+            if outgoing.is_uncertain:
+                return  # whoever asks is told so for as long as this process lives
             if on_settled is not None:
                 on_settled(outgoing)
             del self._live[outgoing.attempt]

@@ -100,7 +100,11 @@ class WorkerHost:
         """Serve until SIGTERM, SIGINT or a defect, then drain, leave and return."""
         health = grpc_health.HealthServicer()
         presence = Presence(
-            self.registry, self._member(), self.node.card, load=lambda: self.node.last_load, clock=self.node.clock
+            self.registry,
+            self._member(),
+            self.node.card,
+            load=lambda: self.node.load_with(service.num_live),
+            clock=self.node.clock,
         )
         admin = AdminServicer(
             self.node,
@@ -226,7 +230,9 @@ async def open_host(
         )
         exporter = Exporter(node, metrics, push_timeout_s=settings.push_timeout_s)
         kept = _kept_blocks(stack, node)
-        tandem_pb2_grpc.add_KVServicer_to_server(KVServicer(node, exporter, kept), server)
+        tandem_pb2_grpc.add_KVServicer_to_server(
+            KVServicer(node, exporter, kept, max_waiting=settings.max_waiting), server
+        )
         _log.event("worker.listening", member=node.member_id, address=address, admin_port=admin.port)
         parts = (node, channels, metrics, exporter, kept, registry, server, address, settings, prometheus, state)
         yield WorkerHost(*parts)

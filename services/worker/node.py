@@ -72,9 +72,8 @@ class Node:
         """Return the load after the last step or command as the wire has it."""
         return load_to_message(self.engine.load, self.throughput.prefill_tokens_per_s)
 
-    @property
-    def last_load(self) -> MemberLoad:
-        """The load after the last step or command, as membership publishes it."""
+    def load_with(self, num_live: int) -> MemberLoad:
+        """Return the load after the last step or command, and what a drain waits for, as membership publishes it."""
         load = self.engine.load
         return MemberLoad(
             running=load.num_running,
@@ -83,6 +82,8 @@ class Node:
             available_blocks=load.num_available_blocks,
             total_blocks=load.num_total_blocks,
             prefill_tokens_per_s=self.throughput.prefill_tokens_per_s,
+            live=num_live,
+            is_closed=self.is_draining,
         )
 
     def require_open(self) -> None:

@@ -30,6 +30,8 @@ class Outgoing:
         self.num_blocks = 0
         self.has_failed = False
         """Whether a push ended without certainty, so that bytes of it may still be on their way."""
+        self.is_uncertain = False
+        """Whether the transport was closed under a push: only the end of this process ends it for sure."""
         self.num_overlapped = 0
         """Pushes that had not ended when the step of the next chunk began."""
         self._node = node
@@ -132,6 +134,7 @@ class Outgoing:
                 await self._node.transfers.wait_settled(final.hold, timeout_s=self._push_timeout_s)
             except TandemError as error:
                 if self._node.transfers.is_closed:
+                    self.is_uncertain = True
                     break
                 _log.warning("push.outstanding", request_id=self.attempt.request_id, code=error.code)
                 await self._node.clock.sleep(_RETRY_S)

@@ -27,7 +27,7 @@ from services.gateway.timeline import MemoryTimelineStore
 from services.kv.card import ModelCard
 from services.telemetry.clock import SystemClock
 from services.telemetry.metrics import GatewayMetrics
-from tests.gateway.twins import END_ID, SPECIAL_TOKENS, card, member
+from tests.gateway.twins import END_ID, SPECIAL_TOKENS, absent_objects, card, member
 from tests.inprocess.cluster import CONTEXT_LENGTH, Cluster, cluster
 from tests.inprocess.hash_model import BLOCK_SIZE, VOCAB_SIZE
 
@@ -102,7 +102,7 @@ async def whole(**changes: Any) -> AsyncIterator[Whole]:
             view = MemberView(registry := MemoryRegistry(clock, lease_s=1e9), clock)
             model = model_card(workers)
             for worker in (*workers.decodes, *workers.prefills):
-                joining = member(worker.node.member_id, worker.node.role, model=model, load=worker.node.last_load)
+                joining = member(worker.node.member_id, worker.node.role, model=model, load=worker.node.load_with(0))
                 await registry.join(replace(joining, address=worker.address), model)
             await view.refresh()
             metrics = CollectorRegistry()
@@ -113,6 +113,7 @@ async def whole(**changes: Any) -> AsyncIterator[Whole]:
                 keys=MemoryKeyStore(clock),
                 timelines=MemoryTimelineStore(clock, 900),
                 shares=MemoryShareLedger(clock),
+                objects=absent_objects(),
                 executor=executor,
                 registry=metrics,
                 metrics=GatewayMetrics(metrics),

@@ -38,7 +38,7 @@ async def cancel(worker: Worker, request_id: str) -> None:
 async def test_who_came_first_is_served_first_even_if_it_needs_more() -> None:
     async with cluster(prefills=0) as running:
         worker, order = running.decode, list[str]()
-        reserving = Reserving(worker.node, timeout_s=DEADLINE_S, max_waiting=9)
+        reserving = Reserving(worker.node, timeout_s=DEADLINE_S)
 
         async def reserve(request_id: str, num_tokens: int) -> Reservation:
             reservation = await reserving.reserve(spec(worker, request_id, num_tokens), AttemptKey(request_id, 1))
@@ -61,7 +61,7 @@ async def test_who_waits_too_long_is_refused_and_the_next_one_gets_its_turn() ->
     async with cluster(prefills=0) as running:
         worker = running.decode
         await fill(worker)
-        hasty = Reserving(worker.node, timeout_s=0.05, max_waiting=9)
+        hasty = Reserving(worker.node, timeout_s=0.05)
         with pytest.raises(Overloaded):
             await hasty.reserve(spec(worker, "hasty"), AttemptKey("hasty", 1))
         assert hasty.num_waiting == 0
@@ -72,7 +72,7 @@ async def test_who_waits_too_long_is_refused_and_the_next_one_gets_its_turn() ->
 async def test_a_cancelled_wait_leaves_the_queue_to_others() -> None:
     async with cluster(prefills=0) as running:
         worker = running.decode
-        reserving = Reserving(worker.node, timeout_s=DEADLINE_S, max_waiting=9)
+        reserving = Reserving(worker.node, timeout_s=DEADLINE_S)
         await fill(worker)
         first = asyncio.create_task(reserving.reserve(spec(worker, "first"), AttemptKey("first", 1)))
         second = asyncio.create_task(reserving.reserve(spec(worker, "second"), AttemptKey("second", 1)))
@@ -84,22 +84,9 @@ async def test_a_cancelled_wait_leaves_the_queue_to_others() -> None:
         assert (await second).request_id == "second"
 
 
-async def test_only_so_many_may_wait() -> None:
-    async with cluster(prefills=0) as running:
-        worker = running.decode
-        reserving = Reserving(worker.node, timeout_s=DEADLINE_S, max_waiting=1)
-        await fill(worker)
-        first = asyncio.create_task(reserving.reserve(spec(worker, "first"), AttemptKey("first", 1)))
-        await until(lambda: reserving.num_waiting == 1)
-        with pytest.raises(Overloaded):
-            await reserving.reserve(spec(worker, "second"), AttemptKey("second", 1))
-        await empty(worker)
-        await first
-
-
 async def test_what_can_never_fit_does_not_wait() -> None:
     async with cluster(prefills=0) as running:
-        reserving = Reserving(running.decode.node, timeout_s=DEADLINE_S, max_waiting=1)
+        reserving = Reserving(running.decode.node, timeout_s=DEADLINE_S)
         with pytest.raises(ContextLengthExceeded):
             await reserving.reserve(spec(running.decode, "large", 300), AttemptKey("large", 1))
 

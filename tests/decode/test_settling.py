@@ -9,6 +9,7 @@ from services.decode.settling import Settling
 from services.engine.request import AttemptKey, NewRequest, Outcome
 from services.kv.hashes import cache_seed
 from services.rpc import tandem_pb2 as pb
+from services.telemetry.clock import SystemClock
 from services.transfer.faults import PushFault, ScriptedFaults
 from tests.inprocess.client import GREEDY, begin, generate, prompt
 from tests.inprocess.cluster import Cluster, cluster, until, until_async
@@ -62,6 +63,42 @@ async def test_after_a_failed_push_the_peers_word_ends_it_after_the_grace_period
             pb.SettleRequest(request_id="unknown", epoch=1, member_id=running.prefill.node.member_id)
         )
         assert not reply.push_failed
+
+
+async def test_of_the_grace_period_no_standstill_of_ours_takes_more_than_one_step() -> None:
+    """Whatever lay in our own kernel meanwhile is taken in before its blocks are free."""
+    async with cluster(decode={"settle_grace_s": 1000.0}) as running:
+        clock = SteppedClock()
+        running.decode.node.clock = clock
+        running.prefill.faults.plan = ScriptedFaults(pushes={0: PushFault.FAIL})
+        await generate(running, prompt(30))
+        for _ in range(9):
+            await until(lambda: clock.asleep)
+            clock.stand_still(5000.0)
+        await until(lambda: clock.asleep)
+        assert await num_quarantined(running) == 8
+        clock.stand_still(5000.0)
+        await freed(running)
+
+
+class SteppedClock(SystemClock):
+    """Each longer sleep lasts until the process stood still for longer than it."""
+
+    def __init__(self) -> None:
+        self.asleep: list[tuple[float, asyncio.Event]] = []
+
+    async def sleep(self, delay_s: float) -> None:
+        if delay_s < 50.0:
+            return await super().sleep(delay_s)
+        ended = asyncio.Event()
+        self.asleep.append((delay_s, ended))
+        await ended.wait()
+
+    def stand_still(self, duration_s: float) -> None:
+        asleep, self.asleep = self.asleep, []
+        for delay_s, ended in asleep:
+            assert duration_s > delay_s
+            ended.set()
 
 
 async def test_another_process_at_the_address_ends_it() -> None:

@@ -24,7 +24,7 @@ SET_BY_CHART = frozenset(
         *("redis_url", "secret_file", "cache_dir", "log_level", "log_json"),
         *("tls_ca_file", "tls_cert_file", "tls_key_file"),
         *("model", "served_model_name", "dtype", "device", "transport", "drain_delay_s", "drain_timeout_s"),
-        "fault_plan",
+        *("fault_plan", "lenient_objects"),
     )
 )
 """Settings that follow from other values, that probes and policies of the chart rely on, or that only tests use."""

@@ -34,11 +34,10 @@ def one_thread() -> None:
 
 
 @pytest.fixture(scope="module")
-def libraries(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def libraries(kernels: Path) -> dict[str, Path]:
     compiler = build.find_compiler()
     assert compiler is not None, "the tests need a C++ compiler"
-    folder = tmp_path_factory.mktemp("kernels")
-    return {march: build.build(folder, compiler, march=march) for march in MARCHES}
+    return {march: build.build(kernels, compiler, march=march) for march in MARCHES}
 
 
 @pytest.fixture

@@ -42,8 +42,8 @@ class WrongInTheLastColumn(TiledProducts):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_compiled_kernels_agree_with_plain_torch(dtype: torch.dtype, tmp_path: Path) -> None:
-    operators = default_operators(torch.device("cpu"), dtype, cache_folder=tmp_path, num_threads=1)
+def test_the_compiled_kernels_agree_with_plain_torch(dtype: torch.dtype, kernels: Path) -> None:
+    operators = default_operators(torch.device("cpu"), dtype, cache_folder=kernels, num_threads=1)
     assert agrees(operators, dtype)
     assert isinstance(operators.attention, NativeAttention) == (build.find_compiler() is not None)
 

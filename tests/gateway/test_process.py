@@ -7,72 +7,17 @@ import re
 import signal
 import socket
 import sys
-from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from asyncio.subprocess import PIPE
 from pathlib import Path
 
 import httpx
 import pytest
 
-from services.cluster.embedded_redis import EmbeddedRedis
 from services.cluster.redis_registry import RedisRegistry
-from services.kv.card import ModelCard
 from services.telemetry.clock import SystemClock
-from tests.gateway.decode_server import SECRET, serving
-from tests.gateway.twins import END_ID, DecodeTwin, Script, card, chat_body, events, member, tokens
-
-
-@dataclass
-class Running:
-    process: Process
-    url: str
-    admin_url: str
-    decode: DecodeTwin
-    redis: EmbeddedRedis
-
-
-@asynccontextmanager
-async def gateway(tmp_path: Path, *options: str, model: ModelCard | None = None) -> AsyncIterator[Running]:
-    """A gateway process that knows one decode worker."""
-    secret_file = tmp_path / "secret"
-    secret_file.write_bytes(SECRET)
-    secret_file.chmod(0o600)
-    twin = DecodeTwin()
-    async with EmbeddedRedis(tmp_path) as redis, serving(twin) as address:
-        registry = RedisRegistry(redis.url, SECRET, SystemClock(), lease_s=600)
-        model = model or card()
-        await registry.join(replace(member("d1", model=model), address=address), model)
-        await registry.close()
-        command = [sys.executable, "-m", "services.gateway", "--redis-url", redis.url, "--port", "0"]
-        command += ["--admin-port", "0", "--secret-file", str(secret_file), *options]
-        process = await asyncio.create_subprocess_exec(*command, stderr=PIPE, env=dict(os.environ))
-        try:
-            admin_port = await _port(process, "admin.listening")
-            port = await _port(process, "gateway.listening")
-            running = Running(process, f"http://127.0.0.1:{port}", f"http://127.0.0.1:{admin_port}", twin, redis)
-            await _until_ready(running)
-            yield running
-        finally:
-            if process.returncode is None:
-                process.kill()
-            await process.communicate()
-
-
-async def _port(process: Process, event: str) -> int:
-    assert process.stderr is not None
-    async with asyncio.timeout(60):
-        while line := (await process.stderr.readline()).decode():
-            if event in line:
-                return int(json.loads(line)["port"]) if line.startswith("{") else int(line.rsplit("port=", 1)[1])
-    raise AssertionError(f"the gateway ended before {event}")
-
-
-async def _until_ready(running: Running) -> None:
-    async with asyncio.timeout(60), httpx.AsyncClient() as client:
-        while (await client.get(f"{running.admin_url}/readyz")).status_code != 200:
-            await asyncio.sleep(0.02)
+from tests.gateway.decode_server import SECRET
+from tests.gateway.process import gateway
+from tests.gateway.twins import END_ID, Script, card, chat_body, events, tokens
 
 
 async def test_a_chat_goes_through_redis_and_grpc(tmp_path: Path) -> None:
@@ -262,3 +207,18 @@ async def _until_refused(url: str) -> None:
             except httpx.ConnectError:
                 return
             await asyncio.sleep(0.02)
+
+
+async def test_the_channel_to_a_worker_that_left_is_closed(tmp_path: Path) -> None:
+    async with gateway(tmp_path, "--members-interval-s", "0.1") as running:
+        async with httpx.AsyncClient(base_url=running.url) as client:
+            await client.post("/v1/chat/completions", json=chat_body())
+        registry = RedisRegistry(running.redis.url, SECRET, SystemClock())
+        (left,) = await registry.members()
+        await registry.leave(left.member_id)
+        await registry.close()
+        assert running.process.stderr is not None
+        async with asyncio.timeout(30):
+            while "channel.closed" not in (line := (await running.process.stderr.readline()).decode()):
+                assert line, "the gateway ended before it closed the channel"
+        assert left.address in line

@@ -21,7 +21,9 @@ from services.errors import TandemError
 from services.gateway.__main__ import Gateway, Surroundings, build
 from services.gateway.admission.ledger import MemoryShareLedger
 from services.gateway.keys import MemoryKeyStore
+from services.gateway.redis_state import RedisState
 from services.gateway.settings import GatewaySettings
+from services.gateway.store.object_store import ObjectStore
 from services.gateway.timeline import MemoryTimelineStore
 from services.kv.card import ModelCard
 from services.rpc import tandem_pb2 as pb
@@ -246,12 +248,18 @@ def events(response: httpx.Response) -> list[dict[str, Any]]:
     return [orjson.loads(line.removeprefix("data: ")) for line in lines[:-1] if not line.startswith(":")]
 
 
+def absent_objects() -> ObjectStore:
+    """A store whose Redis is away."""
+    return ObjectStore(RedisState("unix:///nowhere/redis.sock", 1.0))
+
+
 @asynccontextmanager
 async def world(
     *,
     members: Sequence[Member] | None = None,
     model: ModelCard | None = None,
     client_host: str = "127.0.0.1",
+    objects: ObjectStore | None = None,
     **changes: Any,
 ) -> AsyncIterator[World]:
     """A running gateway; ``changes`` are settings."""
@@ -272,6 +280,7 @@ async def world(
             keys=keys,
             timelines=timelines,
             shares=MemoryShareLedger(clock),
+            objects=absent_objects() if objects is None else objects,
             executor=executor,
             registry=metrics,
             metrics=GatewayMetrics(metrics),

@@ -265,7 +265,9 @@ class Cluster:
             KeptBlocks(node),
         )
         self.stack.push_async_callback(moving.kept.close)
-        tandem_pb2_grpc.add_KVServicer_to_server(KVServicer(node, moving.exporter, moving.kept), server)
+        tandem_pb2_grpc.add_KVServicer_to_server(
+            KVServicer(node, moving.exporter, moving.kept, max_waiting=settings.max_waiting), server
+        )
         servicer = serve(node, server, channels, moving)
         admin = AdminServicer(
             node,

@@ -23,7 +23,7 @@ from services.transfer.faults import PushFault, ScriptedFaults
 from services.worker.convert import endpoint_to_message
 from tests.inprocess.client import GREEDY, begin, expected_ids, prompt
 from tests.inprocess.cluster import Shape, cluster, until
-from tests.inprocess.hash_model import BLOCK_SIZE, layout
+from tests.inprocess.hash_model import BLOCK_SIZE, DEADLINE_S, layout
 from tests.prefill.decode_twin import decode_twin, digests
 
 ALL_STALLED = ScriptedFaults(pushes=dict.fromkeys(range(99), PushFault.STALL))
@@ -275,6 +275,36 @@ class TestSettle:
             await until(lambda: twin.notices)
             assert twin.ranges == [(0, 2)]
             await running.settled()
+
+    async def test_once_the_transport_was_closed_under_a_push_nobody_is_told_that_it_ended(self) -> None:
+        async with cluster() as running, decode_twin(running) as twin:
+            running.prefill.faults.plan = ALL_STALLED
+            call = twin.run(prompt(30))
+            await call.read_until("first_token")
+            call.cancel()
+            await running.prefill.node.transfers.close(DEADLINE_S)
+            for _ in range(2):
+                with pytest.raises(PeerStalled):
+                    await twin.settle(call)
+
+
+async def test_a_drain_waits_for_pushes_that_are_outstanding_and_the_published_load_tells_them() -> None:
+    async with cluster() as running, decode_twin(running) as twin:
+        worker = running.prefill
+        worker.faults.plan = ALL_STALLED
+        call = twin.run(prompt(30))
+        await call.read_until("first_token")
+        await until(lambda: worker.faults.injected[PushFault.STALL] == 4)
+        call.cancel()
+        await until(lambda: not worker.node.engine._streams)
+        draining = asyncio.create_task(worker.admin.drain(DEADLINE_S))
+        await until(lambda: worker.node.is_draining)
+        load = worker.node.load_with(worker.servicer.num_live)
+        assert (load.running, load.waiting, load.live, load.is_closed) == (0, 0, 1, True)
+        assert not draining.done()
+        worker.faults.resume()
+        assert await draining == 0
+        assert worker.node.load_with(worker.servicer.num_live).live == 0
 
 
 async def test_connect_makes_the_pair_known() -> None:

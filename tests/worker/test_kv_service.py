@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from services.errors import IncompatiblePeer, InvalidRequest, PeerGone, StaleEpoch
+from services.errors import IncompatiblePeer, InvalidRequest, Overloaded, PeerGone, StaleEpoch
 from services.kv.digests import payload_digest
 from services.kv.hashes import block_hashes, cache_seed
 from services.rpc import tandem_pb2 as pb
@@ -111,6 +111,27 @@ class TestFetch:
             running.decode.model.gate.open()
             assert await fetching == [("found", 9), ("pushed", 9)]
             await call.finish()
+            await running.settled()
+
+    async def test_calls_beyond_those_that_may_run_and_wait_are_refused_before_anything_is_posted(self) -> None:
+        async with (
+            cluster(shape=Shape(max_running=1), decode={"max_waiting": 1}) as running,
+            decode_twin(running) as twin,
+        ):
+            await generate(running, prompt(30))
+            running.decode.faults.plan = ALL_STALLED
+            calls = [
+                asyncio.create_task(FetchCall(twin, running.decode, names(prompt(30)), epoch=epoch).finish())
+                for epoch in (1, 2)
+            ]
+            await until(lambda: running.decode.moving.exporter.num_live == 2)
+            third = FetchCall(twin, running.decode, names(prompt(30)), epoch=3)
+            with pytest.raises(Overloaded) as refused:
+                await third.finish()
+            assert refused.value.retry_after_s == 1.0
+            assert not (await settle(twin, running.decode, third)).anything_posted
+            running.decode.faults.resume()
+            await asyncio.gather(*calls)
             await running.settled()
 
     @pytest.mark.parametrize("hashes", [names(prompt(30, seed=5)), names(prompt(30), "other"), [b"?"], []])

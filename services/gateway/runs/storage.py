@@ -29,8 +29,8 @@ class LogState:
 class RunStorage:
     """What all projects have in common; all methods raise StateUnavailable when Redis cannot be reached."""
 
-    def __init__(self, state: RedisState, objects: ObjectStore) -> None:
-        self._state = state
+    def __init__(self, objects: ObjectStore) -> None:
+        self._state = objects.state
         self._objects = objects
 
     def of(self, project: str) -> "ProjectRuns":

@@ -102,3 +102,16 @@ async def test_models_are_loaded_as_their_workers_come(caplog: pytest.LogCapture
         following.cancel()
 
     assert response.status_code == 200
+
+
+async def test_an_alias_answers_for_its_model_and_is_listed() -> None:
+    async with world(model_aliases={"gpt-4o": MODEL, "gone": "absent", MODEL: "absent"}) as w:
+        chat = await w.chat(model="gpt-4o")
+        listed = (await w.client.get("/v1/models")).json()["data"]
+        one = (await w.client.get("/v1/models/gpt-4o")).json()
+        gone = await w.chat(model="gone")
+
+    assert chat.json()["choices"][0]["message"]["content"] == "Paris"
+    assert [model["id"] for model in listed] == ["gpt-4o", MODEL]
+    assert one == {**listed[1], "id": "gpt-4o"}
+    assert gone.status_code == 404

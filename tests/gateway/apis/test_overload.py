@@ -91,7 +91,7 @@ async def test_a_project_that_filled_its_part_of_the_queue_leaves_the_rest_to_ot
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_turn_that_does_not_come_is_429_and_not_the_beginning_of_a_stream(stream: bool) -> None:
-    async with full(queue_timeout_s=0.05, keep_alive_s=0.01) as crowd:
+    async with full(queue_timeout_s=2.5, keep_alive_s=2.0) as crowd:
         response = await crowd.post("late", stream=stream)
     check_refusal(response)
     counted = crowd.w.metrics.get_sample_value("tandem_admission_refusals_total", {"reason": "timeout"})

@@ -4,6 +4,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from services.gateway.apis.openai.assistants.routes import assistants_routes
 from services.gateway.apis.openai.chat import ChatCompletions
 from services.gateway.apis.openai.completions import Completions
 from services.gateway.apis.openai.models import Models
@@ -26,4 +27,5 @@ def openai_routes(services: OpenAIServices) -> APIRouter:
     router.add_api_route("/models", models.list, methods=["GET"])
     router.add_api_route("/models/{name:path}", models.get, methods=["GET"])
     router.add_api_route("/requests/{request_id}/timeline", timeline, methods=["GET"])
+    router.include_router(assistants_routes(services))
     return router

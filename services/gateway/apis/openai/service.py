@@ -16,6 +16,7 @@ from services.gateway.exchange import Exchange
 from services.gateway.models import ModelCatalog
 from services.gateway.recorder import TimelineRecorder
 from services.gateway.replies import JsonReply
+from services.gateway.store.object_store import ObjectStore
 from services.gateway.stream import EventStream
 from services.gateway.text.threads import TextThreads
 
@@ -41,6 +42,9 @@ class OpenAIServices:
     answers: Answers
     recorder: TimelineRecorder
     limits: OpenAILimits
+    objects: ObjectStore
+    is_lenient: bool
+    """Take ids of any form and any limit of a list, as tests written for a mock need it."""
 
 
 class Answering:

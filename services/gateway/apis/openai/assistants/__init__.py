@@ -1,0 +1,1 @@
+"""The Assistants API, version 2."""
