@@ -28,7 +28,7 @@ from services.gateway.admission.limits import AdmissionLimits
 from services.gateway.admission.redis_ledger import RedisShareLedger
 from services.gateway.admission.shares import Shares
 from services.gateway.answers import Answers
-from services.gateway.apis.openai.service import OpenAILimits, OpenAIServices
+from services.gateway.apis.openai.service import OpenAILimits, OpenAIServices, RunParts
 from services.gateway.app import AppParts, create_app
 from services.gateway.auth import Authenticator, KnownKeys
 from services.gateway.decode_client import DecodeClient, GrpcDecodeClient
@@ -44,6 +44,15 @@ from services.gateway.redis_state import RedisState
 from services.gateway.routing.probing import HealthClient, Probing
 from services.gateway.routing.router import Router
 from services.gateway.routing.suspects import Suspects
+from services.gateway.runs.execution import ExecutionLimits
+from services.gateway.runs.feed import Feed
+from services.gateway.runs.held import LeaseTerms
+from services.gateway.runs.model_turns import ModelTurns, TurnServices
+from services.gateway.runs.reader import EventReader
+from services.gateway.runs.service import Runs, RunServices
+from services.gateway.runs.storage import RunStorage
+from services.gateway.runs.sweeper import Sweeper
+from services.gateway.runs.turns import Turns
 from services.gateway.server import HttpServer
 from services.gateway.settings import GatewaySettings
 from services.gateway.store.object_store import ObjectStore
@@ -78,6 +87,8 @@ class Surroundings:
     """Declared in ``registry``."""
     clock: Clock
     random: Random
+    turns: Callable[[TurnServices], Turns] = ModelTurns
+    """Makes what runs ask of models."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +103,8 @@ class Gateway:
     readiness: Readiness
     drain: Drain
     probing: Probing
+    runs: Runs
+    sweeper: Sweeper
 
 
 def build(settings: GatewaySettings, around: Surroundings) -> Gateway:
@@ -118,14 +131,20 @@ def build(settings: GatewaySettings, around: Surroundings) -> Gateway:
     readiness = Readiness(around.view, drain)
     _watch(metrics, admission, around.view)
     suspects = Suspects(clock, settings.suspect_s)
+    generation = _generation(settings, around, suspects)
+    turns = around.turns(
+        TurnServices(catalog, threads, admission, generation, observer, recorder, settings.default_max_tokens)
+    )
+    runs, sweeper = _runs(settings, around, turns, drain)
     openai = OpenAIServices(
         entrance=_entrance(settings, keys, clock),
         catalog=catalog,
         threads=threads,
-        answers=Answers(admission, _generation(settings, around, suspects), observer),
+        answers=Answers(admission, generation, observer),
         recorder=recorder,
         limits=_limits(settings),
         objects=around.objects,
+        runs=runs,
         is_lenient=settings.lenient_objects,
     )
     parts = AppParts(
@@ -139,7 +158,7 @@ def build(settings: GatewaySettings, around: Surroundings) -> Gateway:
         admin=admin_routes(around.registry, readiness) if settings.serve_admin_on_main else None,
     )
     probing = Probing(suspects, around.view, around.health, clock, pause_s=settings.suspect_s)
-    return Gateway(create_app(parts), catalog, keys, recorder, shares, readiness, drain, probing)
+    return Gateway(create_app(parts), catalog, keys, recorder, shares, readiness, drain, probing, runs.service, sweeper)
 
 
 def _entrance(settings: GatewaySettings, keys: KnownKeys, clock: Clock) -> Entrance:
@@ -192,6 +211,21 @@ def _generation(settings: GatewaySettings, around: Surroundings, suspects: Suspe
         require_prefill=settings.require_prefill,
     )
     return GenerationServices(router, around.client, around.clock, limits)
+
+
+def _runs(settings: GatewaySettings, around: Surroundings, turns: Turns, drain: Drain) -> tuple[RunParts, Sweeper]:
+    storage, feed = RunStorage(around.objects), Feed()
+    terms = LeaseTerms(
+        owner=secrets.token_hex(8),
+        clock=around.clock,
+        lease_s=settings.run_lease_s,
+        retention_s=settings.event_retention_s,
+    )
+    limits = ExecutionLimits(flush_s=settings.run_flush_s, patience_s=settings.run_patience_s)
+    service = Runs(RunServices(storage, feed, turns, terms, limits))
+    reader = EventReader(storage, feed, service.is_here, wait_s=min(1.0, settings.redis_timeout_s / 2))
+    parts = RunParts(service, reader, settings.run_expiry_s, settings.queue_runs)
+    return parts, Sweeper(service, storage, terms, drain, around.random)
 
 
 def _watch(metrics: GatewayMetrics, admission: FairAdmission, view: ClusterView) -> None:
@@ -247,8 +281,9 @@ async def run(settings: GatewaySettings) -> None:
         gateway = build(settings, around)
         await stack.enter_async_context(gateway.recorder)
         stack.push_async_callback(gateway.shares.close)
+        stack.push_async_callback(gateway.runs.close)
         closing = ("channels", lambda: tell_addresses(view, channels.keep_only))
-        for name, follow in (*_followers(gateway), closing):
+        for name, follow in (*_followers(gateway, settings), closing):
             following = Background(name, _log, clock)
             following.start(follow)
             stack.push_async_callback(following.close)
@@ -258,13 +293,16 @@ async def run(settings: GatewaySettings) -> None:
         await HttpServer(gateway.app, settings, gateway.drain).run()
 
 
-def _followers(gateway: Gateway) -> tuple[tuple[str, Callable[[], Coroutine[None, None, None]]], ...]:
+def _followers(
+    gateway: Gateway, settings: GatewaySettings
+) -> tuple[tuple[str, Callable[[], Coroutine[None, None, None]]], ...]:
     """Return what runs beside the server, by name."""
     return (
         ("model catalog", gateway.catalog.follow),
         ("keys", gateway.keys.follow),
         ("shares", gateway.shares.follow),
         ("probing", gateway.probing.follow),
+        ("runs", lambda: gateway.sweeper.follow(settings.run_sweep_s)),
     )
 
 

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 from services.gateway.apis.openai.assistants.assistants import assistant_json
-from services.gateway.apis.openai.assistants.messages import RUN_LABEL, message_json, text_json
+from services.gateway.apis.openai.assistants.messages import message_json, text_json
 from services.gateway.apis.openai.assistants.threads import thread_json
+from services.gateway.runs.documents import RUN_LABEL
 from services.gateway.store.changes import Create, Operation
 from services.gateway.store.kinds import ASSISTANT, MESSAGE, THREAD
 

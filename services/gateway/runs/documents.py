@@ -6,6 +6,9 @@ from typing import Any, Literal
 from services.gateway.runs.lifecycle import Body
 from services.gateway.store.kinds import Ref
 
+RUN_LABEL = "run_id"
+"""Label of the messages that a run wrote."""
+
 StepEnd = Literal["completed", "failed", "cancelled", "expired"]
 IncompleteReason = Literal["max_tokens", "run_cancelled", "run_expired", "run_failed"]
 

@@ -35,6 +35,8 @@ from services.gateway.store.kinds import MESSAGE, STEP
 from services.telemetry.clock import Clock
 from services.telemetry.logs import get_logger
 
+MAX_HISTORY_CHARACTERS = 4_000_000
+"""What lies further back in a thread is not read; no context is so long."""
 _MAX_PAUSE_S = 5.0
 
 _log = get_logger(__name__)
@@ -48,7 +50,6 @@ class ExecutionLimits:
     """Least time between two writes of a run's text."""
     patience_s: float
     """How long a run waits for workers before it fails."""
-    max_history_characters: int
 
 
 class Execution:
@@ -122,9 +123,7 @@ class Execution:
         if job.waiting_messages:
             job = replace(job, waiting_messages=())
             await held.commit(Writing((), job, creations=held.new_messages(held.job.waiting_messages)))
-        history = await read_history(
-            held.runs.objects, held.ref, held.thread, max_characters=self._limits.max_history_characters
-        )
+        history = await read_history(held.runs.objects, held.ref, held.thread, max_characters=MAX_HISTORY_CHARACTERS)
         used = job.used
         plan = await self._turns.plan(TurnRequest(held.body, history, used.prompt_tokens, used.completion_tokens))
         if plan is None:

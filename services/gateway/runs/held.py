@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from services.errors import Conflict, LeaseLost, RunEnded, StateUnavailable
+from services.gateway.runs.documents import RUN_LABEL
 from services.gateway.runs.events import LogEntry, RunEvent, numbered
 from services.gateway.runs.feed import Feed
 from services.gateway.runs.job import Job
@@ -19,8 +20,6 @@ from services.gateway.store.records import Record
 from services.telemetry.clock import Clock
 from services.telemetry.logs import get_logger
 
-RUN_LABEL = "run_id"
-"""Label of the messages that a run wrote."""
 _PAUSE_S = 0.5
 _MAX_CONFLICTS = 20
 
