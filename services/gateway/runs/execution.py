@@ -68,10 +68,19 @@ class Execution:
         """Work until nothing is left to do here."""
         try:
             self._said = await transcript_of(self.held)
+            if self.held.body["status"] == "requires_action":
+                await self._leave_waiting()
             while self.held.body["status"] not in lifecycle.PAUSES:
                 await self._step()
         except (LeaseLost, ObjectNotFound, StateUnavailable) as error:  # others go on with it, or nobody does
             _log.event("run.left", run=self.held.ref.id, reason=error.message)
+
+    async def _leave_waiting(self) -> None:
+        """Give a run that waits for its client back, unless its time is over."""
+        if self.held.is_overdue:
+            await end(self.held, self._said, endings.expired)
+        else:
+            await self.held.renew()
 
     async def _step(self) -> None:
         try:

@@ -15,7 +15,7 @@ from services.errors import (
     StateUnavailable,
 )
 from services.gateway.runs import endings, lifecycle
-from services.gateway.runs.documents import ended_step, step_calls, with_calls
+from services.gateway.runs.documents import ended_step, with_calls
 from services.gateway.runs.events import RunEvent, numbered, run_event, step_event
 from services.gateway.runs.execution import Execution, ExecutionLimits, end, transcript_of
 from services.gateway.runs.feed import Feed, RunKey
@@ -172,16 +172,20 @@ class Runs:
             ObjectNotFound: there is no such run.
             StateUnavailable: Redis cannot be reached.
         """
-        try:
-            held = await self.take(project, run, is_forced=True)
-        except RunEnded as error:
-            record = await self._storage.of(project).objects.get(run)
-            raise ObjectRefused(f"Cannot cancel run with status '{record.body['status']}'.") from error
-        await self._stop((project, run))
-        before = held.body
-        await end(held, await transcript_of(held), endings.cancelled, is_patient=False)
-        await self._inherit(held)
-        return {**lifecycle.cancelling(before), "metadata": held.body["metadata"]}
+        while True:
+            try:
+                held = await self.take(project, run, is_forced=True)
+            except RunEnded as error:
+                record = await self._storage.of(project).objects.get(run)
+                raise ObjectRefused(f"Cannot cancel run with status '{record.body['status']}'.") from error
+            await self._stop((project, run))
+            before = held.body
+            try:
+                await end(held, await transcript_of(held), endings.cancelled, is_patient=False)
+            except LeaseLost:  # taken by another client's request, which is over soon
+                continue
+            await self._inherit(held)
+            return {**lifecycle.cancelling(before), "metadata": held.body["metadata"]}
 
     async def submit(self, project: str, run: Ref, outputs: Sequence[tuple[str, str]]) -> tuple[Body, int]:
         """Give a run the outputs of its calls, by call id; return it and the last event before it goes on.
@@ -200,15 +204,16 @@ class Runs:
         if held.body["status"] != "requires_action":  # somebody else submitted first, and we have the run now
             self._work_on(held)
             raise _takes_no_outputs(held.body)
-        position = held.last_event
-        step = (await transcript_of(held)).step
-        if step is None or held.job.turn is None:
+        position, said = held.last_event, await transcript_of(held)
+        if said.step is None or held.job.turn is None:
             raise InternalError(f"The run '{run.id}' waits for outputs, but its calls are gone.")
-        ended = ended_step(
-            with_calls(step, step_calls(step), dict(outputs)), "completed", held.now, usage=held.job.turn.usage
-        )
+        step = with_calls(said.step, said.calls, dict(outputs))
+        ended = step_event(ended_step(step, "completed", held.now, usage=held.job.turn.usage))
         queued = run_event(lifecycle.requeued(held.body))
-        await held.commit(Writing([step_event(ended), queued], held.job.next_turn()), is_patient=False)
+        try:
+            await held.commit(Writing([ended, queued], held.job.next_turn()), is_patient=False)
+        except LeaseLost as error:
+            raise _takes_no_outputs(queued.data) from error
         body = held.body
         self._work_on(held)
         return body, position

@@ -77,7 +77,7 @@ class ProjectRuns:
         """Return entries after number ``after``, at most ``MAX_READ``; wait for the first if there is none yet."""
         key = attached_key(self.project, run, "events")
         options = {"block": max(1, round(1e3 * wait_s))} if wait_s else {}
-        async with self._state.reaching() as client:
+        async with self._state.reaching(waits=bool(wait_s)) as client:
             found: Any = await client.xread({key: f"{after}-0"}, count=MAX_READ, **options)
         entries = found[0][1] if found else ()
         return [_entry(entry_id, fields) for entry_id, fields in entries]

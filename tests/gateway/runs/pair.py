@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from services.cluster.embedded_redis import EmbeddedRedis
 from services.gateway.redis_state import RedisState
@@ -16,6 +16,13 @@ from tests.gateway.twins import END_ID, Script, World, tokens, world
 
 LONG = "hello world, what is the capital of France? Paris is the capital of France. " * 3
 LEASE_S = 10.0
+
+
+class Silent(Protocol):
+    """Something that tells when it says nothing more."""
+
+    @property
+    def hanging(self) -> asyncio.Event: ...
 
 
 @dataclass
@@ -60,12 +67,15 @@ def long_answer(**changes: Any) -> Script:
     return Script([*tokens(LONG), END_ID], **changes)
 
 
-async def until_hanging(w: World) -> None:
+async def until_hanging(w: World, num_tokens: int) -> None:
     """Wait until the decode worker of a gateway says nothing more, and what it said is written down."""
+    await until_written(w.decode, w, num_tokens)
+
+
+async def until_written(model: Silent, w: World, num_tokens: int) -> None:
+    """Wait until a model says nothing more, and all of its tokens are in the log of the gateway's only run."""
     async with asyncio.timeout(DEADLINE_S):
-        await w.decode.hanging.wait()
-        held = list(w.gateway.runs.held().values())
-        num_written = -1
-        while (last := sum(run.last_event for run in held)) != num_written:
-            num_written = last
-            await asyncio.sleep(0.2)
+        await model.hanging.wait()
+        [held] = w.gateway.runs.held().values()
+        while sum(len(entry.token_ids) for entry in await held.runs.read(held.ref, 0)) < num_tokens:
+            await asyncio.sleep(0.005)

@@ -22,7 +22,7 @@ async def interrupted(both: Pair, after: int) -> tuple[str, str]:
     both.first.decode.first = [long_answer(hang_after=after)]
     thread = await both.a.thread()
     run = await both.a.run(thread, await both.a.assistant())
-    await until_hanging(both.first)
+    await until_hanging(both.first, after)
     return thread, run["id"]
 
 
@@ -103,7 +103,7 @@ async def test_a_leaving_gateway_hands_its_runs_over_and_streams_them_on(both: P
     both.first.decode.first = [long_answer(hang_after=12)]
     thread, assistant = await both.a.thread(), await both.a.assistant()
     streaming = asyncio.create_task(both.a.stream(thread, assistant))
-    await until_hanging(both.first)
+    await until_hanging(both.first, 12)
     await both.first.gateway.sweeper.leave()
     await both.second.gateway.sweeper.sweep()
 
