@@ -11,7 +11,6 @@ from redis.exceptions import RedisError
 
 from services.errors import StateUnavailable
 
-
 MAX_CONNECTIONS = 64
 """For commands that are answered at once; more of them wait for each other, as they would in Redis."""
 MAX_WAITING_CONNECTIONS = 8192
@@ -47,11 +46,16 @@ class RedisState:
         Raises:
             StateUnavailable: Redis did not answer, or not in time.
         """
+        task = asyncio.current_task()
+        num_cancellations = task.cancelling() if task is not None else 0
         try:
             async with asyncio.timeout(self._timeout_s):
                 yield self._waiting_client if waits else self._client
         except (RedisError, OSError, TimeoutError) as error:
             raise StateUnavailable(f"Redis cannot be used: {error or 'no answer'}.") from error
+        # The library sends by asyncio.wait_for, which loses a cancellation that meets its end (Python 3.11).
+        if task is not None and task.cancelling() > num_cancellations:
+            raise asyncio.CancelledError
 
     async def close(self) -> None:
         """Close all connections; idempotent."""

@@ -241,9 +241,12 @@ class Runs:
 
     def _work_on(self, held: HeldRun) -> None:
         key = (held.runs.project, held.ref)
+        before = self._working.get(key)
+        if before is not None and before.execution.held.fence > held.fence:
+            return
         work = _Work(Execution(held, self._turns, self._terms.clock, self._limits))
         work.task = asyncio.create_task(self._run(work.execution), name=held.ref.id)
-        before, self._working[key] = self._working.get(key), work
+        self._working[key] = work
         if before is not None:
             before.task.cancel()
         work.task.add_done_callback(lambda task: self._ended(key, work, task))
@@ -260,6 +263,7 @@ class Runs:
     def _ended(self, key: RunKey, work: _Work, task: "asyncio.Task[None]") -> None:
         if self._working.get(key) is work:
             del self._working[key]
+            self._feed.publish(key, ())  # readers look for another gateway
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.failure("run.defect", error, run=key[1].id)
             mending = asyncio.create_task(self._fail(key))

@@ -90,7 +90,21 @@ class Caller:
                     return body
                 await asyncio.sleep(0.005)
 
+    async def messages(self, thread: str) -> list[Any]:
+        """All messages, oldest first."""
+        path = f"/v1/threads/{thread}/messages"
+        found: list[Any] = []
+        cursor: dict[str, str] = {}
+        while True:
+            page = await self.get(path, order="asc", limit=100, **cursor)
+            found += page["data"]
+            if not page["has_more"]:
+                return found
+            cursor = {"after": page["last_id"]}
+
     async def texts(self, thread: str) -> list[tuple[str, str]]:
         """Role and text of all messages, oldest first."""
-        page = await self.get(f"/v1/threads/{thread}/messages", order="asc", limit=100)
-        return [(each["role"], "".join(part["text"]["value"] for part in each["content"])) for each in page["data"]]
+        return [
+            (each["role"], "".join(part["text"]["value"] for part in each["content"]))
+            for each in await self.messages(thread)
+        ]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.gateway.apis.stored import refusal
-from tests.gateway.runs.client import Caller, Seen, names, seen, text_of
+from tests.gateway.runs.client import Seen, names, seen, text_of
 from tests.gateway.runs.fake_turns import FakeTurns, calls, text
 from tests.gateway.runs.pair import Pair, pair, until_written
 
