@@ -19,7 +19,8 @@ class FakeTurns:
 
     async def plan(self, request: TurnRequest) -> TurnPlan | None:
         self.requests.append(request)
-        return TurnPlan("card", (1, 2, 3), {"script": len(self.requests) - 1})
+        script = min(len(self.requests), len(self._scripts)) - 1  # a turn can be planned again by another gateway
+        return TurnPlan("card", (1, 2, 3), {"script": script})
 
     async def write(
         self, context: TurnContext, plan: TurnPlan, known_token_ids: Sequence[int]
