@@ -28,10 +28,11 @@ def seen(response: httpx.Response | str) -> list[Seen]:
     assert isinstance(response, str) or response.status_code == 200, response.text
     blocks = [block for block in text.split("\n\n") if block and not block.startswith(":")]
     assert blocks[-1] == "event: done\ndata: [DONE]"
-    return [_seen(block) for block in blocks[:-1]]
+    return [parsed(block) for block in blocks[:-1]]
 
 
-def _seen(block: str) -> Seen:
+def parsed(block: str) -> Seen:
+    """One event, from its lines."""
     lines = dict(line.split(": ", 1) for line in block.split("\n"))
     return Seen(int(lines.get("id", 0)), lines["event"], orjson.loads(lines["data"]))
 
