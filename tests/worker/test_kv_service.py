@@ -202,7 +202,8 @@ class TestLeaving:
             call = FetchCall(twin, running.decode, names(token_ids))
             await until(lambda: running.decode.faults.injected[PushFault.STALL] == 1)
             settling = asyncio.create_task(settle(twin, running.decode, call))
-            await until(lambda: running.decode.moving.exporter._live)
+            [outgoing] = running.decode.moving.exporter._live.values()
+            await until(lambda: outgoing._is_closed)  # the question has arrived
             assert not settling.done() and not twin.notices
             running.decode.faults.resume()
             assert (await settling).anything_posted
