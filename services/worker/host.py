@@ -53,6 +53,8 @@ from services.worker.warm_up import warm_up
 
 _log = get_logger(__name__)
 _CLOSE_TIMEOUT_S = 10.0
+_EXPORTS_TIMEOUT_S = 1.0
+"""For pushes that a drain has not seen to their end."""
 _LOAD_REFRESH_S = 1.0
 _NOTE_INTERVAL_S = 2.0
 
@@ -229,6 +231,7 @@ async def open_host(
             clock=clock,
         )
         exporter = Exporter(node, metrics, push_timeout_s=settings.push_timeout_s)
+        stack.push_async_callback(exporter.close, _EXPORTS_TIMEOUT_S)
         kept = _kept_blocks(stack, node)
         tandem_pb2_grpc.add_KVServicer_to_server(
             KVServicer(node, exporter, kept, max_waiting=settings.max_waiting), server

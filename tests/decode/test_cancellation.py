@@ -138,7 +138,7 @@ async def test_blocks_of_a_stalled_push_stay_in_quarantine_until_it_ended() -> N
         assert (running.decode.servicer.num_live, running.prefill.servicer.num_live) == (0, 1)
         running.prefill.faults.resume()
         await running.settled()
-        assert running.decode.counted("stale_notices") == 4
+        await until(lambda: running.decode.counted("stale_notices") == 4)
         assert running.decode.counted("quarantined_blocks") == 8
 
 

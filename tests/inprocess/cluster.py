@@ -264,6 +264,7 @@ class Cluster:
             Exporter(node, parts.metrics, push_timeout_s=settings.push_timeout_s),
             KeptBlocks(node),
         )
+        self.stack.push_async_callback(moving.exporter.close, 0.0)
         self.stack.push_async_callback(moving.kept.close)
         tandem_pb2_grpc.add_KVServicer_to_server(
             KVServicer(node, moving.exporter, moving.kept, max_waiting=settings.max_waiting), server

@@ -307,6 +307,34 @@ async def test_a_drain_waits_for_pushes_that_are_outstanding_and_the_published_l
         assert worker.node.load_with(worker.servicer.num_live).live == 0
 
 
+async def test_closing_waits_so_long_for_pushes_and_then_gives_them_up() -> None:
+    async with cluster() as running, decode_twin(running) as twin:
+        exporter = running.prefill.moving.exporter
+        running.prefill.faults.plan = ALL_STALLED
+        call = twin.run(prompt(30))
+        await call.read_until("first_token")
+        await until(lambda: running.prefill.faults.injected[PushFault.STALL] == 4)
+        call.cancel()
+        await until(lambda: exporter._settling)
+        closing = asyncio.create_task(exporter.close(DEADLINE_S))
+        await asyncio.sleep(0.01)
+        assert not closing.done()
+        running.prefill.faults.resume()
+        await closing
+        assert not exporter.num_live
+
+        running.prefill.faults.plan = ALL_STALLED
+        call = twin.run(prompt(30, seed=1), request_id="again")
+        await call.read_until("first_token")
+        call.cancel()
+        await until(lambda: exporter._settling)
+        before = asyncio.all_tasks()
+        await exporter.close(0.0)
+        gone = [task.get_name() for task in before - asyncio.all_tasks()]
+        assert {name.partition(" ")[0] for name in gone} >= {"settle", "push", "hold"}
+        running.prefill.faults.resume()
+
+
 async def test_connect_makes_the_pair_known() -> None:
     async with cluster() as running, decode_twin(running) as twin:
         request = pb.ConnectRequest(endpoint=endpoint_to_message(twin.transfers.endpoint))
