@@ -170,7 +170,7 @@ class WorkerHost:
         """Keep the published load and ledger fresh; a ledger that contradicts itself ends the worker."""
         while True:
             try:
-                snapshot = await self.node.audit()
+                snapshot = await self.node.audit_of_changes()
             except InternalError as error:
                 _log.failure("ledger.broken", error)
                 return self._state.break_down()
