@@ -31,10 +31,10 @@ from services.telemetry.admin_server import serve_admin
 from services.telemetry.clock import Clock, SystemClock
 from services.telemetry.logs import get_logger
 from services.telemetry.metrics import WorkerMetrics, counter_values
+from services.transfer.faults import with_faults
 from services.transfer.loop import NoticeHandler, TransferThread
 from services.transfer.nixl import NixlOptions
 from services.transfer.open import TransportOptions, open_transport
-from services.transfer.step_faults import with_faults
 from services.transfer.tcp import TcpOptions
 from services.transfer.transport import Transport
 from services.worker.admin import AdminServicer, Service

@@ -17,11 +17,10 @@ from services.kv.card import ModelCard
 from services.kv.layout import KVLayout
 from services.telemetry.clock import SystemClock
 from services.telemetry.metrics import WorkerMetrics
-from services.transfer.faults import FaultyTransport, Scratch, ScriptedFaults
+from services.transfer.faults import with_faults
 from services.transfer.inproc import InProcessFabric, InProcessTransport
 from services.transfer.loop import NoticeHandler, TransferThread
 from services.transfer.memory import KVMemory, allocate
-from services.transfer.step_faults import with_faults
 from services.worker.engine_thread import EngineThread
 from services.worker.node import Node
 from services.worker.seal import Sealer
@@ -29,6 +28,7 @@ from services.worker.settings import WorkerSettings
 from services.worker.step_metrics import StepMetrics
 from services.worker.throughput import Throughput
 from tests.inprocess.fake_grammar import FakeGrammars
+from tests.inprocess.faults import TransportFaults
 from tests.inprocess.hash_model import BLOCK_SIZE, SLOT_BYTES, VOCAB_SIZE, HashModel, layout
 
 CONTEXT_LENGTH = 512
@@ -72,7 +72,7 @@ class Built:
     node: Node
     model: HashModel
     memory: KVMemory
-    faults: FaultyTransport
+    faults: TransportFaults
     steps: ArmedFaults
     defects: list[str]
 
@@ -92,9 +92,9 @@ def build(parts: Parts, fabric: InProcessFabric, on_notice: NoticeHandler) -> Bu
         on_defect=lambda: defects.append("engine"),
     )
     inner = InProcessTransport(agent=member_id, fingerprint=shape.layout.fingerprint, memory=memory, fabric=fabric)
-    faults = FaultyTransport(inner, ScriptedFaults(), clock=clock, scratch=Scratch(memory, shape.num_blocks))
-    steps = ArmedFaults(FaultPlan())
-    transfers = TransferThread(with_faults(faults, steps, memory, clock), on_notice=on_notice)
+    faults, steps = TransportFaults(), ArmedFaults(FaultPlan())
+    faulty = with_faults(with_faults(inner, faults, memory, faults.clock), steps, memory, clock)
+    transfers = TransferThread(faulty, on_notice=on_notice)
     transfers.start()
     node = Node(
         member_id=member_id,
