@@ -78,19 +78,18 @@ struct Columns {
   void tile(const Element* rows, int column, float (*results)[kLanes], Fetching& fetching) const {
     constexpr int C = kSums / R;
     Vector sums[kSums];
-    for (int c = 0; c < C; c += S) add_up<R, S>(rows, column + c, sums + R * c, fetching);
+    for (int c = 0; c < C; c += S) add_up<R, S, C>(rows, column + c, sums + c, fetching);
     float totals[kSums];
     if constexpr (kSums == kLanes) {
       reduce_add_each(sums, totals);
     } else {
       for (int i = 0; i < kSums; ++i) totals[i] = reduce_add(sums[i]);
     }
-    for (int c = 0; c < C; ++c)
-      for (int r = 0; r < R; ++r) results[r][column + c] = totals[c * R + r];
+    for (int r = 0; r < R; ++r) std::memcpy(results[r] + column, totals + r * C, C * sizeof(float));
   }
 
-  // chains[c * R + r] of R rows with the S columns from `column` on.
-  template <int R, int S>
+  // chains[r * C + c] of R rows with the S columns from `column` on.
+  template <int R, int S, int C>
   void add_up(const Element* rows, int column, Vector* chains, Fetching& fetching) const {
     Vector sums[S * R];
     TANDEM_UNROLL
@@ -110,7 +109,9 @@ struct Columns {
     }
     if (at < product.inner) add_rest<R, S>(rows + at, column, at, sums);
     TANDEM_UNROLL
-    for (int i = 0; i < S * R; ++i) chains[i] = sums[i];
+    for (int r = 0; r < R; ++r)
+      TANDEM_UNROLL
+      for (int c = 0; c < S; ++c) chains[r * C + c] = sums[c * R + r];
   }
 
   // The last elements of the inner dimension, fewer than a factor has.
