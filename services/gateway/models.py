@@ -12,7 +12,7 @@ from services.cluster.view import MembershipChange
 from services.errors import IntegrityError, InvalidRequest, ModelNotFound, NoDecodeWorker, NotFound, TandemError
 from services.gateway.routing.candidates import Requirements
 from services.gateway.routing.revisions import Revision, drawn, heaviest, revisions_of
-from services.gateway.text.sandbox import RenderLimits
+from services.gateway.text.meter import RenderLimits
 from services.gateway.text.template import ChatTemplate
 from services.gateway.text.threads import TextThreads
 from services.gateway.text.tokenizer import ModelTokenizer

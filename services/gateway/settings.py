@@ -47,7 +47,8 @@ class GatewaySettings(TlsSettings):
     max_concurrent_requests: int = Field(default=512, gt=0)
     """Requests that this gateway answers at once; no more in all than the decode workers run at once."""
     max_in_flight_tokens: int = Field(default=0, ge=0)
-    """Prompt and output tokens that running requests may hold, in all gateways together; 0 means no limit."""
+    """Prompt and output tokens that running requests may hold, in all gateways together; 0 means no limit: sequences,
+    prompts and KV blocks are bounded nevertheless."""
     max_project_tokens: int = Field(default=0, ge=0)
     """The same for the requests of each project; 0 means no limit."""
     max_queue: int = Field(default=1024, ge=0)

@@ -124,6 +124,7 @@ class EngineThread:
         self.max_sequences = engine.scheduler.max_active
         """Most sequences that run at once."""
         self.num_steps = 0
+        self.num_commands = 0
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -210,6 +211,7 @@ class EngineThread:
             block = False
 
     def _run_command(self, command: Command[Result]) -> Result:
+        self.num_commands += 1
         try:
             return command(self._engine.scheduler)
         finally:

@@ -31,10 +31,10 @@ from services.telemetry.admin_server import serve_admin
 from services.telemetry.clock import Clock, SystemClock
 from services.telemetry.logs import get_logger
 from services.telemetry.metrics import WorkerMetrics, counter_values
+from services.transfer.faults import with_faults
 from services.transfer.loop import NoticeHandler, TransferThread
 from services.transfer.nixl import NixlOptions
 from services.transfer.open import TransportOptions, open_transport
-from services.transfer.step_faults import with_faults
 from services.transfer.tcp import TcpOptions
 from services.transfer.transport import Transport
 from services.worker.admin import AdminServicer, Service
@@ -53,6 +53,8 @@ from services.worker.warm_up import warm_up
 
 _log = get_logger(__name__)
 _CLOSE_TIMEOUT_S = 10.0
+_EXPORTS_TIMEOUT_S = 1.0
+"""For pushes that a drain has not seen to their end."""
 _LOAD_REFRESH_S = 1.0
 _NOTE_INTERVAL_S = 2.0
 
@@ -168,7 +170,7 @@ class WorkerHost:
         """Keep the published load and ledger fresh; a ledger that contradicts itself ends the worker."""
         while True:
             try:
-                snapshot = await self.node.audit()
+                snapshot = await self.node.audit_of_changes()
             except InternalError as error:
                 _log.failure("ledger.broken", error)
                 return self._state.break_down()
@@ -229,6 +231,7 @@ async def open_host(
             clock=clock,
         )
         exporter = Exporter(node, metrics, push_timeout_s=settings.push_timeout_s)
+        stack.push_async_callback(exporter.close, _EXPORTS_TIMEOUT_S)
         kept = _kept_blocks(stack, node)
         tandem_pb2_grpc.add_KVServicer_to_server(
             KVServicer(node, exporter, kept, max_waiting=settings.max_waiting), server

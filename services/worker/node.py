@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from services.cluster.registry import MemberLoad, Role
 from services.engine.output import EngineLoad, Ledger
+from services.engine.scheduler import Scheduler
 from services.errors import Draining, IncompatiblePeer, InvalidRequest, Overloaded
 from services.kv.card import ModelCard
 from services.kv.layout import KVLayout
@@ -51,6 +52,8 @@ class Node:
         self.throughput = throughput
         self.clock = clock
         self.is_draining = False
+        self._audited: tuple[int, int] | None = None
+        """Steps and commands of the engine at the next look, if nothing happens; belongs to the engine thread."""
 
     async def snapshot(self) -> Snapshot:
         """Return load and ledger, read between two steps."""
@@ -67,6 +70,22 @@ class Node:
                 scheduler.load(), scheduler.ledger() if scheduler.has_work else scheduler.audit()
             )
         )
+
+    async def audit_of_changes(self) -> Snapshot:
+        """Return what ``audit`` does, and count anew only if there was a step or a command since the last time.
+
+        Raises:
+            InternalError: the block pool contradicts itself.
+        """
+
+        def look(scheduler: Scheduler) -> Snapshot:
+            audited, now = self._audited, (self.engine.num_steps, self.engine.num_commands)
+            ledger = scheduler.ledger() if scheduler.has_work or now == audited else scheduler.audit()
+            if not scheduler.has_work:
+                self._audited = (self.engine.num_steps, self.engine.num_commands + 1)  # the next look is a command
+            return Snapshot(scheduler.load(), ledger)
+
+        return await self.engine.call(look)
 
     def load_message(self) -> pb.Load:
         """Return the load after the last step or command as the wire has it."""

@@ -2,6 +2,7 @@
 
 import asyncio
 
+from services.cluster.background import end_all
 from services.engine.output import FinalBlocks
 from services.engine.request import AttemptKey
 from services.errors import InternalError, StaleEpoch, TandemError
@@ -93,6 +94,11 @@ class Outgoing:
         """Wait until no push reads memory, whatever became of it; cancelling the wait cancels no push."""
         if self._holds:
             await asyncio.wait(self._holds)
+
+    async def abandon(self) -> None:
+        """Wait for nothing any more: the process, and with it the memory that pushes read, is about to end."""
+        self.close()
+        await end_all([*self._writes, *self._holds])
 
     async def _write(self, final: FinalBlocks, index: int) -> None:
         final = await self._sealed(final)

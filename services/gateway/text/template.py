@@ -10,10 +10,12 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 
 from services.errors import ContextLengthExceeded, InvalidRequest, ModelRefused
-from services.gateway.text.sandbox import Meter, RenderLimits, RenderTooLarge, Sandbox
+from services.gateway.text.meter import Meter, RenderLimits, RenderTooLarge
+from services.gateway.text.sandbox import Sandbox
 from services.gateway.validation import MAX_DEPTH, shallow
 from services.telemetry.clock import Clock
 
+_MAX_TIME_FORMAT = 256
 # What a template can raise on messages that it was not written for.
 _TEMPLATE_FAILURES = (
     TemplateError,
@@ -106,7 +108,6 @@ class _Generation(Extension):
 
 def _compile(source: str, clock: Clock, meter: Meter) -> Template:
     environment = Sandbox(meter, trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation])
-    environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime(clock)
     try:
@@ -115,20 +116,14 @@ def _compile(source: str, clock: Clock, meter: Meter) -> Template:
         raise ModelRefused(f"The chat template of the model is not valid: {error}") from error
 
 
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    # Unlike Jinja's own filter this escapes nothing for HTML.
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
 def _raise_exception(message: str) -> None:
     raise TemplateError(message)
 
 
 def _strftime(clock: Clock) -> Callable[[str], str]:
-    return lambda format_text: datetime.fromtimestamp(clock.wall()).strftime(format_text)
+    def strftime(format_text: str) -> str:
+        if len(format_text) > _MAX_TIME_FORMAT:  # a width in it can make 256 times as much
+            raise TemplateError("the format of a time is too long")
+        return datetime.fromtimestamp(clock.wall()).strftime(format_text)
+
+    return strftime
