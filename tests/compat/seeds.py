@@ -8,6 +8,7 @@ from services.gateway.apis.openai.assistants.threads import thread_json
 from services.gateway.runs.documents import RUN_LABEL
 from services.gateway.store.changes import Create, Operation
 from services.gateway.store.kinds import ASSISTANT, MESSAGE, THREAD
+from tests.compat.run_seeds import run_seeds
 
 CREATED = 1_700_000_000
 MODELS = ("gpt-6-astra", "gpt-4.1", "gpt-5", "gpt-3.5-turbo-instruct", "text-embedding-3-small")
@@ -18,7 +19,7 @@ BEGIN, END = "after", "before"
 
 def seeds(test_id: str) -> Sequence[Operation]:
     """Return what the store shall hold before a test, in an order in which it can be created."""
-    return [*_assistants(), *_thread()]
+    return [*_assistants(), *_thread(), *run_seeds(test_id, CREATED, (BEGIN, END))]
 
 
 def _assistants() -> list[Create]:

@@ -10,7 +10,7 @@ from services.gateway.routing.candidates import Requirements
 from services.gateway.runs.binding import Binding, Rendering
 from services.gateway.runs.prompt import Prompt, PromptBuilder, PromptRules
 from services.gateway.runs.turns import HistoryEntry
-from services.gateway.text.sandbox import RenderLimits
+from services.gateway.text.meter import RenderLimits
 from services.gateway.text.template import ChatTemplate
 from services.gateway.text.tokenizer import ModelTokenizer
 from services.telemetry.clock import ManualClock

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from services.errors import InvalidRequest
 from services.gateway.apis.openai.assistants.assistants import MAX_INSTRUCTIONS_LENGTH, ReasoningEffort
 from services.gateway.apis.openai.assistants.messages import CreateMessage
 from services.gateway.apis.openai.assistants.threads import CreateThread
@@ -101,8 +102,8 @@ class ModifyRun(ClosedBody):
 class ToolOutput(ClosedBody):
     """What a function returned."""
 
-    tool_call_id: Id
-    output: str = Field(default="", max_length=MAX_OUTPUT_LENGTH)
+    tool_call_id: Id | None = None
+    output: str | None = Field(default=None, max_length=MAX_OUTPUT_LENGTH)
 
 
 class SubmitToolOutputs(ClosedBody):
@@ -110,6 +111,23 @@ class SubmitToolOutputs(ClosedBody):
 
     tool_outputs: list[ToolOutput] = Field(max_length=MAX_OUTPUTS)
     stream: bool | None = None
+
+
+def outputs_by_call(run: Mapping[str, Any], body: SubmitToolOutputs, *, is_lenient: bool) -> list[tuple[str, str]]:
+    """Return call ids and outputs; a lenient reading gives every call of the run an output.
+
+    Raises:
+        InvalidRequest: an output does not say which call it is of.
+    """
+    if is_lenient and run["status"] == "requires_action":
+        calls = run["required_action"]["submit_tool_outputs"]["tool_calls"]
+        return [(call["id"], "".join(output.output or "" for output in body.tool_outputs)) for call in calls]
+    for index, output in enumerate(body.tool_outputs):
+        if output.tool_call_id is None:
+            param = f"tool_outputs[{index}].tool_call_id"
+            message = f"Missing required parameter: '{param}'."
+            raise InvalidRequest(message, param=param, code="missing_required_parameter")
+    return [(output.tool_call_id or "", output.output or "") for output in body.tool_outputs]
 
 
 def run_json(

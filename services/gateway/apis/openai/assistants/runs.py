@@ -14,6 +14,7 @@ from services.gateway.apis.openai.assistants.run_bodies import (
     ModifyRun,
     RunFields,
     SubmitToolOutputs,
+    outputs_by_call,
     run_json,
 )
 from services.gateway.apis.openai.assistants.run_stream import run_stream
@@ -24,6 +25,7 @@ from services.gateway.runs.lifecycle import PAUSES, Body
 from services.gateway.runs.service import NewRun
 from services.gateway.store.changes import Create
 from services.gateway.store.kinds import ASSISTANT, RUN, STEP, THREAD, Ref
+from services.gateway.store.records import Record
 
 POLL_AFTER_MS = "200"
 """When to ask again for a run that is being worked on; clients that do not read it ask once a second."""
@@ -62,8 +64,7 @@ class RunEndpoints(ObjectEndpoint):
     async def get(self, request: Request) -> Response:
         """Return one run."""
         call = await self._call(request)
-        record = await call.objects.get(self._ref(request, RUN), parent=self._ref(request, THREAD))
-        return _run_reply(record.body)
+        return _run_reply((await self._run(request, call)).body)
 
     async def modify(self, request: Request) -> Response:
         """Replace the metadata, if the body names them."""
@@ -77,46 +78,45 @@ class RunEndpoints(ObjectEndpoint):
     async def cancel(self, request: Request) -> Response:
         """End a run; what it wrote so far stays."""
         call = await self._call(request)
-        ref = await self._run(request, call)
+        ref = (await self._run(request, call)).ref
         return JsonReply(await self._services.runs.service.cancel(call.exchange.project, ref))
 
     async def submit_tool_outputs(self, request: Request) -> Response:
         """Let a run that waits for the outputs of its calls go on."""
         call = await self._call(request)
-        ref, body = await self._run(request, call), await self._body(request, SubmitToolOutputs)
-        outputs = [(output.tool_call_id, output.output) for output in body.tool_outputs]
-        run, position = await self._services.runs.service.submit(call.exchange.project, ref, outputs)
+        record, body = await self._run(request, call), await self._body(request, SubmitToolOutputs)
+        outputs = outputs_by_call(record.body, body, is_lenient=self._services.is_lenient)
+        run, position = await self._services.runs.service.submit(call.exchange.project, record.ref, outputs)
         if body.stream:
-            return run_stream(self._services, (call.exchange.project, ref), position, stops_at_pause=True)
+            return run_stream(self._services, (call.exchange.project, record.ref), position, stops_at_pause=True)
         return _run_reply(run)
 
     async def events(self, request: Request) -> Response:
         """Stream the events of a run from any position on, for clients that were cut off."""
         call = await self._call(request)
-        ref, after = await self._run(request, call), _position(request)
+        ref, after = (await self._run(request, call)).ref, _position(request)
         return run_stream(self._services, (call.exchange.project, ref), after, stops_at_pause=False)
 
     async def list_steps(self, request: Request) -> Response:
         """Return a page of the steps of a run."""
         call = await self._call(request)
-        ref = await self._run(request, call)
+        ref = (await self._run(request, call)).ref
         return JsonReply(listed(await call.objects.list(self._query(request, STEP, ref))))
 
     async def get_step(self, request: Request) -> Response:
         """Return one step."""
         call = await self._call(request)
-        ref = await self._run(request, call)
+        ref = (await self._run(request, call)).ref
         record = await call.objects.get(self._ref(request, STEP), parent=ref)
         return JsonReply(record.body)
 
-    async def _run(self, request: Request, call: Call) -> Ref:
+    async def _run(self, request: Request, call: Call) -> Record:
         """Return the run that the path names.
 
         Raises:
             ObjectNotFound: there is none in this thread.
         """
-        record = await call.objects.get(self._ref(request, RUN), parent=self._ref(request, THREAD))
-        return record.ref
+        return await call.objects.get(self._ref(request, RUN), parent=self._ref(request, THREAD))
 
     async def _begin(
         self,
