@@ -222,7 +222,8 @@ def _runs(settings: GatewaySettings, around: Surroundings, turns: Turns, drain: 
         retention_s=settings.event_retention_s,
     )
     limits = ExecutionLimits(flush_s=settings.run_flush_s, patience_s=settings.run_patience_s)
-    service = Runs(RunServices(storage, feed, turns, terms, limits))
+    service = Runs(RunServices(storage, feed, turns, terms, limits, around.metrics.runs_taken.inc))
+    around.metrics.runs_held.set_function(lambda: len(service.held()))
     reader = EventReader(storage, feed, service.is_here, wait_s=min(1.0, settings.redis_timeout_s / 2))
     parts = RunParts(service, reader, settings.run_expiry_s, settings.queue_runs)
     return parts, Sweeper(service, storage, terms, drain, around.random)

@@ -14,9 +14,10 @@ from typing import Any
 
 import orjson
 
-from services.errors import IntegrityError
 from services.gateway.text.tokenizer import Piece
+from services.telemetry.logs import get_logger
 
+_log = get_logger(__name__)
 _ESCAPE, _OPEN, _CLOSE = "\0", "\0(", "\0)"
 
 
@@ -47,18 +48,15 @@ class Binding:
         return orjson.dumps(asdict(self))
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> "Binding":
-        """Read what ``to_bytes`` wrote.
-
-        Raises:
-            IntegrityError: it is something else.
-        """
+    def from_bytes(cls, data: bytes) -> "Binding | None":
+        """Read what ``to_bytes`` wrote; None if it was another version of it: then the prompt is encoded afresh."""
         try:
             values: dict[str, Any] = orjson.loads(data)
             lists = {name: tuple(values[name]) for name in ("tail_ids", "output_ids", "lead")}
             return cls(**{**values, **lists})
         except (ValueError, KeyError, TypeError) as error:
-            raise IntegrityError(f"The token ids kept with a message cannot be read: {error}.") from error
+            _log.warning("binding.not_read", reason=repr(error))
+            return None
 
 
 class Rendering:

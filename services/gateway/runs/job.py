@@ -1,7 +1,7 @@
 """What a gateway needs to go on with a run beside its objects and its log; kept in the run's private bytes."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import orjson
@@ -65,11 +65,16 @@ class Job:
 
     @classmethod
     def from_bytes(cls, data: bytes | None) -> "Job":
-        """Read what ``to_bytes`` wrote."""
+        """Read what ``to_bytes`` wrote; what only a newer version knows is left out."""
         values: dict[str, Any] = orjson.loads(data or b"{}")
         for name, kind in (("plan", TurnPlan), ("used", Used), ("turn", Used)):
             if values.get(name) is not None:
-                values[name] = kind(**values[name])
+                values[name] = kind(**_known(kind, values[name]))
         if (plan := values.get("plan")) is not None:
             values["plan"] = replace(plan, prompt_ids=tuple(plan.prompt_ids))
-        return cls(**values)
+        return cls(**_known(cls, values))
+
+
+def _known(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    names = {each.name for each in fields(kind)}
+    return {name: value for name, value in values.items() if name in names}

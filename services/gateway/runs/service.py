@@ -1,7 +1,7 @@
 """The runs of this gateway: made, taken from others, cancelled, continued; each worked on by a task of its own."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from services.cluster.background import end_all
@@ -65,6 +65,8 @@ class RunServices:
     turns: Turns
     terms: LeaseTerms
     limits: ExecutionLimits
+    on_taken: Callable[[], None]
+    """Counts runs that are taken over."""
 
 
 @dataclass
@@ -84,6 +86,7 @@ class Runs:
         self._turns = services.turns
         self._terms = services.terms
         self._limits = services.limits
+        self._on_taken = services.on_taken
         self._working: dict[RunKey, _Work] = {}
         self._mending: set[asyncio.Task[None]] = set()
 
@@ -161,6 +164,7 @@ class Runs:
         except ObjectNotFound:
             await self._storage.of(project).objects.apply([ForgetRun(run)])
             return
+        self._on_taken()
         _log.event("run.taken", run=run.id, fence=held.fence, status=held.body["status"])
         self._work_on(held)
 

@@ -37,11 +37,20 @@ class RunStorage:
         """Return the runs of one project."""
         return ProjectRuns(self._state, project, self._objects.of(project))
 
-    async def projects(self) -> list[str]:
-        """Return all projects that ever had a run."""
+    async def due(self, now_ms: int, limit: int) -> list[tuple[str, Ref]]:
+        """Return projects and runs that any gateway may take; of each project the longest due, at most ``limit``."""
         async with self._state.reaching() as client:
             names: Any = await client.smembers(_PROJECTS_KEY)
-        return sorted(name.decode() for name in names)
+            projects = sorted(name.decode() for name in names)
+            pipeline = client.pipeline(transaction=False)
+            for project in projects:
+                pipeline.zrangebyscore(_due_key(project), "-inf", now_ms, start=0, num=limit)
+            found = await pipeline.execute() if projects else []
+        return [
+            (project, RUN.ref(member.decode().partition(":")[2]))
+            for project, members in zip(projects, found, strict=True)
+            for member in members
+        ]
 
     async def register(self, project: str) -> None:
         """Let sweepers know of a project; before its first run, so that none is overlooked."""
@@ -57,19 +66,12 @@ class ProjectRuns:
         self.project = project
         self.objects = objects
 
-    async def due(self, now_ms: int, limit: int) -> list[Ref]:
-        """Return runs that any gateway may take, the longest due first."""
-        key = f"{project_prefix(self.project)}due"
-        async with self._state.reaching() as client:
-            members: Any = await client.zrangebyscore(key, "-inf", now_ms, start=0, num=limit)
-        return [RUN.ref(member.decode().partition(":")[2]) for member in members]
-
     async def log_state(self, run: Ref) -> LogState | None:
         """Return where a run's log ends; None if there is no such run."""
         async with self._state.reaching() as client:
             pipeline = client.pipeline(transaction=False)
             pipeline.hget(record_key(self.project, run), "last_event")
-            pipeline.zscore(f"{project_prefix(self.project)}due", run.key)
+            pipeline.zscore(_due_key(self.project), run.key)
             last_event, due = await pipeline.execute()
         return None if last_event is None else LogState(int(last_event), due is not None)
 
@@ -81,6 +83,10 @@ class ProjectRuns:
             found: Any = await client.xread({key: f"{after}-0"}, count=MAX_READ, **options)
         entries = found[0][1] if found else ()
         return [_entry(entry_id, fields) for entry_id, fields in entries]
+
+
+def _due_key(project: str) -> str:
+    return f"{project_prefix(project)}due"
 
 
 def _entry(entry_id: bytes, fields: dict[bytes, bytes]) -> LogEntry:

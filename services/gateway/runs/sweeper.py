@@ -4,7 +4,7 @@ import asyncio
 from random import Random
 
 from services.cluster.background import Outage
-from services.errors import StateUnavailable
+from services.errors import StateUnavailable, TandemError
 from services.gateway.drain import Drain
 from services.gateway.runs.held import LeaseTerms
 from services.gateway.runs.service import Runs
@@ -71,9 +71,13 @@ class Sweeper:
         Raises:
             StateUnavailable: Redis cannot be reached.
         """
-        for project in await self._storage.projects():
-            for run in await self._storage.of(project).due(self._terms.now_ms, MAX_TAKEN):
+        for project, run in await self._storage.due(self._terms.now_ms, MAX_TAKEN):
+            try:
                 await self._runs.work_on_due(project, run)
+            except StateUnavailable:
+                raise
+            except TandemError as error:  # the others are not to wait for it
+                _log.warning("run.not_taken", run=run.id, code=error.code, reason=error.message)
 
     async def leave(self) -> None:
         """Offer all runs to other gateways; work on each goes on until one takes it.

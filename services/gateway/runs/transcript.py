@@ -35,6 +35,8 @@ class Transcript:
     """``id``, ``name``, ``arguments`` so far."""
     token_ids: list[int] = field(default_factory=list)
     """All output of the turn."""
+    silent_ids: list[int] = field(default_factory=list)
+    """The end of it that no event has: tokens that showed nothing so far."""
 
     @classmethod
     def of(cls, events: Iterable[RunEvent]) -> "Transcript":
@@ -76,8 +78,6 @@ class TranscriptWriter:
         self._run = run
         self._now = now
         self._events: list[RunEvent] = []
-        self._silent_ids: tuple[int, ...] = ()
-        """Tokens that showed nothing so far."""
 
     def events(self, parts: Sequence[TurnPart]) -> list[RunEvent]:
         """Return the events that tell ``parts``; texts that follow each other become one delta."""
@@ -135,7 +135,8 @@ class TranscriptWriter:
     def _taken(self, token_ids: tuple[int, ...]) -> list[RunEvent]:
         events, self._events = self._events, []
         self._transcript.token_ids.extend(token_ids)
-        self._silent_ids += token_ids
+        self._transcript.silent_ids.extend(token_ids)
         if events:
-            events[-1], self._silent_ids = replace(events[-1], token_ids=self._silent_ids), ()
+            events[-1] = replace(events[-1], token_ids=tuple(self._transcript.silent_ids))
+            self._transcript.silent_ids.clear()
         return events

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 
+from services.errors import PeerGone
 from services.gateway.runs.turns import Called, TurnContext, TurnEnded, TurnEvent, TurnPlan, TurnRequest, Written
 
 
@@ -15,6 +16,8 @@ class FakeTurns:
         self.known: list[list[int]] = []
         self.hangs_after: int | None = None
         """How many events a turn has until it says nothing more."""
+        self.fails_after: int | None = None
+        """How many events the first attempt of a turn has until its worker is gone."""
         self.hanging = asyncio.Event()
 
     async def plan(self, request: TurnRequest) -> TurnPlan | None:
@@ -31,6 +34,9 @@ class FakeTurns:
             if place == self.hangs_after:
                 self.hanging.set()
                 await asyncio.Event().wait()
+            if place == self.fails_after:
+                self.fails_after = None
+                raise PeerGone("The worker is gone.")
             num_told += len(event.token_ids)
             if num_told <= len(known_token_ids) and not isinstance(event, TurnEnded):
                 continue

@@ -111,4 +111,4 @@ async def test_a_thread_that_is_deleted_ends_its_run_and_its_streams(both: Pair)
 
     assert "event: error\n" in stream.text
     assert both.first.gateway.runs.held() == both.second.gateway.runs.held() == {}
-    assert await both.second.gateway.sweeper._storage.of("default").due(2**50, 10) == []
+    assert await both.second.gateway.sweeper._storage.due(2**50, 10) == []

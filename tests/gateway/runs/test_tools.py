@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from services.gateway.runs.turns import TurnEnded, Written
+from services.gateway.store.kinds import RUN
 from tests.gateway.apis.stored import refusal
 from tests.gateway.runs.client import Seen, names, seen, text_of
 from tests.gateway.runs.fake_turns import FakeTurns, calls, text
@@ -178,3 +180,17 @@ async def test_calls_go_on_where_another_gateway_left_them(tmp_path: Path, after
     assert [(call["name"], call["arguments"]) for call in called(events)] == WEATHER
     waiting = ended["required_action"]["submit_tool_outputs"]["tool_calls"]
     assert [call["id"] for call in called(events)] == [call["id"] for call in waiting]
+
+
+async def test_tokens_that_show_nothing_are_in_the_log_too(tmp_path: Path) -> None:
+    turns = FakeTurns([Written("a", (1,)), Written("", (2,)), Written("b", (3,)), TurnEnded("stop", (4,))])
+    turns.fails_after = 2
+    async with pair(tmp_path, turns=lambda services: turns) as both:
+        thread = await both.a.thread()
+        events = await both.a.stream(thread, await both.a.assistant())
+        runs = both.first.gateway.runs._storage.of("default")
+        log = await runs.read(RUN.ref(events[-1].data["id"]), 0)
+
+    assert turns.known == [[], [1, 2]]
+    assert text_of(events) == "ab"
+    assert [token_id for entry in log for token_id in entry.token_ids] == [1, 2, 3]
