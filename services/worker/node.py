@@ -13,6 +13,7 @@ from services.telemetry.clock import Clock
 from services.transfer.loop import TransferThread
 from services.worker.convert import load_to_message
 from services.worker.engine_thread import EngineThread
+from services.worker.grammar_compiler import GrammarCompiler
 from services.worker.seal import Sealer
 from services.worker.throughput import Throughput
 
@@ -36,6 +37,7 @@ class Node:
         card: ModelCard,
         layout: KVLayout,
         engine: EngineThread,
+        grammars: GrammarCompiler,
         transfers: TransferThread,
         sealer: Sealer,
         throughput: Throughput,
@@ -46,6 +48,7 @@ class Node:
         self.card = card
         self.layout = layout
         self.engine = engine
+        self.grammars = grammars
         self.transfers = transfers
         self.sealer = sealer
         self.throughput = throughput

@@ -18,6 +18,7 @@ from services.decode.prompt import PromptServices
 from services.decode.service import DecodeServicer
 from services.decode.settings import DecodeSettings
 from services.engine.engine import Engine
+from services.engine.grammar import Grammars
 from services.engine.limits import SchedulerConfig
 from services.engine.output import Ledger
 from services.engine.sampler import BatchSampler
@@ -43,6 +44,7 @@ from services.transfer.step_faults import with_faults
 from services.worker.admin import AdminServicer, Service
 from services.worker.engine_thread import EngineThread
 from services.worker.exporter import Exporter
+from services.worker.grammar_compiler import GrammarCompiler
 from services.worker.kept_blocks import KeptBlocks
 from services.worker.kv_service import KVServicer
 from services.worker.node import Node
@@ -67,6 +69,7 @@ class Shape:
     max_step_tokens: int = 8
     """Two blocks, so that prompts have many chunks."""
     max_running: int = 64
+    grammars: Grammars = field(default_factory=FakeGrammars)
 
 
 @dataclass(frozen=True)
@@ -224,7 +227,7 @@ class Cluster:
         model = HashModel(memory, shape.slot_bytes)
         sealer, throughput, clock = Sealer(memory.block, enabled=settings.payload_digests), Throughput(), SystemClock()
         engine = EngineThread(
-            Engine(model, BatchSampler(FakeGrammars()), _scheduler(parts)),
+            Engine(model, BatchSampler(), _scheduler(parts)),
             clock=clock,
             seal=sealer.seal,
             on_step=StepMetrics(parts.metrics, throughput),
@@ -251,6 +254,7 @@ class Cluster:
             card=_card(shape),
             layout=shape.layout,
             engine=engine,
+            grammars=GrammarCompiler(shape.grammars),
             transfers=transfers,
             sealer=sealer,
             throughput=throughput,
