@@ -72,4 +72,4 @@ class _LLGuidanceGrammar:
         if self._matcher.is_error():
             problem = " ".join(self._matcher.get_error().replace("<non-verbose/>", "").split())
             problem = problem.partition("<backtrace>")[0][:_MAX_ERROR_LENGTH].rstrip()
-            raise InvalidRequest(f"The grammar cannot be enforced: {problem}", param=PARAM)
+            raise InvalidRequest(f"The schema cannot be enforced: {problem}", param=PARAM)

@@ -1,9 +1,10 @@
 """One answer: every sequence that a request asks for, from prompt ids to text."""
 
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, replace
 
+from services.errors import InvalidRequest
 from services.gateway.admission.limits import Admission, Demand, Turn
 from services.gateway.exchange import Exchange
 from services.gateway.generation import Generation, GenerationServices
@@ -27,6 +28,8 @@ class AnswerPlan:
     stops: tuple[str, ...] = ()
     priority: int = 0
     """Among the requests of the same project: lower goes first."""
+    grammar_param: str = "response_format"
+    """The field of the request that the grammar comes from."""
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -111,7 +114,7 @@ class Answers:
         generation = Generation(request, self._services)
         text = ChoiceText(plan.model.tokenizer, request.sampling, plan.stops)
         reason: FinishReason = "stop"
-        with self._observer.sequence(request, exchange, generation) as observed:
+        with _blaming(plan.grammar_param), self._observer.sequence(request, exchange, generation) as observed:
             async with aclosing(generation.events()) as events:
                 async for event in events:
                     if isinstance(event, Accepted):
@@ -133,6 +136,17 @@ class Answers:
                 yield ChoicePiece(index, tail)
             observed.ended(reason)
         yield ChoiceEnd(index, reason, text.num_tokens, generation.proof)
+
+
+@contextmanager
+def _blaming(param: str) -> Iterator[None]:
+    """Name the field of the request in errors that workers raise about its grammar."""
+    try:
+        yield
+    except InvalidRequest as error:
+        if error.param != "grammar":
+            raise
+        raise InvalidRequest(error.message, param=param) from error
 
 
 def _sequence(plan: AnswerPlan, exchange: Exchange, index: int, gateway_ms: float) -> SequenceRequest:

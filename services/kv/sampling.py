@@ -65,14 +65,10 @@ class SamplingParams:
             )
         if self.min_tokens:
             raise InvalidRequest(
-                "An output that a schema or a tool describes ends when it is whole: leave min_tokens out.",
-                param="min_tokens",
+                "What a schema or tools describe ends when it is whole: leave min_tokens out.", param="min_tokens"
             )
         if not self.stop_token_ids:
-            raise InvalidRequest(
-                "An output that a schema or a tool describes ends by the model's end token: leave ignore_eos out.",
-                param="ignore_eos",
-            )
+            raise InvalidRequest("An output with a grammar ends by the model's end token.", param="stop_token_ids")
 
     @property
     def is_greedy(self) -> bool:

@@ -75,11 +75,11 @@ class TrialProcess:
                 answer = await _asked(process, definition)
         except TimeoutError as error:
             raise InvalidRequest(
-                f"The grammar takes longer than {self._timeout_s:g} s to compile: make the schema simpler.", param=PARAM
+                f"The schema takes longer than {self._timeout_s:g} s to compile: make it simpler.", param=PARAM
             ) from error
         except EOFError as error:
             raise InvalidRequest(
-                "The grammar takes more memory than it may to compile: make the schema simpler.", param=PARAM
+                "The schema takes more memory than it may to compile: make it simpler.", param=PARAM
             ) from error
         else:
             self._process = process

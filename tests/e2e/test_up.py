@@ -66,6 +66,36 @@ def test_the_second_time_the_same_prompt_is_cached_and_answered_the_same(up: Up)
     assert second.usage.prompt_tokens_details.cached_tokens >= second.usage.prompt_tokens - 16
 
 
+CITY = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "maxLength": 20}, "is_capital": {"type": "boolean"}},
+    "required": ["city", "is_capital"],
+    "additionalProperties": False,
+}
+
+
+def test_an_answer_is_what_its_schema_describes_whoever_samples_it(up: Up) -> None:
+    wanted = {"type": "json_schema", "json_schema": {"name": "city", "schema": CITY, "strict": True}}
+    for messages, path in ((None, "local"), (_fresh(), "pd")):
+        answer = up.chat(messages, response_format=wanted, max_tokens=60, temperature=1, seed=7)
+        city = json.loads(answer.choices[0].message.content)
+        assert city.keys() == {"city", "is_capital"}
+        assert answer.choices[0].finish_reason == "stop"
+        assert answer.usage.tandem["path"] == path, answer.usage.tandem
+
+
+def test_a_schema_that_cannot_be_enforced_is_the_callers_mistake(up: Up) -> None:
+    endless = {"allOf": [{"type": "integer", "multipleOf": factor} for factor in (101, 103, 107, 109)]}
+    for schema, problem in (({"not": {}}, r"Unimplemented keys: \[\"not\"\]"), (endless, "longer than 2 s to compile")):
+        with pytest.raises(openai.BadRequestError) as raised:
+            up.chat(
+                response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
+            )
+        assert raised.value.param == "response_format"
+        assert re.search(problem, str(raised.value.body["message"]))  # type: ignore[index]
+    assert "Paris" in up.chat().choices[0].message.content
+
+
 def test_the_timeline_of_a_request_can_be_read_afterwards(up: Up) -> None:
     answer = httpx.post(f"{up.url}/v1/chat/completions", json={"model": MODEL, "messages": FRANCE, "max_tokens": 4})
     timeline = httpx.get(f"{up.url}/v1/requests/{answer.headers['x-request-id']}/timeline")

@@ -1,6 +1,7 @@
 """``POST /v1/chat/completions``."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -9,6 +10,7 @@ from starlette.responses import Response
 from services.errors import InvalidRequest
 from services.gateway.answers import AnswerPlan, ChoiceEnd
 from services.gateway.apis.openai.collected import CollectedChoice
+from services.gateway.apis.openai.response_format import answer_schema
 from services.gateway.apis.openai.sampling import (
     check_stream_options,
     choice_count,
@@ -19,6 +21,7 @@ from services.gateway.apis.openai.sampling import (
 from services.gateway.apis.openai.schemas import ChatBody, ContentPart, Message
 from services.gateway.apis.openai.service import Answering, OpenAIServices, answer_head
 from services.gateway.apis.openai.sse import ChunkStream
+from services.gateway.structured.definition import json_grammar
 from services.gateway.text.choice import Piece, TokenText
 from services.gateway.validation import parse_body
 
@@ -54,13 +57,16 @@ class ChatCompletions:
         num_choices = choice_count(body, 1, limits.max_choices)
         logprobs = _num_logprobs(body)
         messages = plain_messages(body.messages)
+        schema = answer_schema(body.response_format)
+        grammar = None if schema is None else json_grammar(schema.schema, strict=schema.strict)
         model = await self._services.catalog.resolve(body.model)
         # The ranges are checked before the text is touched, with the largest output that could be meant.
         wanted = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
-        sampling_params(body, model.card, max_tokens=wanted or model.card.context_length, logprobs=logprobs)
+        sampled = partial(sampling_params, body, model.card, logprobs=logprobs, grammar=grammar)
+        sampled(max_tokens=wanted or model.card.context_length)
         prompt = await self._services.threads.run(lambda: model.encode_conversation(messages))
         max_tokens = room_for_output(model.card, [prompt], wanted, default=limits.default_max_tokens, param="messages")
-        sampling = sampling_params(body, model.card, max_tokens=max_tokens, logprobs=logprobs)
+        sampling = sampled(max_tokens=max_tokens)
         return AnswerPlan(model, (tuple(prompt),), sampling, num_choices, tuple(body.stop or ()), body.priority or 0)
 
 
@@ -125,10 +131,6 @@ def _check_supported(body: ChatBody) -> None:
         raise InvalidRequest("Tools are not supported yet.", param="tools")
     if body.functions:
         raise InvalidRequest("Functions are not supported yet.", param="functions")
-    if body.response_format is not None and body.response_format.type != "text":
-        raise InvalidRequest(
-            f"The response format '{body.response_format.type}' is not supported yet.", param="response_format.type"
-        )
     if body.modalities is not None and body.modalities != ["text"]:
         raise InvalidRequest("This model writes text only.", param="modalities")
 

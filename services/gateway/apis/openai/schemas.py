@@ -109,10 +109,19 @@ class Message(Body):
     reasoning_content: str | None = None
 
 
+class JsonSchema(Body):
+    """``response_format.json_schema``."""
+
+    name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
+    body: dict[str, Json] | None = Field(default=None, alias="schema")
+    strict: bool | None = None
+
+
 class ResponseFormat(Body):
     """``response_format``."""
 
     type: str
+    json_schema: JsonSchema | None = None
 
 
 class ChatBody(SamplingFields):
