@@ -100,7 +100,14 @@ def build(settings: GatewaySettings, around: Surroundings) -> Gateway:
     shares = Shares(around.shares, secrets.token_hex(8), clock)
     admission = _admission(settings, around, shares)
     threads = TextThreads(around.executor, settings.text_timeout_s)
-    catalog = ModelCatalog(around.view, threads, clock, around.random, protocol_version=PROTOCOL_VERSION)
+    catalog = ModelCatalog(
+        around.view,
+        threads,
+        clock,
+        around.random,
+        protocol_version=PROTOCOL_VERSION,
+        tool_formats=settings.tool_formats,
+    )
     keys = KnownKeys(around.keys, clock, settings.keys_refresh_s)
     recorder = TimelineRecorder(
         around.timelines, close_timeout_s=settings.redis_timeout_s, on_lost=metrics.timelines_lost.inc

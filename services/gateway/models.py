@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Any, Protocol
+from typing import Protocol
 
 from services.cluster.registry import Member, Role
 from services.cluster.view import MembershipChange
@@ -14,7 +14,10 @@ from services.gateway.routing.revisions import Revision, drawn, heaviest, revisi
 from services.gateway.text.sandbox import RenderLimits
 from services.gateway.text.template import ChatTemplate
 from services.gateway.text.threads import TextThreads
-from services.gateway.text.tokenizer import ModelTokenizer
+from services.gateway.text.tokenizer import Messages, ModelTokenizer
+from services.gateway.tools.format import ToolFormat
+from services.gateway.tools.formats import DEFAULT, format_named, format_of
+from services.gateway.tools.prompt import told_in_messages, with_names, with_short_ids
 from services.kv.card import ModelCard
 from services.rpc.versions import understands
 from services.telemetry.clock import Clock
@@ -52,14 +55,17 @@ class ServedModel:
     tokenizer: ModelTokenizer
     template: ChatTemplate | None
     requirements: Requirements
+    tool_format: ToolFormat
+    tells_tools: bool
+    """Whether the template tells the model of tools in that format; else plain messages do."""
 
     @property
     def system_fingerprint(self) -> str:
         """Short name of the layout; answers with the same one and the same seed are equal."""
         return f"fp_{self.card.fingerprint[:12]}"
 
-    def encode_conversation(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        """Return the prompt ids of a conversation, ready for the assistant's turn; CPU work.
+    def encode_conversation(self, messages: Messages, tools: Messages = ()) -> list[int]:
+        """Return the prompt ids of a conversation with tools, ready for the assistant's turn; CPU work.
 
         Raises:
             InvalidRequest: the model has no chat template, or it refuses the messages.
@@ -69,7 +75,12 @@ class ServedModel:
             raise InvalidRequest(
                 f"The model '{self.card.model_name}' has no chat template; use /v1/completions.", param="model"
             )
-        return self.tokenizer.encode_conversation(messages, template.render)
+        if not self.tells_tools:
+            return self.tokenizer.encode_conversation(told_in_messages(messages, tools), template.render)
+        messages = with_names(messages)
+        if (id_length := self.tool_format.syntax.id_length) is not None:
+            messages = with_short_ids(messages, id_length)
+        return self.tokenizer.encode_conversation(messages, template.render, tools)
 
 
 @dataclass(frozen=True)
@@ -85,13 +96,22 @@ class ModelCatalog:
     """Finds models by name among the decode workers; loads each card's text tools once."""
 
     def __init__(
-        self, view: ClusterView, threads: TextThreads, clock: Clock, random: Random, *, protocol_version: int
+        self,
+        view: ClusterView,
+        threads: TextThreads,
+        clock: Clock,
+        random: Random,
+        *,
+        protocol_version: int,
+        tool_formats: Mapping[str, str] | None = None,
     ) -> None:
+        """``tool_formats`` names, by model, formats that do not follow from the chat template."""
         self._view = view
         self._threads = threads
         self._clock = clock
         self._random = random
         self._protocol_version = protocol_version
+        self._tool_formats = tool_formats or {}
         self._loaded: dict[str, ServedModel] = {}
         self._loading = asyncio.Lock()
         self._seen: set[str] = set()
@@ -189,4 +209,7 @@ class ModelCatalog:
             limits = RenderLimits(_SHIELD_GROWTH * tokenizer.max_characters, timeout_s=self._threads.timeout_s)
             template = ChatTemplate(card.chat_template, card.special_tokens, self._clock, limits)
         requirements = Requirements(card.fingerprint, self._protocol_version)
-        return ServedModel(card, tokenizer, template, requirements)
+        chosen = self._tool_formats.get(card.model_name)
+        tool_format = format_named(chosen) if chosen is not None else format_of(card.chat_template or "")
+        tells_tools = tool_format is not None and template is not None and template.knows_tools
+        return ServedModel(card, tokenizer, template, requirements, tool_format or DEFAULT, tells_tools)

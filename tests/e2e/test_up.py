@@ -96,6 +96,41 @@ def test_a_schema_that_cannot_be_enforced_is_the_callers_mistake(up: Up) -> None
     assert "Paris" in up.chat().choices[0].message.content
 
 
+WEATHER: Any = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "Get the current weather of a city.",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "city": {"type": "string", "maxLength": 30},
+                "unit": {"type": "string", "enum": ["celsius", "fahrenheit"]},
+            },
+            "required": ["city", "unit"],
+        },
+    },
+}
+
+
+def test_a_small_model_that_has_to_call_a_tool_calls_it_with_valid_arguments(up: Up) -> None:
+    question = [{"role": "user", "content": "What is the weather in Paris in celsius?"}]
+    options = {"tools": [WEATHER], "tool_choice": "required", "parallel_tool_calls": False, "max_tokens": 80}
+    with up.chat(question, stream=True, **options) as stream:
+        chunks = [chunk.choices[0] for chunk in stream]
+    begin, *rest = [call for chunk in chunks for call in chunk.delta.tool_calls or ()]
+    arguments = "".join(call.function.arguments for call in rest)
+    assert (begin.function.name, begin.function.arguments) == ("get_weather", "")
+    assert json.loads(arguments) == {"city": "Paris", "unit": "celsius"}
+    assert chunks[-1].finish_reason == "tool_calls"
+    call = {"id": begin.id, "type": "function", "function": {"name": "get_weather", "arguments": arguments}}
+    result = {"role": "tool", "tool_call_id": begin.id, "content": "21 degrees, sunny"}
+    history = [*question, {"role": "assistant", "content": None, "tool_calls": [call]}, result]
+    answer = up.chat(history, tools=[WEATHER]).choices[0]
+    assert answer.message.content
+    assert not answer.message.tool_calls
+
+
 def test_the_timeline_of_a_request_can_be_read_afterwards(up: Up) -> None:
     answer = httpx.post(f"{up.url}/v1/chat/completions", json={"model": MODEL, "messages": FRANCE, "max_tokens": 4})
     timeline = httpx.get(f"{up.url}/v1/requests/{answer.headers['x-request-id']}/timeline")

@@ -1,26 +1,14 @@
 """``response_format``: what an answer has to look like, as the grammar that workers hold it to."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
-
 from services.errors import InvalidRequest
 from services.gateway.apis.openai.schemas import ResponseFormat
 from services.gateway.structured.bounds import SchemaBudget
+from services.gateway.structured.definition import HeldSchema
 
 _SCHEMA_PARAM = "response_format.json_schema.schema"
 
 
-@dataclass(frozen=True)
-class AnswerSchema:
-    """The JSON schema of an answer."""
-
-    schema: Mapping[str, Any]
-    strict: bool
-    """Whether keywords that cannot be enforced are refused; else they are ignored."""
-
-
-def answer_schema(wanted: ResponseFormat | None) -> AnswerSchema | None:
+def answer_schema(wanted: ResponseFormat | None) -> HeldSchema | None:
     """Return the schema that the answer satisfies, or None for free text.
 
     Raises:
@@ -30,7 +18,7 @@ def answer_schema(wanted: ResponseFormat | None) -> AnswerSchema | None:
         case None | "text":
             return None
         case "json_object":
-            return AnswerSchema({"type": "object"}, strict=True)
+            return HeldSchema({"type": "object"}, strict=True)
         case "json_schema":
             return _named_schema(wanted)
     raise InvalidRequest(
@@ -39,7 +27,7 @@ def answer_schema(wanted: ResponseFormat | None) -> AnswerSchema | None:
     )
 
 
-def _named_schema(wanted: ResponseFormat | None) -> AnswerSchema:
+def _named_schema(wanted: ResponseFormat | None) -> HeldSchema:
     named = None if wanted is None else wanted.json_schema
     if named is None:
         raise InvalidRequest(
@@ -47,4 +35,4 @@ def _named_schema(wanted: ResponseFormat | None) -> AnswerSchema:
         )
     schema = named.body or {}
     SchemaBudget().add(schema, _SCHEMA_PARAM)
-    return AnswerSchema(schema, strict=bool(named.strict))
+    return HeldSchema(schema, strict=bool(named.strict))
