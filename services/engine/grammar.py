@@ -10,10 +10,7 @@ PARAM = "grammar"
 
 
 class Grammar(Protocol):
-    """Where one output stands in its language. A pure function of the tokens consumed."""
-
-    def copy(self) -> "Grammar":
-        """Return another one that stands at the same place and goes its own way."""
+    """Where one output stands in its language: a pure function of the tokens consumed, shared with no other output."""
 
     def consume(self, token_ids: Sequence[int]) -> None:
         """Go on by tokens that were allowed, end tokens left out.

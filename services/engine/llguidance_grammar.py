@@ -27,7 +27,10 @@ class LLGuidanceGrammars:
         self._tokenizer = LLTokenizer(tokenizer_json, n_vocab=vocab_size, eos_token=list(end_token_ids))
 
     def compile(self, definition: str) -> Grammar:
-        """Compile the definition and compute its first mask, which is the slowest one."""
+        """Compile the definition and compute its first mask, which is a slow one.
+
+        Copies of a matcher share its lexer, and the states that one finds count against all: so there are none.
+        """
         grammar = _LLGuidanceGrammar(LLMatcher(self._tokenizer, definition, log_level=0, limits=_limits()))
         grammar.allowed()
         return grammar
@@ -51,10 +54,6 @@ class _LLGuidanceGrammar:
         self._matcher = matcher
         self._require_sound()
 
-    def copy(self) -> Grammar:
-        """Copy the matcher, the states that it has found included."""
-        return _LLGuidanceGrammar(self._matcher.deep_copy())
-
     def consume(self, token_ids: Sequence[int]) -> None:
         """Go on."""
         num_consumed = self._matcher.try_consume_tokens(list(token_ids))
@@ -70,6 +69,10 @@ class _LLGuidanceGrammar:
 
     def _require_sound(self) -> None:
         if self._matcher.is_error():
-            problem = " ".join(self._matcher.get_error().replace("<non-verbose/>", "").split())
-            problem = problem.partition("<backtrace>")[0][:_MAX_ERROR_LENGTH].rstrip()
-            raise InvalidRequest(f"The schema cannot be enforced: {problem}", param=PARAM)
+            raise InvalidRequest(f"The schema cannot be enforced: {_told(self._matcher.get_error())}", param=PARAM)
+
+
+def _told(problem: str) -> str:
+    if problem.startswith("panic"):  # an assertion of the library about sizes, caught there
+        return "it is too large"
+    return " ".join(problem.replace("<non-verbose/>", "").split())[:_MAX_ERROR_LENGTH]

@@ -59,7 +59,7 @@ class NewRequest:
     export: bool = False
     """Prefill role: name blocks as they become final, hold them until released, stop after one token."""
     grammar: Grammar | None = None
-    """What the output satisfies; it stands behind the resumed output."""
+    """What the output satisfies; it stands behind the resumed output, and goes on with the request that runs."""
 
 
 @dataclass(eq=False)
@@ -93,7 +93,7 @@ class Request:
         return cls(
             spec=spec,
             token_ids=[*spec.prompt_token_ids, *spec.resumed_output_token_ids],
-            grammar=spec.grammar.copy() if spec.grammar is not None else None,
+            grammar=spec.grammar,
             num_followed_tokens=len(spec.resumed_output_token_ids),
         )
 

@@ -1,6 +1,7 @@
-"""Gives requests their grammars: compiled off the event loop and the engine thread, and kept for the next request."""
+"""Gives each request a grammar of its own, compiled off the event loop and the engine thread."""
 
 import asyncio
+import hashlib
 from collections import OrderedDict
 from dataclasses import replace
 
@@ -9,18 +10,22 @@ from services.engine.request import NewRequest
 from services.errors import InternalError, InvalidRequest, Overloaded
 from services.worker.grammar_trial import Trial
 
-MAX_KNOWN = 64
-MAX_WAITING = 16
+MAX_KNOWN = 1024
+MAX_WAITING = 64
 
 
 class GrammarCompiler:
-    """Compiles one grammar at a time, unknown ones after a trial; remembers the last ones and what was wrong."""
+    """Compiles one grammar at a time, unknown ones after a trial; remembers which ones compiled, and what was wrong.
+
+    Requests with equal definitions do not share what was compiled: the states that one of them finds would count
+    against the others, too.
+    """
 
     def __init__(self, grammars: Grammars, trial: Trial | None = None) -> None:
         """Without a ``trial`` compiling has to end by itself."""
         self._grammars = grammars
         self._trial = trial
-        self._known: OrderedDict[str, Grammar | InvalidRequest] = OrderedDict()
+        self._known: OrderedDict[bytes, InvalidRequest | None] = OrderedDict()
         self._turn = asyncio.Lock()
         self._num_waiting = 0
 
@@ -34,54 +39,49 @@ class GrammarCompiler:
         """
         if spec.params.grammar is None:
             return spec
-        start = await self._start(spec.params.grammar)
-        if not spec.resumed_output_token_ids:
-            return replace(spec, grammar=start)
+        if self._num_waiting >= MAX_WAITING:
+            raise Overloaded(f"{self._num_waiting} grammars wait to be compiled already.", retry_after_s=1.0)
+        self._num_waiting += 1
         try:
-            return replace(spec, grammar=await asyncio.to_thread(_behind, start, spec.resumed_output_token_ids))
-        except InternalError as error:
-            raise InvalidRequest("The resumed output does not fit its grammar.", param=PARAM) from error
+            async with self._turn:
+                await self._require_sound(spec.params.grammar)
+                grammar = await asyncio.to_thread(self._compiled, spec.params.grammar, spec.resumed_output_token_ids)
+        finally:
+            self._num_waiting -= 1
+        return replace(spec, grammar=grammar)
 
     async def close(self) -> None:
         """End the trial."""
         if self._trial is not None:
             await self._trial.close()
 
-    async def _start(self, definition: str) -> Grammar:
-        if definition not in self._known:
-            await self._compile(definition)
-        self._known.move_to_end(definition)
-        known = self._known[definition]
-        if isinstance(known, InvalidRequest):
-            raise InvalidRequest(known.message, param=known.param)
-        return known
+    async def _require_sound(self, definition: str) -> None:
+        key = hashlib.sha256(definition.encode()).digest()
+        if key not in self._known:
+            self._keep(key, await self._problem(definition))
+        self._known.move_to_end(key)
+        problem = self._known[key]
+        if problem is not None:
+            raise InvalidRequest(problem.message, param=problem.param)
 
-    async def _compile(self, definition: str) -> None:
-        if self._num_waiting >= MAX_WAITING:
-            raise Overloaded(f"{self._num_waiting} grammars wait to be compiled already.", retry_after_s=1.0)
-        self._num_waiting += 1
-        try:
-            async with self._turn:
-                if definition not in self._known:
-                    self._keep(definition, await self._tried(definition))
-        finally:
-            self._num_waiting -= 1
-
-    async def _tried(self, definition: str) -> Grammar | InvalidRequest:
+    async def _problem(self, definition: str) -> InvalidRequest | None:
         try:
             if self._trial is not None:
                 await self._trial.run(definition)
-            return await asyncio.to_thread(self._grammars.compile, definition)
         except InvalidRequest as error:
             return error
+        return None
 
-    def _keep(self, definition: str, grammar: Grammar | InvalidRequest) -> None:
-        self._known[definition] = grammar
+    def _keep(self, key: bytes, problem: InvalidRequest | None) -> None:
+        self._known[key] = problem
         while len(self._known) > MAX_KNOWN:
             self._known.popitem(last=False)
 
-
-def _behind(start: Grammar, token_ids: tuple[int, ...]) -> Grammar:
-    grammar = start.copy()
-    grammar.consume(token_ids)
-    return grammar
+    def _compiled(self, definition: str, resumed: tuple[int, ...]) -> Grammar:
+        """Compile and go on behind ``resumed`` (on a thread)."""
+        grammar = self._grammars.compile(definition)
+        try:
+            grammar.consume(resumed)
+        except InternalError as error:
+            raise InvalidRequest("The resumed output does not fit its grammar.", param=PARAM) from error
+        return grammar

@@ -7,8 +7,7 @@
       |<-------------------------- error or none ---|
       | ... or the deadline passes: killed, and started anew when it is needed again
 
-Native code cannot be stopped from within its process. What compiles there in time is compiled in the worker again,
-which takes as long.
+Native code cannot be stopped from within its process. What compiles there in time compiles in the worker, too.
 """
 
 import asyncio
@@ -85,6 +84,7 @@ class TrialProcess:
             self._process = process
         finally:
             if self._process is None:
+                _log.warning("grammars.trial_ended", pid=process.pid)
                 await _killed(process)
         if answer is not None:
             raise InvalidRequest(answer, param=PARAM)

@@ -86,7 +86,7 @@ def test_an_answer_is_what_its_schema_describes_whoever_samples_it(up: Up) -> No
 
 def test_a_schema_that_cannot_be_enforced_is_the_callers_mistake(up: Up) -> None:
     endless = {"allOf": [{"type": "integer", "multipleOf": factor} for factor in (101, 103, 107, 109)]}
-    for schema, problem in (({"not": {}}, r"Unimplemented keys: \[\"not\"\]"), (endless, "longer than 2 s to compile")):
+    for schema, problem in (({"not": {}}, r"Unimplemented keys: \[\"not\"\]"), (endless, "longer than 1 s to compile")):
         with pytest.raises(openai.BadRequestError) as raised:
             up.chat(
                 response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}

@@ -20,12 +20,9 @@ _SHARE = 5
 class FakeGrammar:
     """Allows one token in ``_SHARE``, by a sum over the tokens so far and their places."""
 
-    def __init__(self, token_ids: Sequence[int] = (), *, has_end: bool = True) -> None:
-        self._token_ids = list(token_ids)
+    def __init__(self, *, has_end: bool = True) -> None:
+        self._token_ids: list[int] = []
         self._has_end = has_end
-
-    def copy(self) -> Grammar:
-        return FakeGrammar(self._token_ids, has_end=self._has_end)
 
     def consume(self, token_ids: Sequence[int]) -> None:
         for token_id in token_ids:

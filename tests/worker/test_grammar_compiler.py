@@ -1,4 +1,4 @@
-"""Grammars are compiled once, in turn, off the event loop; what was wrong is remembered."""
+"""Grammars are compiled in turn, off the event loop, after one trial; what was wrong is remembered."""
 
 import asyncio
 import threading
@@ -16,15 +16,19 @@ from tests.inprocess.fake_grammar import DEFINITION, END, FakeGrammar, FakeGramm
 
 
 class GatedGrammars:
-    """Compiles anything, one at a time as the gate lets it, and notes on which thread."""
+    """Compiles anything as the gate lets it, and notes on which thread."""
 
     def __init__(self) -> None:
         self.gate = threading.Semaphore(0)
         self.compiled: list[tuple[str, str]] = []
+        self.num_running = self.most_at_once = 0
 
     def compile(self, definition: str) -> Grammar:
+        self.num_running += 1
+        self.most_at_once = max(self.most_at_once, self.num_running)
         assert self.gate.acquire(timeout=30)
         self.compiled.append((definition, threading.current_thread().name))
+        self.num_running -= 1
         return FakeGrammar()
 
 
@@ -69,20 +73,19 @@ async def test_a_resumed_output_has_to_fit() -> None:
         await GrammarCompiler(FakeGrammars()).prepared(spec(DEFINITION, (5, 11)))
 
 
-async def test_many_who_want_one_grammar_wait_for_one_compilation_on_another_thread() -> None:
+async def test_they_are_compiled_one_at_a_time_on_another_thread_each_for_itself() -> None:
     grammars = GatedGrammars()
     compiler = GrammarCompiler(grammars)
     askers = [asyncio.create_task(compiler.prepared(spec("x"))) for _ in range(MAX_WAITING)]
     await asyncio.sleep(0)
     with pytest.raises(Overloaded):
         await compiler.prepared(spec("y"))
-    grammars.gate.release()
-    await asyncio.gather(*askers)
-    ((definition, thread),) = grammars.compiled
-    assert definition == "x"
-    assert thread != threading.current_thread().name
-    grammars.gate.release()
-    assert (await compiler.prepared(spec("y"))).grammar is not None
+    grammars.gate.release(MAX_WAITING)
+    prepared = await asyncio.gather(*askers)
+    assert [definition for definition, _ in grammars.compiled] == ["x"] * MAX_WAITING
+    assert threading.current_thread().name not in {thread for _, thread in grammars.compiled}
+    assert grammars.most_at_once == 1
+    assert len({id(each.grammar) for each in prepared}) == MAX_WAITING
 
 
 async def test_who_goes_away_makes_room() -> None:
@@ -97,6 +100,14 @@ async def test_who_goes_away_makes_room() -> None:
     assert (await compiler.prepared(spec("z"))).grammar is not None
     assert [definition for definition, _ in grammars.compiled] == ["0", "z"]
     await askers[0]
+
+
+async def test_each_definition_is_tried_once() -> None:
+    trial = TrialTwin()
+    compiler = GrammarCompiler(FakeGrammars(), trial)
+    for _ in range(3):
+        await compiler.prepared(spec(DEFINITION))
+    assert trial.tried == [DEFINITION]
 
 
 async def test_what_is_wrong_is_tried_once_and_never_compiled() -> None:
@@ -122,10 +133,11 @@ async def test_a_trial_that_cannot_run_says_nothing_about_the_grammar() -> None:
     assert trial.is_closed
 
 
-async def test_the_last_grammars_are_kept() -> None:
-    grammars = GatedGrammars()
-    grammars.gate.release(MAX_KNOWN + 2)
-    compiler = GrammarCompiler(grammars)
+async def test_what_is_known_is_bounded() -> None:
+    trial, grammars = TrialTwin(), GatedGrammars()
+    compiler = GrammarCompiler(grammars, trial)
+    trial.error = InvalidRequest("no", param="grammar")
     for number in (*range(MAX_KNOWN), 0, MAX_KNOWN, 0, 1):
-        await compiler.prepared(spec(str(number)))
-    assert [definition for definition, _ in grammars.compiled] == [str(number) for number in (*range(MAX_KNOWN + 1), 1)]
+        with pytest.raises(InvalidRequest):
+            await compiler.prepared(spec(str(number)))
+    assert trial.tried == [str(number) for number in (*range(MAX_KNOWN + 1), 1)]

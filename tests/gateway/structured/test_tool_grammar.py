@@ -50,26 +50,25 @@ class Judge:
         special = {token_id: token.content for token_id, token in added.items() if token.special}
         self.vocabulary = Vocabulary(special, frozenset([END_ID]))
 
-    def compile(self, tool_format: ToolFormat, use: ToolUse, answer: HeldSchema | None = None) -> Grammar | None:
-        definition = tool_grammar(tool_format.syntax, use, self.vocabulary, answer)
-        return None if definition is None else self.grammars.compile(definition)
+    def definition(self, tool_format: ToolFormat, use: ToolUse, answer: HeldSchema | None = None) -> str | None:
+        return tool_grammar(tool_format.syntax, use, self.vocabulary, answer)
 
     def allowed(self, grammar: Grammar) -> set[int]:
         bits = np.unpackbits(np.frombuffer(grammar.allowed(), np.uint8), count=self.size, bitorder="little")
         return set(np.flatnonzero(bits).tolist())
 
-    def takes(self, grammar: Grammar, text: str) -> bool:
+    def takes(self, definition: str, text: str) -> bool:
         """Whether the text is a whole output."""
-        at = grammar.copy()
+        at = self.grammars.compile(definition)
         try:
             at.consume(self.tokenizer.encode(text, add_special_tokens=False).ids)
         except TandemError:
             return False
         return END_ID in self.allowed(at)
 
-    def drawn(self, grammar: Grammar, seed: int, max_tokens: int = 600) -> str:
+    def drawn(self, definition: str, seed: int, max_tokens: int = 600) -> str:
         """Return an output of a model that knows nothing."""
-        draw, at, ids = random.Random(seed), grammar.copy(), list[int]()
+        draw, at, ids = random.Random(seed), self.grammars.compile(definition), list[int]()
         while len(ids) < max_tokens:
             allowed = self.allowed(at)
             if allowed == {END_ID} or (END_ID in allowed and draw.random() < 0.3):
@@ -92,7 +91,7 @@ def judged(request: pytest.FixtureRequest) -> Judge:
 @pytest.mark.parametrize("name", FORMAT_NAMES)
 def test_a_required_call_is_one_of_the_tools_with_arguments_of_its_schema(judged: Judge, name: str) -> None:
     tool_format = format_named(name)
-    grammar = judged.compile(tool_format, use(is_required=True))
+    grammar = judged.definition(tool_format, use(is_required=True))
     assert grammar is not None
     for calls in ([PARIS], [Call("now", {})], [PARIS, Call("now", {})]):
         is_allowed = len(calls) <= tool_format.syntax.max_calls
@@ -106,7 +105,7 @@ def test_a_required_call_is_one_of_the_tools_with_arguments_of_its_schema(judged
 @pytest.mark.parametrize("name", FORMAT_NAMES)
 def test_whatever_a_model_draws_is_read_as_valid_calls(judged: Judge, name: str) -> None:
     tool_format = format_named(name)
-    grammar = judged.compile(tool_format, use(is_required=True, max_calls=2))
+    grammar = judged.definition(tool_format, use(is_required=True, max_calls=2))
     assert grammar is not None
     for seed in range(3):
         events = read(tool_format, judged.drawn(grammar, seed))
@@ -120,7 +119,7 @@ def test_whatever_a_model_draws_is_read_as_valid_calls(judged: Judge, name: str)
 @pytest.mark.parametrize("name", FORMAT_NAMES)
 def test_an_answer_that_may_call_is_free_until_it_does(judged: Judge, name: str) -> None:
     tool_format = format_named(name)
-    grammar = judged.compile(tool_format, use(is_required=False))
+    grammar = judged.definition(tool_format, use(is_required=False))
     if tool_format.syntax.trigger is None:
         assert grammar is None
         return
@@ -141,7 +140,7 @@ def test_an_answer_that_may_call_is_free_until_it_does(judged: Judge, name: str)
 def test_without_parallel_calls_there_is_one() -> None:
     tool_format = format_named("hermes")
     for is_required in (True, False):
-        grammar = judge(has_special=False).compile(tool_format, use(is_required=is_required, max_calls=1))
+        grammar = judge(has_special=False).definition(tool_format, use(is_required=is_required, max_calls=1))
         assert grammar is not None
         assert judge(has_special=False).takes(grammar, written(tool_format.syntax, [PARIS]))
         assert not judge(has_special=False).takes(grammar, written(tool_format.syntax, [PARIS, PARIS]))
@@ -152,9 +151,9 @@ def test_an_answer_with_a_schema_is_that_or_calls(judged: Judge) -> None:
     for each in FORMATS:
         if each.syntax.trigger is None:
             with pytest.raises(InvalidRequest, match="not both"):
-                judged.compile(each, use(is_required=False), answer)
+                judged.definition(each, use(is_required=False), answer)
             continue
-        grammar = judged.compile(each, use(is_required=False), answer)
+        grammar = judged.definition(each, use(is_required=False), answer)
         assert grammar is not None
         assert judged.takes(grammar, '{"a": 1}')
         assert judged.takes(grammar, written(each.syntax, [PARIS]))
@@ -172,7 +171,7 @@ def test_an_answer_with_a_schema_is_that_or_calls(judged: Judge) -> None:
 )
 def test_arguments_that_nobody_named_are_not_allowed(parameters: dict[str, Any], is_open: bool) -> None:
     tools = ToolUse((), (Tool("now", {"type": "object", **parameters}),), is_required=True, max_calls=1)
-    grammar = judge(has_special=False).compile(format_named("llama"), tools)
+    grammar = judge(has_special=False).definition(format_named("llama"), tools)
     assert grammar is not None
     assert judge(has_special=False).takes(grammar, '{"name": "now", "parameters": {"b": 1}}') == is_open
 
