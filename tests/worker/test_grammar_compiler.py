@@ -9,7 +9,7 @@ import pytest
 from services.engine.grammar import Grammar
 from services.engine.request import NewRequest
 from services.errors import InvalidRequest, Overloaded, Unavailable
-from services.worker.grammar_compiler import MAX_KNOWN, MAX_WAITING, GrammarCompiler
+from services.worker.grammar_compiler import MAX_KNOWN, MAX_TRIALS, MAX_WAITING, GrammarCompiler
 from tests.inprocess.client import GREEDY
 from tests.inprocess.cluster import until
 from tests.inprocess.fake_grammar import DEFINITION, END, FakeGrammar, FakeGrammars
@@ -37,9 +37,12 @@ class TrialTwin:
         self.tried: list[str] = []
         self.error: Exception | None = None
         self.is_closed = False
+        self.gate = asyncio.Event()
+        self.gate.set()
 
     async def run(self, definition: str) -> None:
         self.tried.append(definition)
+        await self.gate.wait()
         if self.error is not None:
             raise self.error
 
@@ -76,8 +79,9 @@ async def test_a_resumed_output_has_to_fit() -> None:
 async def test_they_are_compiled_one_at_a_time_on_another_thread_each_for_itself() -> None:
     grammars = GatedGrammars()
     compiler = GrammarCompiler(grammars)
+    await compiler._require_sound("x")
     askers = [asyncio.create_task(compiler.prepared(spec("x"))) for _ in range(MAX_WAITING)]
-    await asyncio.sleep(0)
+    await until(lambda: grammars.num_running == 1)
     with pytest.raises(Overloaded):
         await compiler.prepared(spec("y"))
     grammars.gate.release(MAX_WAITING)
@@ -88,11 +92,28 @@ async def test_they_are_compiled_one_at_a_time_on_another_thread_each_for_itself
     assert len({id(each.grammar) for each in prepared}) == MAX_WAITING
 
 
+async def test_trials_of_others_hold_up_unknown_grammars_only() -> None:
+    trial = TrialTwin()
+    compiler = GrammarCompiler(FakeGrammars(), trial)
+    await compiler.prepared(spec(DEFINITION))
+    trial.gate.clear()
+    askers = [asyncio.create_task(compiler.prepared(spec(str(number)))) for number in range(MAX_TRIALS)]
+    await until(lambda: trial.tried == [DEFINITION, "0"])
+    with pytest.raises(Overloaded):
+        await compiler.prepared(spec("unknown"))
+    assert (await compiler.prepared(spec(DEFINITION))).grammar is not None
+    trial.gate.set()
+    refused = await asyncio.gather(*askers, return_exceptions=True)
+    assert all(isinstance(error, InvalidRequest) for error in refused)
+
+
 async def test_who_goes_away_makes_room() -> None:
     grammars = GatedGrammars()
     compiler = GrammarCompiler(grammars)
+    for number in range(MAX_WAITING):  # none of them waits for a trial any more
+        await compiler._require_sound(str(number))
     askers = [asyncio.create_task(compiler.prepared(spec(str(number)))) for number in range(MAX_WAITING)]
-    await asyncio.sleep(0)
+    await until(lambda: grammars.num_running == 1)
     for asker in askers[1:]:
         asker.cancel()
     await until(lambda: all(asker.done() for asker in askers[1:]))
