@@ -22,16 +22,15 @@ _OPEN_OBJECTS = {"additionalProperties", "patternProperties", "$ref", "anyOf", "
 
 
 @dataclass(frozen=True)
-class Vocabulary:
-    """What a grammar has to know of a model's tokens."""
+class SpecialTokens:
+    """A model's tokens that are no text."""
 
-    special: Mapping[int, str]
-    """Special tokens by id."""
+    by_id: Mapping[int, str]
     end_ids: frozenset[int]
 
 
 def tool_grammar(
-    syntax: CallSyntax, use: ToolUse, vocabulary: Vocabulary, answer: HeldSchema | None = None
+    syntax: CallSyntax, use: ToolUse, tokens: SpecialTokens, answer: HeldSchema | None = None
 ) -> str | None:
     """Return the grammar of an answer with the tools of ``use``; ``answer`` describes its text if it calls none.
 
@@ -40,7 +39,7 @@ def tool_grammar(
     Raises:
         InvalidRequest: the format cannot be combined with a schema for the text.
     """
-    writer = _Writer(syntax, vocabulary, min(use.max_calls, syntax.max_calls))
+    writer = _Writer(syntax, tokens, min(use.max_calls, syntax.max_calls))
     rules = writer.calls(use.callable)
     named = {
         f"tool_{index}": HeldSchema(_closed(tool.parameters), strict=tool.strict)
@@ -70,11 +69,11 @@ def tool_grammar(
 class _Writer:
     """Writes rules in Lark, as llguidance reads it (docs/syntax.md there)."""
 
-    def __init__(self, syntax: CallSyntax, vocabulary: Vocabulary, max_calls: int) -> None:
+    def __init__(self, syntax: CallSyntax, tokens: SpecialTokens, max_calls: int) -> None:
         self._syntax = syntax
-        self._vocabulary = vocabulary
+        self._tokens = tokens
         self._max_calls = max_calls
-        self._ids = {text: token_id for token_id, text in vocabulary.special.items() if text in syntax.markers}
+        self._ids = {text: token_id for token_id, text in tokens.by_id.items() if text in syntax.markers}
 
     def calls(self, tools: Sequence[Tool]) -> list[str]:
         """Return the rules of a whole list of calls and of each call."""
@@ -129,8 +128,8 @@ class _Writer:
 
     def _special_tokens(self) -> str:
         """Return the special tokens that free text may hold: all but those that mean something here."""
-        taken = self._vocabulary.end_ids | set(self._ids.values())
-        others = ",".join(_ranges(sorted(self._vocabulary.special.keys() - taken)))
+        taken = self._tokens.end_ids | set(self._ids.values())
+        others = ",".join(_ranges(sorted(self._tokens.by_id.keys() - taken)))
         return f"<[{others}]>" if others else ""
 
 

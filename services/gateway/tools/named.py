@@ -45,9 +45,10 @@ class NamedCalls:
             return False
         feed.start_call(name.strip())
         yield from feed.skip_space()
-        if (yield from feed.peek()) == "{":
+        following = yield from feed.peek()
+        if following == "{":
             yield from feed.take_value(feed.add_arguments)
-        else:
+        elif following:
             feed.add_arguments("{}")
         yield from feed.skip_space()
         yield from feed.skip(self.syntax.suffix.lstrip())

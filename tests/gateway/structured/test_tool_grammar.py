@@ -13,7 +13,7 @@ from services.engine.grammar import Grammar
 from services.engine.llguidance_grammar import LLGuidanceGrammars
 from services.errors import InvalidRequest, TandemError
 from services.gateway.structured.definition import HeldSchema
-from services.gateway.structured.tool_grammar import Vocabulary, tool_grammar
+from services.gateway.structured.tool_grammar import SpecialTokens, tool_grammar
 from services.gateway.tools.format import Tool, ToolFormat, ToolUse
 from services.gateway.tools.formats import FORMATS, format_named
 from tests.gateway.tools.samples import Call, calls_of, read, text_of, written
@@ -48,10 +48,10 @@ class Judge:
         self.grammars = LLGuidanceGrammars(self.tokenizer.to_str(), vocab_size=self.size, end_token_ids=(END_ID,))
         added = self.tokenizer.get_added_tokens_decoder()
         special = {token_id: token.content for token_id, token in added.items() if token.special}
-        self.vocabulary = Vocabulary(special, frozenset([END_ID]))
+        self.special = SpecialTokens(special, frozenset([END_ID]))
 
     def definition(self, tool_format: ToolFormat, use: ToolUse, answer: HeldSchema | None = None) -> str | None:
-        return tool_grammar(tool_format.syntax, use, self.vocabulary, answer)
+        return tool_grammar(tool_format.syntax, use, self.special, answer)
 
     def allowed(self, grammar: Grammar) -> set[int]:
         bits = np.unpackbits(np.frombuffer(grammar.allowed(), np.uint8), count=self.size, bitorder="little")
@@ -179,6 +179,6 @@ def test_arguments_that_nobody_named_are_not_allowed(parameters: dict[str, Any],
 def test_markers_are_tokens_where_the_model_has_them() -> None:
     syntax = format_named("mistral").syntax
     for has_special in (True, False):
-        definition = tool_grammar(syntax, use(is_required=True), judge(has_special=has_special).vocabulary)
+        definition = tool_grammar(syntax, use(is_required=True), judge(has_special=has_special).special)
         (lark, *_) = json.loads(definition or "")["grammars"]
         assert ('"[TOOL_CALLS]' in lark["lark_grammar"]) != has_special

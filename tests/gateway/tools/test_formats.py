@@ -96,6 +96,7 @@ SAMPLES: list[tuple[str, str, list[Call], str]] = [
         "",
     ),
     ("mistral", "[TOOL_CALLS] none", [], "[TOOL_CALLS] none"),
+    ("mistral_v11", "[TOOL_CALLS]now[ARGS][TOOL_CALLS]now[ARGS]{}", [Call("now", {}), Call("now", {})], ""),
     ("mistral_v11", 'ok [TOOL_CALLS]add[ARGS]{"a": 1}', [Call("add", {"a": 1})], "ok "),
 ]
 

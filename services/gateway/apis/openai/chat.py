@@ -24,7 +24,7 @@ from services.gateway.apis.openai.sse import ChunkStream
 from services.gateway.apis.openai.tools import definitions_of, tool_use
 from services.gateway.models import ServedModel
 from services.gateway.structured.definition import HeldSchema, json_grammar
-from services.gateway.structured.tool_grammar import Vocabulary, tool_grammar
+from services.gateway.structured.tool_grammar import SpecialTokens, tool_grammar
 from services.gateway.tools.format import ToolUse
 from services.gateway.validation import parse_body
 
@@ -60,10 +60,8 @@ class ChatCompletions:
         num_choices = choice_count(body, 1, limits.max_choices)
         logprobs = _num_logprobs(body)
         messages = plain_messages(body.messages)
-        schema, tools = (
-            answer_schema(body.response_format),
-            tool_use(body.tools, body.tool_choice, body.parallel_tool_calls),
-        )
+        schema = answer_schema(body.response_format)
+        tools = tool_use(body.tools, body.tool_choice, body.parallel_tool_calls)
         model = await self._services.catalog.resolve(body.model)
         # The ranges are checked before the text is touched, with the largest output that could be meant.
         wanted = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
@@ -88,8 +86,8 @@ class ChatCompletions:
 def _grammar(model: ServedModel, answer: HeldSchema | None, tools: ToolUse | None) -> str | None:
     """Return what the whole output is held to."""
     if tools is not None:
-        vocabulary = Vocabulary(model.tokenizer.special, frozenset(model.card.eos_token_ids))
-        return tool_grammar(model.tool_format.syntax, tools, vocabulary, answer)
+        tokens = SpecialTokens(model.tokenizer.special, frozenset(model.card.eos_token_ids))
+        return tool_grammar(model.tool_format.syntax, tools, tokens, answer)
     return None if answer is None else json_grammar(answer)
 
 
