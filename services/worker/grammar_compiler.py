@@ -53,7 +53,7 @@ class GrammarCompiler:
     """
 
     def __init__(self, grammars: Grammars, trial: Trial | None = None) -> None:
-        """Without a ``trial`` compiling has to end by itself."""
+        """Without a ``trial`` definitions are known to compile in time."""
         self._grammars = grammars
         self._trial = trial
         self._known: OrderedDict[bytes, InvalidRequest | None] = OrderedDict()

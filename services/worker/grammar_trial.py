@@ -1,6 +1,6 @@
 """Tries grammars in another process, which can be ended: a deadline and a memory limit that really hold.
 
-    worker                                       trial process (services.worker.grammar_child)
+    decode worker                                trial process (services.worker.grammar_child)
       | tokenizer, vocabulary, end tokens --------->| reads the tokenizer, once
       |<---------------------------------- ready ---|
       | definition -------------------------------->| compiles, with the limits that the worker has

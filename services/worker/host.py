@@ -221,7 +221,7 @@ async def open_host(
             card=built.card,
             layout=built.layout,
             engine=_engine_thread(stack, built, sealer, StepMetrics(metrics, throughput), state, clock),
-            grammars=_grammar_compiler(stack, built, settings),
+            grammars=_grammar_compiler(stack, built, settings, role),
             transfers=_transfer_thread(stack, transport, on_notice),
             sealer=sealer,
             throughput=throughput,
@@ -257,9 +257,11 @@ def _engine_thread(
     return engine
 
 
-def _grammar_compiler(stack: AsyncExitStack, built: Built, settings: WorkerSettings) -> GrammarCompiler:
+def _grammar_compiler(stack: AsyncExitStack, built: Built, settings: WorkerSettings, role: Role) -> GrammarCompiler:
+    """Grammars are tried where requests come in; a prefill worker is asked for what its decode worker has compiled."""
     setup = GrammarSetup(built.card.tokenizer_json, built.card.vocab_size, built.card.eos_token_ids)
-    grammars = GrammarCompiler(built.grammars, TrialProcess(setup, timeout_s=settings.grammar_timeout_s))
+    trial = TrialProcess(setup, timeout_s=settings.grammar_timeout_s) if role is Role.DECODE else None
+    grammars = GrammarCompiler(built.grammars, trial)
     stack.push_async_callback(grammars.close)
     return grammars
 

@@ -65,7 +65,7 @@ class WorkerSettings(TlsSettings):
     drain_timeout_s: float = Field(default=120.0, gt=0)
     """Longest wait for running work after that."""
     grammar_timeout_s: float = Field(default=1.0, gt=0)
-    """Longest time that compiling a request's schema or tools may take; then the request is refused with 400."""
+    """Longest time that compiling a request's schema or tools may take; then a decode worker refuses it with 400."""
     payload_digests: bool = True
     """Digest every block's bytes; without, answers are marked `verified: false`."""
     max_quarantined_share: float = Field(default=0.5, gt=0, le=1)
