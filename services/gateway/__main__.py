@@ -123,6 +123,7 @@ def build(settings: GatewaySettings, around: Surroundings) -> Gateway:
         around.random,
         protocol_version=PROTOCOL_VERSION,
         aliases=settings.model_aliases,
+        tool_formats=settings.tool_formats,
     )
     keys = KnownKeys(around.keys, clock, settings.keys_refresh_s)
     recorder = TimelineRecorder(

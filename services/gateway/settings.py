@@ -7,6 +7,8 @@ from pydantic import Field
 
 from services.rpc.tls import TlsSettings
 
+ToolFormatName = Literal["hermes", "llama", "mistral", "mistral_v11", "deepseek", "deepseek_v3"]
+
 
 class GatewaySettings(TlsSettings):
     """Everything that can be set about a gateway."""
@@ -40,6 +42,8 @@ class GatewaySettings(TlsSettings):
     """Longest wait for the whole body of a request before 408."""
     max_choices: int = Field(default=128, gt=0)
     """Most sequences that one request may ask for (prompts times n)."""
+    tool_formats: dict[str, ToolFormatName] = Field(default_factory=dict)
+    """How models write tool calls, by the name that clients use; for the others their chat template tells."""
     default_max_tokens: int = Field(default=4096, gt=0)
     """Most output tokens of a request that names no limit; the context length bounds it further."""
     max_open_requests: int = Field(default=4096, gt=0)

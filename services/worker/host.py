@@ -41,6 +41,8 @@ from services.worker.admin import AdminServicer, Service
 from services.worker.building import Built, build
 from services.worker.engine_thread import EngineThread
 from services.worker.exporter import Exporter
+from services.worker.grammar_compiler import GrammarCompiler
+from services.worker.grammar_trial import GrammarSetup, TrialProcess
 from services.worker.kept_blocks import KeptBlocks
 from services.worker.kv_service import KVServicer
 from services.worker.node import Node
@@ -225,6 +227,7 @@ async def open_host(
             card=built.card,
             layout=built.layout,
             engine=_engine_thread(stack, built, sealer, StepMetrics(metrics, throughput), state, clock),
+            grammars=_grammar_compiler(stack, built, settings, role),
             transfers=_transfer_thread(stack, transport, on_notice),
             sealer=sealer,
             throughput=throughput,
@@ -261,6 +264,15 @@ def _engine_thread(
     engine = EngineThread(built.engine, clock=clock, seal=sealer.seal, on_step=on_step, on_defect=state.break_down)
     stack.push_async_callback(engine.close, _CLOSE_TIMEOUT_S)
     return engine
+
+
+def _grammar_compiler(stack: AsyncExitStack, built: Built, settings: WorkerSettings, role: Role) -> GrammarCompiler:
+    """Grammars are tried where requests come in; a prefill worker is asked for what its decode worker has compiled."""
+    setup = GrammarSetup(built.card.tokenizer_json, built.card.vocab_size, built.card.eos_token_ids)
+    trial = TrialProcess(setup, timeout_s=settings.grammar_timeout_s) if role is Role.DECODE else None
+    grammars = GrammarCompiler(built.grammars, trial)
+    stack.push_async_callback(grammars.close)
+    return grammars
 
 
 def _transport(built: Built, settings: WorkerSettings, secret: bytes) -> Transport:

@@ -14,6 +14,7 @@ from services.telemetry.clock import Clock
 from services.transfer.loop import TransferThread
 from services.worker.convert import load_to_message
 from services.worker.engine_thread import EngineThread
+from services.worker.grammar_compiler import GrammarCompiler
 from services.worker.seal import Sealer
 from services.worker.throughput import Throughput
 
@@ -37,6 +38,7 @@ class Node:
         card: ModelCard,
         layout: KVLayout,
         engine: EngineThread,
+        grammars: GrammarCompiler,
         transfers: TransferThread,
         sealer: Sealer,
         throughput: Throughput,
@@ -47,6 +49,7 @@ class Node:
         self.card = card
         self.layout = layout
         self.engine = engine
+        self.grammars = grammars
         self.transfers = transfers
         self.sealer = sealer
         self.throughput = throughput

@@ -271,7 +271,7 @@ async def world(
     decode = DecodeTwin()
     registry = MemoryRegistry(clock, lease_s=1e9)
     view = MemberView(registry, clock)
-    listed = [member("d1"), member("p1", Role.PREFILL)] if members is None else members
+    listed = [member("d1", model=model), member("p1", Role.PREFILL, model)] if members is None else members
     for each in listed:
         await registry.join(each, model or card())
     await view.refresh()

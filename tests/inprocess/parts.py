@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry
 from services.cluster.registry import Role
 from services.decode.arrivals import Arrivals
 from services.engine.engine import Engine
+from services.engine.grammar import Grammars
 from services.engine.limits import SchedulerConfig
 from services.engine.sampler import BatchSampler
 from services.engine.scheduler import Scheduler
@@ -22,6 +23,7 @@ from services.transfer.inproc import InProcessFabric, InProcessTransport
 from services.transfer.loop import NoticeHandler, TransferThread
 from services.transfer.memory import KVMemory, allocate
 from services.worker.engine_thread import EngineThread
+from services.worker.grammar_compiler import GrammarCompiler
 from services.worker.node import Node
 from services.worker.seal import Sealer
 from services.worker.settings import WorkerSettings
@@ -44,6 +46,7 @@ class Shape:
     max_step_tokens: int = 8
     """Two blocks, so that prompts have many chunks."""
     max_running: int = 64
+    grammars: Grammars = field(default_factory=FakeGrammars)
 
 
 def new_metrics() -> tuple[WorkerMetrics, CollectorRegistry]:
@@ -85,7 +88,7 @@ def build(parts: Parts, fabric: InProcessFabric, on_notice: NoticeHandler) -> Bu
     model = HashModel(memory, shape.slot_bytes)
     sealer, throughput = Sealer(memory.block, enabled=parts.settings.payload_digests), Throughput()
     engine = EngineThread(
-        Engine(model, BatchSampler(FakeGrammars()), _scheduler(parts)),
+        Engine(model, BatchSampler(), _scheduler(parts)),
         clock=clock,
         seal=sealer.seal,
         on_step=StepMetrics(parts.metrics, throughput),
@@ -102,6 +105,7 @@ def build(parts: Parts, fabric: InProcessFabric, on_notice: NoticeHandler) -> Bu
         card=_card(shape),
         layout=shape.layout,
         engine=engine,
+        grammars=GrammarCompiler(shape.grammars),
         transfers=transfers,
         sealer=sealer,
         throughput=throughput,

@@ -13,7 +13,6 @@ from services.errors import ContextLengthExceeded
 from services.gateway.models import ServedModel
 from services.gateway.runs.binding import Binding, Rendering, context_ids
 from services.gateway.runs.turns import ChatMessage, HistoryEntry, TurnPlan
-from services.gateway.text.tokenizer import Messages
 
 KEPT_NUMERATOR, KEPT_DENOMINATOR = 3, 4
 _MESSAGE_TOKENS = 8
@@ -130,7 +129,7 @@ class PromptBuilder:
         if self._rules.instructions:
             messages.insert(0, {"role": "system", "content": self._rules.instructions})
         try:
-            rendering = Rendering(self._model.tokenizer.render_conversation(messages, self._render))
+            rendering = Rendering(self._model.render_conversation(messages))
         except ContextLengthExceeded:  # too long to be rendered, whatever its tokens
             return None
         if len(rendering.text) > self._model.tokenizer.max_characters:
@@ -139,9 +138,6 @@ class PromptBuilder:
         if len(token_ids) > self._rules.budget:
             return None
         return Prompt(token_ids, rendering, base, num_base_tokens, entries[0].message_id if entries else None)
-
-    def _render(self, messages: Messages) -> str:
-        return self._model.chat_template().render(messages)
 
     def _encoded(
         self, entries: Sequence[HistoryEntry], rendering: Rendering

@@ -13,6 +13,7 @@ from services.gateway.runs.turns import HistoryEntry
 from services.gateway.text.meter import RenderLimits
 from services.gateway.text.template import ChatTemplate
 from services.gateway.text.tokenizer import ModelTokenizer
+from services.gateway.tools.formats import DEFAULT
 from services.telemetry.clock import ManualClock
 from tests.gateway.twins import CHAT_ML, END_ID, card, tokens
 
@@ -24,7 +25,9 @@ def served(template: str = CHAT_ML) -> ServedModel:
     model = card(context_length=4096, chat_template=template)
     limits = RenderLimits(100_000, timeout_s=60.0)
     chat = ChatTemplate(template, model.special_tokens, ManualClock(), limits)
-    return ServedModel(model, ModelTokenizer(model), chat, Requirements(model.fingerprint, 1))
+    return ServedModel(
+        model, ModelTokenizer(model), chat, Requirements(model.fingerprint, 1), DEFAULT, tells_tools=False
+    )
 
 
 def entry(number: int, text: str, binding: Binding | None = None) -> HistoryEntry:
