@@ -23,7 +23,7 @@ from services.gateway.runs.held import HeldRun, LeaseTerms, Writing
 from services.gateway.runs.job import Job
 from services.gateway.runs.lifecycle import ENDS, Body
 from services.gateway.runs.operations import ClaimThread, ForgetRun, TakeRun, WriteRun
-from services.gateway.runs.storage import ProjectRuns, RunStorage
+from services.gateway.runs.storage import RunStorage
 from services.gateway.runs.turns import Turns
 from services.gateway.store.changes import Create, Operation
 from services.gateway.store.kinds import THREAD, Ref
