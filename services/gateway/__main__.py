@@ -67,6 +67,9 @@ from services.telemetry.defects import count_defects
 from services.telemetry.logs import configure_logging, get_logger
 from services.telemetry.metrics import GatewayMetrics, process_registry
 
+Follower = tuple[str, Callable[[], Coroutine[None, None, None]]]
+"""What runs beside the server, and its name."""
+
 _log = get_logger(__name__)
 
 
@@ -133,10 +136,8 @@ def build(settings: GatewaySettings, around: Surroundings) -> Gateway:
     _watch(metrics, admission, around.view)
     suspects = Suspects(clock, settings.suspect_s)
     generation = _generation(settings, around, suspects)
-    turns = around.turns(
-        TurnServices(catalog, threads, admission, generation, observer, recorder, settings.default_max_tokens)
-    )
-    runs, sweeper = _runs(settings, around, turns, drain)
+    making = TurnServices(catalog, threads, admission, generation, observer, recorder, settings.default_max_tokens)
+    runs, sweeper = _runs(settings, around, making, drain)
     openai = OpenAIServices(
         entrance=_entrance(settings, keys, clock),
         catalog=catalog,
@@ -214,7 +215,9 @@ def _generation(settings: GatewaySettings, around: Surroundings, suspects: Suspe
     return GenerationServices(router, around.client, around.clock, limits)
 
 
-def _runs(settings: GatewaySettings, around: Surroundings, turns: Turns, drain: Drain) -> tuple[RunParts, Sweeper]:
+def _runs(
+    settings: GatewaySettings, around: Surroundings, services: TurnServices, drain: Drain
+) -> tuple[RunParts, Sweeper]:
     storage, feed = RunStorage(around.objects), Feed()
     terms = LeaseTerms(
         owner=secrets.token_hex(8),
@@ -223,7 +226,7 @@ def _runs(settings: GatewaySettings, around: Surroundings, turns: Turns, drain: 
         retention_s=settings.event_retention_s,
     )
     limits = ExecutionLimits(flush_s=settings.run_flush_s, patience_s=settings.run_patience_s)
-    service = Runs(RunServices(storage, feed, turns, terms, limits, around.metrics.runs_taken.inc))
+    service = Runs(RunServices(storage, feed, around.turns(services), terms, limits, around.metrics.runs_taken.inc))
     around.metrics.runs_held.set_function(lambda: len(service.held()))
     reader = EventReader(storage, feed, service.is_here, wait_s=min(1.0, settings.redis_timeout_s / 2))
     parts = RunParts(service, reader, settings.run_expiry_s, settings.queue_runs)
@@ -285,19 +288,22 @@ async def run(settings: GatewaySettings) -> None:
         stack.push_async_callback(gateway.shares.close)
         stack.push_async_callback(gateway.runs.close)
         closing = ("channels", lambda: tell_addresses(view, channels.keep_only))
-        for name, follow in (*_followers(gateway, settings), closing):
-            following = Background(name, _log, clock)
-            following.start(follow)
-            stack.push_async_callback(following.close)
+        _start((*_followers(gateway, settings), closing), stack, clock)
         await stack.enter_async_context(
             serve_admin(settings.admin_host, settings.admin_port, around.registry, gateway.readiness)
         )
         await HttpServer(gateway.app, settings, gateway.drain).run()
 
 
-def _followers(
-    gateway: Gateway, settings: GatewaySettings
-) -> tuple[tuple[str, Callable[[], Coroutine[None, None, None]]], ...]:
+def _start(followers: Sequence[Follower], stack: AsyncExitStack, clock: Clock) -> None:
+    """Run something beside the server until ``stack`` is left."""
+    for name, follow in followers:
+        following = Background(name, _log, clock)
+        following.start(follow)
+        stack.push_async_callback(following.close)
+
+
+def _followers(gateway: Gateway, settings: GatewaySettings) -> tuple[Follower, ...]:
     """Return what runs beside the server, by name."""
     return (
         ("model catalog", gateway.catalog.follow),

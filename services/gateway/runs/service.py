@@ -23,7 +23,7 @@ from services.gateway.runs.held import HeldRun, LeaseTerms, Writing
 from services.gateway.runs.job import Job
 from services.gateway.runs.lifecycle import ENDS, Body
 from services.gateway.runs.operations import ClaimThread, ForgetRun, TakeRun, WriteRun
-from services.gateway.runs.storage import ProjectRuns, RunStorage
+from services.gateway.runs.storage import RunStorage
 from services.gateway.runs.turns import Turns
 from services.gateway.store.changes import Create, Operation
 from services.gateway.store.kinds import THREAD, Ref
@@ -128,7 +128,19 @@ class Runs:
         dones = await runs.objects.apply(operations)
         _log.event("run.created", run=new.ref.id, thread=new.thread_ref.id, project=project)
         if not dones[operations.index(claim)].details["waits"]:
-            self._work_on(self._held(runs, new.ref, new.body, job, fence=1, last_event=entries[-1].number, version=1))
+            last_event = entries[-1].number
+            held = HeldRun(
+                runs,
+                self._terms,
+                self._feed,
+                new.ref,
+                new.body,
+                job,
+                fence=1,
+                last_event=last_event,
+                versions={new.ref: 1},
+            )
+            self._work_on(held)
 
     async def take(self, project: str, run: Ref, *, is_forced: bool = False) -> HeldRun:
         """Become the gateway that holds a run; whoever held it can write no more.
@@ -144,15 +156,16 @@ class Runs:
         [done] = await runs.objects.apply([take])
         record = await runs.objects.get(run, with_private=True)
         state = await runs.log_state(run)
-        last_event = state.last_event if state is not None else 0
-        return self._held(
+        return HeldRun(
             runs,
+            self._terms,
+            self._feed,
             run,
             record.body,
             Job.from_bytes(record.private),
             fence=int(done.details["fence"]),
-            last_event=last_event,
-            version=record.version,
+            last_event=state.last_event if state is not None else 0,
+            versions={run: record.version},
         )
 
     async def work_on_due(self, project: str, run: Ref) -> None:
@@ -237,11 +250,6 @@ class Runs:
     async def close(self) -> None:
         """Stop working on all runs; other gateways continue them."""
         await end_all([*(work.task for work in self._working.values()), *self._mending])
-
-    def _held(
-        self, runs: ProjectRuns, ref: Ref, body: Body, job: Job, *, fence: int, last_event: int, version: int
-    ) -> HeldRun:
-        return HeldRun(runs, self._terms, self._feed, ref, body, job, fence, last_event, {ref: version})
 
     def _work_on(self, held: HeldRun) -> None:
         key = (held.runs.project, held.ref)

@@ -10,7 +10,7 @@ import orjson
 from services.gateway.runs.lifecycle import PAUSES
 from tests.gateway.twins import MODEL, World
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 
 
 @dataclass(frozen=True)
