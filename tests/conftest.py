@@ -21,7 +21,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--chaos-long",
         action="store_true",
-        help="run what is marked chaos_long: minutes of faults (docs/reliability.md)",
+        help="run the long forms only, and nothing that has none: minutes of faults (docs/reliability.md)",
     )
     parser.addoption("--chaos-seconds", type=float, default=600.0, help="how long random chaos lasts")
     parser.addoption("--chaos-step", default="", help="kill only at protocol steps whose name has this in it")
@@ -36,10 +36,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--chaos-long"):
-        return
-    left_out = [item for item in items if item.get_closest_marker("chaos_long")]
+        left_out = [item for item in items if not _has_long_form(item)]
+    else:
+        left_out = [item for item in items if item.get_closest_marker("chaos_long")]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
+
+
+def _has_long_form(item: pytest.Item) -> bool:
+    """Whether a test runs with ``--chaos-long`` alone, or longer with it."""
+    return item.get_closest_marker("chaos_long") is not None or "budget" in getattr(item, "fixturenames", ())
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
