@@ -28,12 +28,16 @@ from services.gateway.admission.limits import AdmissionLimits
 from services.gateway.admission.redis_ledger import RedisShareLedger
 from services.gateway.admission.shares import Shares
 from services.gateway.answers import Answers
+from services.gateway.apis.openai.files.files import end_file
+from services.gateway.apis.openai.files.uploads import end_upload
 from services.gateway.apis.openai.service import OpenAILimits, OpenAIServices
 from services.gateway.app import AppParts, create_app
 from services.gateway.auth import Authenticator, KnownKeys
 from services.gateway.decode_client import DecodeClient, GrpcDecodeClient
 from services.gateway.drain import Drain
 from services.gateway.entrance import Entrance
+from services.gateway.files.storage import FileStorage
+from services.gateway.files.upkeep import Upkeep
 from services.gateway.generation import GenerationLimits, GenerationServices
 from services.gateway.health_client import GrpcHealthClient
 from services.gateway.keys import KeyStore, RedisKeyStore
@@ -46,6 +50,7 @@ from services.gateway.routing.router import Router
 from services.gateway.routing.suspects import Suspects
 from services.gateway.server import HttpServer
 from services.gateway.settings import GatewaySettings
+from services.gateway.store.kinds import FILE, UPLOAD
 from services.gateway.store.object_store import ObjectStore
 from services.gateway.text.threads import TextThreads
 from services.gateway.timeline import RedisTimelineStore, TimelineStore
@@ -91,6 +96,8 @@ class Gateway:
     readiness: Readiness
     drain: Drain
     probing: Probing
+    files: FileStorage
+    upkeep: Upkeep
 
 
 def build(settings: GatewaySettings, around: Surroundings) -> Gateway:
@@ -117,6 +124,7 @@ def build(settings: GatewaySettings, around: Surroundings) -> Gateway:
     readiness = Readiness(around.view, drain)
     _watch(metrics, admission, around.view)
     suspects = Suspects(clock, settings.suspect_s)
+    files = FileStorage(around.objects)
     openai = OpenAIServices(
         entrance=_entrance(settings, keys, clock),
         catalog=catalog,
@@ -125,6 +133,7 @@ def build(settings: GatewaySettings, around: Surroundings) -> Gateway:
         recorder=recorder,
         limits=_limits(settings),
         objects=around.objects,
+        files=files,
         is_lenient=settings.lenient_objects,
     )
     parts = AppParts(
@@ -134,11 +143,18 @@ def build(settings: GatewaySettings, around: Surroundings) -> Gateway:
         drain=drain,
         clock=clock,
         max_body_bytes=settings.max_body_bytes,
+        max_file_bytes=settings.max_file_bytes,
         max_open_requests=settings.max_open_requests,
         admin=admin_routes(around.registry, readiness) if settings.serve_admin_on_main else None,
     )
     probing = Probing(suspects, around.view, around.health, clock, pause_s=settings.suspect_s)
-    return Gateway(create_app(parts), catalog, keys, recorder, shares, readiness, drain, probing)
+    return Gateway(
+        create_app(parts), catalog, keys, recorder, shares, readiness, drain, probing, files, _upkeep(files, around)
+    )
+
+
+def _upkeep(files: FileStorage, around: Surroundings) -> Upkeep:
+    return Upkeep(files, {FILE: end_file, UPLOAD: end_upload}, around.clock, around.random)
 
 
 def _entrance(settings: GatewaySettings, keys: KnownKeys, clock: Clock) -> Entrance:
@@ -157,6 +173,7 @@ def _limits(settings: GatewaySettings) -> OpenAILimits:
         silent_start_s=settings.queue_timeout_s + settings.keep_alive_s,
         keep_alive_s=settings.keep_alive_s,
         send_timeout_s=settings.send_timeout_s,
+        max_file_bytes=settings.max_file_bytes,
     )
 
 
@@ -245,7 +262,7 @@ async def run(settings: GatewaySettings) -> None:
         gateway = build(settings, around)
         await stack.enter_async_context(gateway.recorder)
         stack.push_async_callback(gateway.shares.close)
-        for name, follow in _followers(gateway):
+        for name, follow in _followers(gateway, settings):
             following = Background(name, _log)
             following.start(follow)
             stack.push_async_callback(following.close)
@@ -255,13 +272,16 @@ async def run(settings: GatewaySettings) -> None:
         await HttpServer(gateway.app, settings, gateway.drain).run()
 
 
-def _followers(gateway: Gateway) -> tuple[tuple[str, Callable[[], Coroutine[None, None, None]]], ...]:
+def _followers(
+    gateway: Gateway, settings: GatewaySettings
+) -> tuple[tuple[str, Callable[[], Coroutine[None, None, None]]], ...]:
     """Return what runs beside the server, by name."""
     return (
         ("model catalog", gateway.catalog.follow),
         ("keys", gateway.keys.follow),
         ("shares", gateway.shares.follow),
         ("probing", gateway.probing.follow),
+        ("upkeep", lambda: gateway.upkeep.follow(settings.upkeep_interval_s)),
     )
 
 

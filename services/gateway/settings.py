@@ -38,6 +38,10 @@ class GatewaySettings(TlsSettings):
     """Largest accepted request body."""
     body_timeout_s: float = Field(default=30.0, gt=0)
     """Longest wait for the whole body of a request before 408."""
+    max_file_bytes: int = Field(default=512 * 2**20, gt=0)
+    """Largest file, and largest sum of an upload's parts; files are kept in Redis, which has them in memory."""
+    upkeep_interval_s: float = Field(default=5.0, gt=0)
+    """How often files, uploads and vector stores whose time is over are looked for."""
     max_choices: int = Field(default=128, gt=0)
     """Most sequences that one request may ask for (prompts times n)."""
     default_max_tokens: int = Field(default=4096, gt=0)

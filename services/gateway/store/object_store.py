@@ -35,11 +35,12 @@ class ObjectStore:
     """The objects of all projects."""
 
     def __init__(self, state: RedisState) -> None:
-        self._state = state
+        self.state = state
+        """For what is kept beside objects."""
 
     def of(self, project: str) -> "Objects":
         """Return the objects of one project; no others can be reached through them."""
-        return Objects(self._state, project)
+        return Objects(self.state, project)
 
 
 class Objects:

@@ -82,6 +82,7 @@ class ObjectEndpoint:
         *,
         label: tuple[str, str] | None = None,
         max_limit: int = MAX_PAGE,
+        default_limit: int = DEFAULT_PAGE,
     ) -> Query:
         """Return the page that the parameters of a list ask for.
 
@@ -90,13 +91,13 @@ class ObjectEndpoint:
         """
         params = request.query_params
         order = _order(params.get("order") or "desc")
-        limit = self._limit(params.get("limit"), max_limit)
+        limit = self._limit(params.get("limit"), max_limit, default_limit)
         cursors = {name: self._named(kind, params[name], name).id for name in ("after", "before") if params.get(name)}
         return Query(kind, parent, label, limit, order, cursors.get("after"), cursors.get("before"))
 
-    def _limit(self, text: str | None, most: int) -> int:
+    def _limit(self, text: str | None, most: int, default: int) -> int:
         if not text:
-            return DEFAULT_PAGE
+            return default
         try:
             limit = int(text)
         except ValueError:

@@ -7,6 +7,7 @@ from starlette.responses import Response
 from services.gateway.apis.openai.assistants.routes import assistants_routes
 from services.gateway.apis.openai.chat import ChatCompletions
 from services.gateway.apis.openai.completions import Completions
+from services.gateway.apis.openai.files.routes import files_routes
 from services.gateway.apis.openai.models import Models
 from services.gateway.apis.openai.service import OpenAIServices
 from services.gateway.replies import JsonReply
@@ -28,4 +29,5 @@ def openai_routes(services: OpenAIServices) -> APIRouter:
     router.add_api_route("/models/{name:path}", models.get, methods=["GET"])
     router.add_api_route("/requests/{request_id}/timeline", timeline, methods=["GET"])
     router.include_router(assistants_routes(services))
+    router.include_router(files_routes(services))
     return router
