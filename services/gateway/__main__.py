@@ -28,16 +28,14 @@ from services.gateway.admission.limits import AdmissionLimits
 from services.gateway.admission.redis_ledger import RedisShareLedger
 from services.gateway.admission.shares import Shares
 from services.gateway.answers import Answers
-from services.gateway.apis.openai.files.files import end_file
-from services.gateway.apis.openai.files.uploads import end_upload
 from services.gateway.apis.openai.service import OpenAILimits, OpenAIServices
 from services.gateway.app import AppParts, create_app
 from services.gateway.auth import Authenticator, KnownKeys
 from services.gateway.decode_client import DecodeClient, GrpcDecodeClient
 from services.gateway.drain import Drain
+from services.gateway.embeddings.client import EmbeddingClient, GrpcEmbeddingClient
 from services.gateway.entrance import Entrance
-from services.gateway.files.storage import FileStorage
-from services.gateway.files.upkeep import Upkeep
+from services.gateway.file_services import FileServices, build_file_services
 from services.gateway.generation import GenerationLimits, GenerationServices
 from services.gateway.health_client import GrpcHealthClient
 from services.gateway.keys import KeyStore, RedisKeyStore
@@ -50,7 +48,6 @@ from services.gateway.routing.router import Router
 from services.gateway.routing.suspects import Suspects
 from services.gateway.server import HttpServer
 from services.gateway.settings import GatewaySettings
-from services.gateway.store.kinds import FILE, UPLOAD
 from services.gateway.store.object_store import ObjectStore
 from services.gateway.text.threads import TextThreads
 from services.gateway.timeline import RedisTimelineStore, TimelineStore
@@ -71,6 +68,7 @@ class Surroundings:
 
     view: ClusterView
     client: DecodeClient
+    embedder: EmbeddingClient
     health: HealthClient
     keys: KeyStore
     timelines: TimelineStore
@@ -96,8 +94,7 @@ class Gateway:
     readiness: Readiness
     drain: Drain
     probing: Probing
-    files: FileStorage
-    upkeep: Upkeep
+    files: FileServices
 
 
 def build(settings: GatewaySettings, around: Surroundings) -> Gateway:
@@ -124,7 +121,7 @@ def build(settings: GatewaySettings, around: Surroundings) -> Gateway:
     readiness = Readiness(around.view, drain)
     _watch(metrics, admission, around.view)
     suspects = Suspects(clock, settings.suspect_s)
-    files = FileStorage(around.objects)
+    files = _files(settings, around)
     openai = OpenAIServices(
         entrance=_entrance(settings, keys, clock),
         catalog=catalog,
@@ -148,13 +145,13 @@ def build(settings: GatewaySettings, around: Surroundings) -> Gateway:
         admin=admin_routes(around.registry, readiness) if settings.serve_admin_on_main else None,
     )
     probing = Probing(suspects, around.view, around.health, clock, pause_s=settings.suspect_s)
-    return Gateway(
-        create_app(parts), catalog, keys, recorder, shares, readiness, drain, probing, files, _upkeep(files, around)
+    return Gateway(create_app(parts), catalog, keys, recorder, shares, readiness, drain, probing, files)
+
+
+def _files(settings: GatewaySettings, around: Surroundings) -> FileServices:
+    return build_file_services(
+        settings, around.view, around.embedder, around.objects, around.executor, around.clock, around.random
     )
-
-
-def _upkeep(files: FileStorage, around: Surroundings) -> Upkeep:
-    return Upkeep(files, {FILE: end_file, UPLOAD: end_upload}, around.clock, around.random)
 
 
 def _entrance(settings: GatewaySettings, keys: KnownKeys, clock: Clock) -> Entrance:
@@ -174,6 +171,7 @@ def _limits(settings: GatewaySettings) -> OpenAILimits:
         keep_alive_s=settings.keep_alive_s,
         send_timeout_s=settings.send_timeout_s,
         max_file_bytes=settings.max_file_bytes,
+        max_embedding_tokens=settings.max_embedding_tokens,
     )
 
 
@@ -248,6 +246,7 @@ async def run(settings: GatewaySettings) -> None:
         around = Surroundings(
             view=view,
             client=GrpcDecodeClient(channels),
+            embedder=GrpcEmbeddingClient(channels),
             health=GrpcHealthClient(channels),
             keys=RedisKeyStore(state, clock),
             timelines=RedisTimelineStore(state, settings.timeline_ttl_s),
@@ -262,7 +261,7 @@ async def run(settings: GatewaySettings) -> None:
         gateway = build(settings, around)
         await stack.enter_async_context(gateway.recorder)
         stack.push_async_callback(gateway.shares.close)
-        for name, follow in _followers(gateway, settings):
+        for name, follow in (*_followers(gateway), *gateway.files.followers(settings)):
             following = Background(name, _log)
             following.start(follow)
             stack.push_async_callback(following.close)
@@ -272,16 +271,13 @@ async def run(settings: GatewaySettings) -> None:
         await HttpServer(gateway.app, settings, gateway.drain).run()
 
 
-def _followers(
-    gateway: Gateway, settings: GatewaySettings
-) -> tuple[tuple[str, Callable[[], Coroutine[None, None, None]]], ...]:
+def _followers(gateway: Gateway) -> tuple[tuple[str, Callable[[], Coroutine[None, None, None]]], ...]:
     """Return what runs beside the server, by name."""
     return (
         ("model catalog", gateway.catalog.follow),
         ("keys", gateway.keys.follow),
         ("shares", gateway.shares.follow),
         ("probing", gateway.probing.follow),
-        ("upkeep", lambda: gateway.upkeep.follow(settings.upkeep_interval_s)),
     )
 
 

@@ -20,6 +20,7 @@ from services.cluster.view import MemberView
 from services.errors import TandemError
 from services.gateway.__main__ import Gateway, Surroundings, build
 from services.gateway.admission.ledger import MemoryShareLedger
+from services.gateway.embeddings.client import EmbeddingClient
 from services.gateway.keys import MemoryKeyStore
 from services.gateway.redis_state import RedisState
 from services.gateway.settings import GatewaySettings
@@ -30,6 +31,7 @@ from services.rpc import tandem_pb2 as pb
 from services.rpc.versions import PROTOCOL_VERSION
 from services.telemetry.clock import ManualClock
 from services.telemetry.metrics import GatewayMetrics
+from tests.gateway.embedding_twin import EmbeddingTwin
 
 CHAT_ML = (
     "{% for message in messages %}"
@@ -260,10 +262,12 @@ async def world(
     model: ModelCard | None = None,
     client_host: str = "127.0.0.1",
     objects: ObjectStore | None = None,
+    embedder: EmbeddingClient | None = None,
+    clock: ManualClock | None = None,
     **changes: Any,
 ) -> AsyncIterator[World]:
     """A running gateway; ``changes`` are settings."""
-    clock = ManualClock()
+    clock = clock or ManualClock()
     decode = DecodeTwin()
     registry = MemoryRegistry(clock, lease_s=1e9)
     view = MemberView(registry, clock)
@@ -276,6 +280,7 @@ async def world(
         around = Surroundings(
             view=view,
             client=decode,
+            embedder=embedder or EmbeddingTwin(),
             health=decode,
             keys=keys,
             timelines=timelines,

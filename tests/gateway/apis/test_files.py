@@ -55,7 +55,7 @@ async def test_an_empty_file_is_a_file(w: World) -> None:
 
 async def test_large_files_go_to_redis_in_chunks(w: World) -> None:
     file = await made(w, b"x" * (2 * CHUNK_BYTES + 1))
-    state = w.gateway.files.of("default").state
+    state = w.gateway.files.storage.of("default").state
     keys = {key for key in await stored_keys(state) if "bytes." in key}
     async with state.reaching() as client:
         lengths = sorted([await client.strlen(key) for key in keys])
@@ -66,7 +66,7 @@ async def test_large_files_go_to_redis_in_chunks(w: World) -> None:
 
 
 async def test_a_deleted_file_leaves_nothing(w: World) -> None:
-    state = w.gateway.files.of("default").state
+    state = w.gateway.files.storage.of("default").state
     file = await made(w)
     path = f"/v1/files/{file['id']}"
 
@@ -104,7 +104,8 @@ async def test_lists_have_one_purpose_if_it_is_named(w: World) -> None:
         ({"extra": "1"}, "Unknown parameter: 'extra'.", "extra", "unknown_parameter"),
         (
             {"expires_after[anchor]": "created_at", "expires_after[seconds]": "5"},
-            "Invalid 'expires_after.seconds': integer below minimum value. Expected a value >= 3600, but got 5 instead.",
+            "Invalid 'expires_after.seconds': integer below minimum value. Expected a value >= 3600, but got 5 "
+            "instead.",
             "expires_after.seconds",
             "integer_below_min_value",
         ),
@@ -119,8 +120,8 @@ async def test_lists_have_one_purpose_if_it_is_named(w: World) -> None:
 async def test_fields_are_checked(w: World, fields: dict[str, str], message: str, param: str, code: str) -> None:
     expected = {"message": message, "type": "invalid_request_error", "param": param, "code": code}
 
-    assert refusal(await sent(w, **fields)) == (400, expected)
-    assert not [key for key in await stored_keys(w.gateway.files.of("default").state) if "staged" in key]
+    assert refusal(await sent(w, b"x", "a.txt", **fields)) == (400, expected)
+    assert not [key for key in await stored_keys(w.gateway.files.storage.of("default").state) if "staged" in key]
 
 
 async def test_forms_without_a_file_are_refused(w: World) -> None:
@@ -170,27 +171,27 @@ async def _endless() -> AsyncIterator[bytes]:
 
 async def test_files_end_when_their_time_is_over(w: World) -> None:
     expiry = {"expires_after[anchor]": "created_at", "expires_after[seconds]": "3600"}
-    short, batch, kept = await made(w, **expiry), await made(w, purpose="batch"), await made(w)
-    deleted = await made(w, **expiry)
+    short, batch, kept = await made(w, b"x", "a.txt", **expiry), await made(w, purpose="batch"), await made(w)
+    deleted = await made(w, b"x", "a.txt", **expiry)
     await w.client.delete(f"/v1/files/{deleted['id']}")
 
     assert (short["expires_at"], batch["expires_at"]) == (short["created_at"] + 3600, batch["created_at"] + 2_592_000)
     w.clock.advance(3599)
-    await w.gateway.upkeep.sweep()
+    await w.gateway.files.upkeep.sweep()
     assert await ids(w, "/v1/files", order="asc") == [short["id"], batch["id"], kept["id"]]
     w.clock.advance(2)
-    await w.gateway.upkeep.sweep()
+    await w.gateway.files.upkeep.sweep()
     assert await ids(w, "/v1/files", order="asc") == [batch["id"], kept["id"]]
     w.clock.advance(2_592_000)
-    await w.gateway.upkeep.sweep()
+    await w.gateway.files.upkeep.sweep()
     assert await ids(w, "/v1/files") == [kept["id"]]
-    assert await w.gateway.files.of("default").expired(10**15, 10) == []
+    assert await w.gateway.files.storage.of("default").expired(10**15, 10) == []
 
 
 async def test_files_belong_to_the_project_of_their_key(w: World) -> None:
     keys = [await w.keys.create(project) for project in ("one", "two")]
     own, other = ({"authorization": f"Bearer {key}"} for key in keys)
-    form = {"purpose": (None, "assistants"), "file": ("a", b"x")}
+    form: dict[str, tuple[str | None, bytes]] = {"purpose": (None, b"assistants"), "file": ("a", b"x")}
     file = (await w.client.post("/v1/files", files=form, headers=own)).json()
 
     assert (await w.client.get(f"/v1/files/{file['id']}/content", headers=own)).content == b"x"

@@ -39,7 +39,7 @@ async def completed(w: World, upload: dict[str, Any], part_ids: list[str], **fie
 
 
 async def part_keys(w: World) -> set[str]:
-    return {key for key in await stored_keys(w.gateway.files.of("default").state) if "part" in key}
+    return {key for key in await stored_keys(w.gateway.files.storage.of("default").state) if "part" in key}
 
 
 async def test_parts_become_a_file_in_the_order_of_their_names(w: World) -> None:
@@ -118,7 +118,7 @@ async def test_an_upload_that_is_not_completed_in_time_expires(w: World) -> None
     w.clock.advance(3600)
 
     assert "has status 'expired'" in refusal(await completed(w, upload, []))[1]["message"]
-    await w.gateway.upkeep.sweep()
+    await w.gateway.files.upkeep.sweep()
     assert await part_keys(w) == set()
     assert "has status 'expired'" in refusal(await completed(w, upload, []))[1]["message"]
     assert "has status 'completed'" in refusal(await completed(w, done, []))[1]["message"]

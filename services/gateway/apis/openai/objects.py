@@ -1,6 +1,6 @@
 """What all endpoints of stored objects share: callers, ids in paths, list parameters, envelopes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -119,13 +119,17 @@ def included(request: Request) -> frozenset[str]:
 
 def listed(page: Page) -> dict[str, Any]:
     """Return the envelope of a page."""
-    bodies = [record.body for record in page.records]
+    return listed_bodies([record.body for record in page.records], has_more=page.has_more)
+
+
+def listed_bodies(bodies: Sequence[Mapping[str, Any]], *, has_more: bool) -> dict[str, Any]:
+    """Return the envelope of objects as they are shown."""
     return {
         "object": "list",
         "data": bodies,
         "first_id": bodies[0]["id"] if bodies else None,
         "last_id": bodies[-1]["id"] if bodies else None,
-        "has_more": page.has_more,
+        "has_more": has_more,
     }
 
 

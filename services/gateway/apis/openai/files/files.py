@@ -16,7 +16,8 @@ from services.gateway.files.forms import Form, FormReader, nested
 from services.gateway.files.operations import AdoptBytes, ExpireAt
 from services.gateway.files.storage import ProjectFiles, StoredBytes
 from services.gateway.replies import JsonReply
-from services.gateway.store.changes import Create, Delete, Operation
+from services.gateway.search.stores import file_deletion
+from services.gateway.store.changes import Create, Operation
 from services.gateway.store.kinds import FILE, Ref
 from services.gateway.store.records import Record
 from services.gateway.validation import ClosedBody, parse_body
@@ -47,7 +48,7 @@ class FileEndpoint(ObjectEndpoint):
     """Base of the endpoints that take files."""
 
     def _files(self, call: Call) -> ProjectFiles:
-        return self._services.files.of(call.exchange.project)
+        return self._services.files.storage.of(call.exchange.project)
 
     async def _form(self, request: Request, name: str, staged: StagedBytes) -> Form:
         """Read a form; its file goes to ``staged``."""
@@ -68,7 +69,7 @@ class Files(FileEndpoint):
         try:
             form = await self._form(request, "file", staged)
             body = parse_body(CreateFile, orjson.dumps(nested(form.fields)))
-            await self._services.files.register(call.exchange.project)
+            await self._services.files.storage.register(call.exchange.project)
             ref = FILE.new_ref()
             expires_at = expiry_of(body.purpose, body.expires_after, call.exchange.created)
             shown = file_json(ref, call.exchange.created, form.filename, staged.num_bytes, body.purpose, expires_at)
@@ -96,7 +97,7 @@ class Files(FileEndpoint):
         """Delete a file."""
         call = await self._call(request)
         ref = self._ref(request, FILE)
-        await call.objects.delete(ref)
+        await call.objects.apply(await file_deletion(self._files(call), ref))
         return JsonReply({"id": ref.id, "object": "file", "deleted": True})
 
     async def content(self, request: Request) -> Response:
@@ -147,8 +148,3 @@ def file_json(
         "status": "processed",
     }
     return shown if expires_at is None else {**shown, "expires_at": expires_at}
-
-
-async def end_file(files: ProjectFiles, ref: Ref) -> None:
-    """Delete a file whose time is over."""
-    await files.objects.apply([ExpireAt(ref, None), Delete(ref)])

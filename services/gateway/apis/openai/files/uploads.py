@@ -13,19 +13,18 @@ from services.errors import InvalidRequest, ObjectRefused
 from services.gateway.apis.openai.files.files import FileEndpoint, FileExpiry, Purpose, expiry_of, file_json, new_file
 from services.gateway.apis.openai.objects import Call
 from services.gateway.files.blobs import adopted_names
+from services.gateway.files.endings import part_deletions
 from services.gateway.files.operations import AdoptBytes, ExpireAt
 from services.gateway.files.storage import ProjectFiles, StoredBytes
 from services.gateway.problems import above_maximum
 from services.gateway.replies import JsonReply
-from services.gateway.store.changes import Create, Delete, Operation, Update
+from services.gateway.store.changes import Create, Operation, Update
 from services.gateway.store.kinds import FILE, UPLOAD, UPLOAD_PART, Ref
-from services.gateway.store.object_store import Objects
-from services.gateway.store.records import Query, Record
+from services.gateway.store.records import Record
 from services.gateway.validation import ClosedBody
 
 MAX_PARTS = 10_000
 UPLOAD_LIFE_S = 3600
-_PAGE = 1000
 
 
 class CreateUpload(ClosedBody):
@@ -60,7 +59,7 @@ class Uploads(FileEndpoint):
         shown = upload_json(ref, created, body.filename, body.num_bytes, body.purpose)
         expires_at = expiry_of(body.purpose, body.expires_after, created)
         life = b"" if expires_at is None else str(expires_at - created).encode()
-        await self._services.files.register(call.exchange.project)
+        await self._services.files.storage.register(call.exchange.project)
         await call.objects.apply([Create(ref, shown, private=life), ExpireAt(ref, shown["expires_at"])])
         return JsonReply(shown)
 
@@ -105,7 +104,7 @@ class Uploads(FileEndpoint):
             name for part, each in zip(parts, stored, strict=True) for name in adopted_names(part.ref, each.num_chunks)
         ]
         shown, operations = _completion(upload, whole, sources, call.exchange.created)
-        await call.objects.apply([*operations, *await deletions(call.objects, upload.ref)])
+        await call.objects.apply([*operations, *await part_deletions(call.objects, upload.ref)])
         return JsonReply(shown)
 
     async def cancel(self, request: Request) -> Response:
@@ -114,7 +113,7 @@ class Uploads(FileEndpoint):
         upload = await self._pending(call, self._ref(request, UPLOAD))
         shown = {**upload.body, "status": "cancelled"}
         await call.objects.apply(
-            [Update(upload.ref, shown, upload.version), *await deletions(call.objects, upload.ref)]
+            [Update(upload.ref, shown, upload.version), *await part_deletions(call.objects, upload.ref)]
         )
         return JsonReply(shown)
 
@@ -154,18 +153,6 @@ def _completion(
     return shown, [*new_file(ref, file, stored, sources), Update(upload.ref, shown, upload.version)]
 
 
-async def deletions(objects: Objects, upload: Ref) -> list[Operation]:
-    """Return the deletion of all parts of an upload."""
-    found: list[Operation] = []
-    after: str | None = None
-    while True:
-        page = await objects.list(Query(UPLOAD_PART, upload, limit=_PAGE, order="asc", after=after))
-        found += [Delete(part.ref) for part in page.records]
-        if not page.has_more:
-            return found
-        after = page.records[-1].ref.id
-
-
 def upload_json(ref: Ref, created: int, filename: str, num_bytes: int, purpose: str) -> dict[str, Any]:
     """Return a new upload as the API shows it."""
     return {
@@ -183,11 +170,3 @@ def upload_json(ref: Ref, created: int, filename: str, num_bytes: int, purpose: 
 def part_json(ref: Ref, upload: Ref, created: int) -> dict[str, Any]:
     """Return a part of an upload as the API shows it."""
     return {"id": ref.id, "object": "upload.part", "created_at": created, "upload_id": upload.id}
-
-
-async def end_upload(files: ProjectFiles, ref: Ref) -> None:
-    """Give up an upload whose time is over; parts that are left, also of one that was completed, are deleted."""
-    record = await files.objects.get(ref)
-    status = "expired" if record.body["status"] == "pending" else record.body["status"]
-    update = Update(ref, {**record.body, "status": status}, record.version)
-    await files.objects.apply([update, ExpireAt(ref, None), *await deletions(files.objects, ref)])
