@@ -181,10 +181,8 @@ class LocalCluster:
 
 def stop_stages(names: Sequence[str]) -> list[list[str]]:
     """Return who stops when: who takes requests first, then who works for them, at last what all need."""
-    return [
-        [name for name in names if name.split("-")[0] == kind]
-        for kind in ("gateway", "decode", "prefill", "embed", _REDIS)
-    ]
+    kinds = ("gateway", "decode", "prefill", "embed", _REDIS)
+    return [[name for name in names if name.split("-")[0] == kind] for kind in kinds]
 
 
 def check_port(host: str, port: int) -> None:

