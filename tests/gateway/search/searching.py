@@ -22,6 +22,11 @@ class WaitingClock(ManualClock):
         super().__init__(start_s)
         self._sleepers: list[tuple[float, asyncio.Future[None]]] = []
 
+    @property
+    def is_awaited(self) -> bool:
+        """Whether somebody sleeps."""
+        return bool(self._sleepers)
+
     async def sleep(self, delay_s: float) -> None:
         if delay_s < 1:
             await super().sleep(delay_s)

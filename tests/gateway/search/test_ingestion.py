@@ -131,16 +131,19 @@ async def test_a_gateway_that_leaves_gives_its_file_back_at_once(lib: Library) -
 
 
 async def test_a_lease_is_renewed_while_a_file_is_indexed(lib: Library) -> None:
-    _, indexing = await stopped_in_the_middle(lib, lib.w.gateway.files)
-    files = lib.w.gateway.files.storage.of("default")
-    for _ in range(8):
-        lib.w.clock.advance(7.5)
+    store, indexing = await stopped_in_the_middle(lib, lib.w.gateway.files)
+    clock = lib.w.clock
+    assert isinstance(clock, WaitingClock)
+    for _ in range(8):  # twice the lease
         async with asyncio.timeout(WAIT_S):
-            while await files.due("ingestions", lib.w.gateway.files.ingestions._ingestion.now_ms + 20_000, 1):
+            while not clock.is_awaited:
                 await asyncio.sleep(0.005)
+        clock.advance(7.5)
     assert await another_gateway(lib).ingestions.sweep() == 0
     lib.embedder.gate.set()
     await asyncio.wait_for(indexing, WAIT_S)
+
+    assert (await file_in(lib, store))["status"] == "completed"
 
 
 async def test_a_file_that_is_taken_out_meanwhile_is_dropped(lib: Library) -> None:
