@@ -87,7 +87,7 @@ class VectorStores:
         """Return file batches as the API shows them, with the counts of this moment."""
         labels = [(store, BATCH_STATUS_LABEL, record.ref.id + ".{}") for record in records]
         pairs = zip(records, await self._counts(labels), strict=True)
-        return [{**record.body, "status": _batch_status(record.body, count), **count} for record, count in pairs]
+        return [_batch_json(record.body, count) for record, count in pairs]
 
     async def added(
         self, store: Ref, new: Sequence[NewStoredFile], created: int, *, batch: str | None = None
@@ -272,6 +272,11 @@ def _store_json(body: Body, counts: Mapping[str, Mapping[str, int]], usage_bytes
 
 _LEFT_OUT = ("expires_after", "description")
 """Fields of a store that are objects or strings where there are any, and absent otherwise."""
+
+
+def _batch_json(body: Body, counts: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
+    shown = {name: value for name, value in body.items() if name != "is_cancelled"}
+    return {**shown, "status": _batch_status(body, counts), **counts}
 
 
 def _batch_status(body: Body, counts: Mapping[str, Mapping[str, int]]) -> str:
