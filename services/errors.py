@@ -11,6 +11,8 @@
     │   │   ├── ModelNotFound
     │   │   └── ObjectNotFound       no such API object in the caller's project
     │   ├── Conflict                 another request changed the same object
+    │   │   ├── LeaseLost            another gateway holds the run
+    │   │   └── RunEnded             nothing can happen to the run any more
     │   ├── PayloadTooLarge
     │   └── RequestTimeout           the request did not arrive in time
     ├── Overloaded                   a bounded queue or pool is full; try again later
@@ -119,6 +121,18 @@ class Conflict(RequestError):
     """Another request changed the same object, or took the same id."""
 
     code = "conflict"
+
+
+class LeaseLost(Conflict):
+    """Another gateway took the run meanwhile; nothing may be written to it here any more."""
+
+    code = "lease_lost"
+
+
+class RunEnded(Conflict):
+    """The run has come to an end."""
+
+    code = "run_ended"
 
 
 class PayloadTooLarge(RequestError):

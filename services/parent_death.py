@@ -1,40 +1,37 @@
 """Child processes that do not outlive the process that started them, however it ends (Linux)."""
 
-import ctypes
 import os
+import shutil
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 
-_PR_SET_PDEATHSIG = 1
 _ARM_AND_BECOME = """
 import ctypes, os, sys
-number, parent = int(sys.argv[1]), int(sys.argv[2])
+number, parent, cores = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 if ctypes.CDLL(None).prctl(1, number, 0, 0, 0) != 0 or os.getppid() != parent:
     os._exit(1)
-os.execv(sys.argv[3], sys.argv[3:])
+if cores:
+    os.sched_setaffinity(0, map(int, cores.split(",")))
+os.execv(sys.argv[4], sys.argv[4:])
 """
 
 
-def die_with_parent(number: signal.Signals) -> Callable[[], None]:
-    """Return what a child runs before its command (``preexec_fn``): the kernel sends it ``number`` at the parent's end.
+def dying_with_parent(
+    command: Sequence[str], number: signal.Signals, *, cores: Collection[int] = (), path: str | None = None
+) -> list[str]:
+    """Return a command that arms itself, stays on ``cores`` if there are any, and becomes ``command``.
 
-    Call it in the parent: everything is looked up before the fork. The parent is the thread that forks.
+    ``path`` is where the command is looked for; the PATH of this process if it is None.
+
+    The kernel sends it ``number`` when the thread that starts it ends. What Python would run between fork and exec
+    instead (``preexec_fn``) may deadlock or crash in a process with threads, as gRPC has its own.
+
+    Raises:
+        FileNotFoundError: there is no such command there.
     """
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-    parent = os.getpid()
-
-    def arm() -> None:
-        if prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0) != 0 or os.getppid() != parent:
-            os._exit(1)  # the parent is gone already, or nobody would tell us
-
-    return arm
-
-
-def dying_with_parent(command: Sequence[str], number: signal.Signals) -> list[str]:
-    """Return a command that arms itself and becomes ``command``, whose first word is a path.
-
-    For processes in which C libraries have threads of their own, as gRPC does: what Python runs between fork and exec
-    (``preexec_fn``) may crash there.
-    """
-    return [sys.executable, "-ISc", _ARM_AND_BECOME, str(number.value), str(os.getpid()), *command]
+    program = shutil.which(command[0], path=path)
+    if program is None:
+        raise FileNotFoundError(f"{command[0]}: no such command")
+    where = ",".join(map(str, cores))
+    return [sys.executable, "-ISc", _ARM_AND_BECOME, str(number.value), str(os.getpid()), where, program, *command[1:]]

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from services.errors import Unavailable
-from services.parent_death import die_with_parent
+from services.parent_death import dying_with_parent
 
 _READ_BYTES = 65_536
 _LAST_WORDS_S = 2.0
@@ -95,13 +95,17 @@ class ChildProcess:
     async def _spawn(self, output: int) -> Process:
         """Start it with a pipe of ours: asyncio counts a process as running while its own pipes are held open."""
         return await asyncio.create_subprocess_exec(
-            *self._spec.command,
+            *dying_with_parent(
+                self._spec.command,
+                signal.SIGKILL,
+                cores=self._spec.cores,
+                path=self._spec.environment.get("PATH"),
+            ),
             env=dict(self._spec.environment),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=output,
             stderr=output,
             start_new_session=True,  # Ctrl-C is for the parent, which stops its children in order
-            preexec_fn=_prepare_child(self._spec.cores),
         )
 
     async def _copy_output(self, read_end: int) -> None:
@@ -131,15 +135,3 @@ async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[str]:
             yield line.decode(errors="replace")
     if rest:
         yield rest.decode(errors="replace")
-
-
-def _prepare_child(cores: tuple[int, ...]) -> Callable[[], None]:
-    """Return what the child runs before its command."""
-    die_with_us = die_with_parent(signal.SIGKILL)
-
-    def prepare() -> None:
-        die_with_us()
-        if cores:
-            os.sched_setaffinity(0, cores)
-
-    return prepare

@@ -138,10 +138,9 @@ class Draining:
             if member is None:
                 self._say(f"{member_id}: left the cluster")
                 return True
-            live = member.load.running + member.load.waiting
-            if member.draining and live != known:
-                known = live
-                self._say(f"{member_id}: {live} left" if live else f"{member_id}: drained")
+            if member.draining and member.load.is_closed and member.load.live != known:
+                known = member.load.live
+                self._say(f"{member_id}: {known} left" if known else f"{member_id}: drained")
             if known == 0:
                 return True
             await self._clock.sleep(POLL_S)

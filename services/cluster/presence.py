@@ -50,7 +50,7 @@ class Presence:
         self._joined = asyncio.Event()
         self._publishing = asyncio.Lock()
         self._outage = Outage(member.member_id, _log)
-        self._task = Background(f"presence of {member.member_id}", _log)
+        self._task = Background(f"presence of {member.member_id}", _log, clock)
 
     @property
     def is_joined(self) -> bool:

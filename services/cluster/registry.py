@@ -26,6 +26,10 @@ class MemberLoad:
     available_blocks: int = 0
     total_blocks: int = 0
     prefill_tokens_per_s: float = 0.0
+    live: int = 0
+    """What a drain of it waits for: requests that are not over, and pushes of blocks that are outstanding."""
+    is_closed: bool = False
+    """Whether it refuses new work already, so that ``live`` only falls."""
 
 
 @dataclass(frozen=True)

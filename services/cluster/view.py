@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -48,7 +48,7 @@ class MemberView:
         self._is_closed = False
         self._is_stale = True
         self._outage = Outage("member view", _log)
-        self._task = Background("member view", _log)
+        self._task = Background("member view", _log, clock)
 
     @property
     def is_stale(self) -> bool:
@@ -165,6 +165,13 @@ class MemberView:
         async with self._refreshed:
             self._members = dict(sorted(members.items()))
             self._refreshed.notify_all()
+
+
+async def tell_addresses(view: MemberView, keep_only: Callable[[Collection[str]], None]) -> None:
+    """Call ``keep_only`` with the addresses of all members whenever one left; ends when the view is closed."""
+    async for change in view.changes():
+        if change.left:
+            keep_only({member.address for member in view.members()})
 
 
 def _change(before: Mapping[str, Member], after: Mapping[str, Member]) -> MembershipChange:

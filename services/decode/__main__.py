@@ -19,6 +19,7 @@ from services.decode.warm_pairs import WarmPairs
 from services.rpc import tandem_pb2_grpc
 from services.rpc.channel import Channels
 from services.rpc.versions import understands
+from services.telemetry.defects import count_defects
 from services.telemetry.logs import configure_logging
 from services.telemetry.metrics import WorkerMetrics, process_registry
 from services.worker.host import WorkerHost, open_host
@@ -36,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 async def serve(settings: DecodeSettings) -> None:
     """Serve until SIGTERM."""
     prometheus = process_registry()
+    count_defects(prometheus)
     metrics = WorkerMetrics(prometheus)
     arrivals = Arrivals(metrics)
     host = open_host(
@@ -61,7 +63,7 @@ async def _serve(worker: WorkerHost, settings: DecodeSettings, arrivals: Arrival
     tandem_pb2_grpc.add_DecodeServicer_to_server(servicer, worker.server)
     async with (
         view,
-        WarmPairs(node, channels, view, longest_call_s=settings.request_timeout_s),
+        WarmPairs(node, channels, view),
     ):
         await worker.run(servicer)
     await services.settling.close()

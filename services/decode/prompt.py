@@ -29,6 +29,7 @@ from services.errors import (
     Overloaded,
     PeerError,
     PoolExhausted,
+    RequestError,
     TandemError,
     TokenDivergence,
     Unavailable,
@@ -130,7 +131,7 @@ class Prompt:
                     reason=error.message,
                 )
                 failures.append(error)
-                if not isinstance(error, Overloaded | Draining):
+                if _is_to_blame(error):
                     self._proof.failed_prefill.append(candidate.member_id)
         failure = _decisive(failures)
         if self._require_prefill or isinstance(failure, Overloaded):
@@ -322,6 +323,11 @@ class Prompt:
         if proof.kv_bytes:
             proof.transport = self._services.node.transfers.endpoint.transport
             proof.verified = self._services.node.sealer.enabled
+
+
+def _is_to_blame(error: TandemError) -> bool:
+    """Return whether the peer failed; a full or leaving one did not, nor one that found fault with the request."""
+    return not isinstance(error, Overloaded | Draining) and not isinstance(error.__cause__, RequestError)
 
 
 def _decisive(failures: Sequence[TandemError]) -> TandemError:

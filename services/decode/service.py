@@ -68,7 +68,7 @@ class DecodeServicer(tandem_pb2_grpc.DecodeServicer):
             )
 
     async def _run(self, request: pb.GenerateRequest, proof: Proof) -> AsyncGenerator[pb.GenerateEvent, None]:
-        spec = self._spec(request)
+        spec = await self._spec(request)
         prompt = Prompt(
             self._services,
             spec,
@@ -129,7 +129,7 @@ class DecodeServicer(tandem_pb2_grpc.DecodeServicer):
         )
         return pb.GenerateEvent(finished=finished)
 
-    def _spec(self, request: pb.GenerateRequest) -> NewRequest:
+    async def _spec(self, request: pb.GenerateRequest) -> NewRequest:
         self._node.require_tokens([*request.prompt_token_ids, *request.resumed_output_token_ids])
         spec = NewRequest(
             request_id=request.request_id,
@@ -138,8 +138,7 @@ class DecodeServicer(tandem_pb2_grpc.DecodeServicer):
             params=sampling_from_message(request.sampling),
             cache_seed=cache_seed(self._node.layout.fingerprint, request.project),
         )
-        self._node.engine.check(spec)
-        return spec
+        return await self._node.grammars.prepared(spec)
 
 
 @dataclass(frozen=True)

@@ -28,4 +28,5 @@ class DecodeSettings(WorkerSettings):
     handover_keep_s: float = Field(default=30.0, gt=0)
     """How long the KV of a sequence that was handed over waits for whoever goes on with it."""
     settle_grace_s: float = Field(default=5.0, ge=0)
-    """How long blocks stay quarantined after the death of the process that may have written them."""
+    """How long blocks stay quarantined after who may have written them is dead, or has removed this worker from its
+    transport: what was sent before may still be on its way."""

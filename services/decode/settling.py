@@ -1,6 +1,8 @@
-"""Ends quarantines: by the peer's word that nothing is outstanding, or by its death plus a grace period.
+"""Ends quarantines: by the peer's word that it will write nothing any more, or by its death.
 
-The same grace follows the word if a push failed, since what it had sent may be on its way still.
+A peer whose push failed removes us from its transport before it says so, and then holds nothing that it could
+send, however long it stands still; a dead one holds nothing either. What both had sent may still lie in the
+kernels and the network between, for which a grace period follows.
 
 A lapsed lease, a lost connection or a released handle never ends a quarantine: bytes of a stopped sender land
 after it goes on. Dead is a peer at whose address nobody listens any more, or another process answers.
@@ -8,6 +10,7 @@ after it goes on. Dead is a peer at whose address nobody listens any more, or an
 
 import asyncio
 
+from services.cluster.background import Background
 from services.decode.attempt import Peer
 from services.engine.request import AttemptKey
 from services.errors import AuthenticationFailed, IncompatiblePeer, PeerGone, TandemError
@@ -21,6 +24,8 @@ from services.worker.node import Node
 _log = get_logger(__name__)
 _PROBE_TIMEOUT_S = 5.0
 _RETRY_S = 1.0
+_GRACE_STEPS = 10
+"""So that a grace period in which this process stood still, and took nothing from its kernel, is not over at once."""
 
 
 class Settling:
@@ -31,35 +36,38 @@ class Settling:
         self._channels = channels
         self._grace_s = grace_s
         self._ask_timeout_s = ask_timeout_s
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._watching: dict[AttemptKey, Background] = {}
 
     def watch(self, attempt: AttemptKey, peer: Peer) -> None:
         """Give the attempt's blocks back once no write of it can land any more."""
-        task = asyncio.create_task(self._settle(attempt, peer), name=f"settle {attempt.request_id}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._watching[attempt] = watching = Background(f"settle {attempt.request_id}", _log, self._node.clock)
+        watching.start(lambda: self._settle(attempt, peer))
 
     async def close(self) -> None:
         """Stop waiting; the process, and with it its memory, is about to end."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(watching.close() for watching in self._watching.values()))
 
     async def _settle(self, attempt: AttemptKey, peer: Peer) -> None:
         began_s = self._node.clock.now()
         while True:
             try:
                 reply = await self._ask(attempt, peer)
-                await self._node.clock.sleep(self._grace_s if reply.push_failed else 0.0)
+                if reply.push_failed:
+                    await self._grace()
                 break
             except TandemError as error:
                 if await self._is_dead(peer, error):
-                    await self._node.clock.sleep(self._grace_s)
+                    await self._grace()
                     break
                 _log.warning("quarantine.waiting", request_id=attempt.request_id, code=error.code)
                 await self._node.clock.sleep(_RETRY_S)
         self._node.engine.post(lambda scheduler: scheduler.settle(attempt))
+        del self._watching[attempt]
         _log.event("quarantine.ended", request_id=attempt.request_id, after_s=self._node.clock.now() - began_s)
+
+    async def _grace(self) -> None:
+        for _ in range(_GRACE_STEPS):
+            await self._node.clock.sleep(self._grace_s / _GRACE_STEPS)
 
     async def _is_dead(self, peer: Peer, error: TandemError) -> bool:
         if isinstance(error, PeerGone):

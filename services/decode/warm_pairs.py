@@ -1,17 +1,16 @@
 """Connects to every prefill worker that joins, so that no request pays for the first contact.
 
 Membership is not failure detection: who left may still be at work for us, so its connection is closed only
-after the deadline of every call that was made over it.
+when the last call over it has ended.
 """
 
 import asyncio
-from collections.abc import Coroutine
 from types import TracebackType
 from typing import Self
 
-from services.cluster.background import end_all
+from services.cluster.background import Background, end_all
 from services.cluster.registry import Member, Role
-from services.cluster.view import MemberView
+from services.cluster.view import MemberView, tell_addresses
 from services.errors import TandemError
 from services.rpc import tandem_pb2 as pb
 from services.rpc.channel import Channels
@@ -25,41 +24,35 @@ _CONNECT_TIMEOUT_S = 15.0
 
 
 class WarmPairs:
-    """A background task for as long as the context lasts."""
+    """Follows the members for as long as the context lasts."""
 
-    def __init__(self, node: Node, channels: Channels, view: MemberView, *, longest_call_s: float) -> None:
+    def __init__(self, node: Node, channels: Channels, view: MemberView) -> None:
         self._node = node
         self._channels = channels
         self._view = view
-        self._longest_call_s = longest_call_s
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._meeting = Background("warm pairs", _log, node.clock)
+        self._closing = Background("channels", _log, node.clock)
+        self._greetings: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
-        self._start(self._run())
+        self._meeting.start(self._run)
+        self._closing.start(lambda: tell_addresses(self._view, self._channels.keep_only))
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await end_all(self._tasks)
-
-    def _start(self, run: Coroutine[None, None, None]) -> None:
-        task = asyncio.create_task(run, name="warm pairs")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        await self._meeting.close()
+        await self._closing.close()
+        await end_all(self._greetings)
 
     async def _run(self) -> None:
         async for change in self._view.changes():
             for member in change.joined:
                 if member.role is Role.PREFILL and member.fingerprint == self._node.layout.fingerprint:
-                    self._start(self._warm(member))
-            for member in change.left:
-                self._start(self._forget(member.address))
-
-    async def _forget(self, address: str) -> None:
-        await self._node.clock.sleep(self._longest_call_s)
-        if all(member.address != address for member in self._view.members()):
-            await self._channels.forget(address)
+                    greeting = asyncio.create_task(self._warm(member), name=f"greet {member.member_id}")
+                    self._greetings.add(greeting)
+                    greeting.add_done_callback(self._greetings.discard)
 
     async def _warm(self, member: Member) -> None:
         request = pb.ConnectRequest(endpoint=endpoint_to_message(self._node.transfers.endpoint))

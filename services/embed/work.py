@@ -13,6 +13,7 @@ import numpy
 from services.cluster.background import Background
 from services.embed.model import Encoder, Vectors
 from services.errors import InternalError, Overloaded
+from services.telemetry.clock import SystemClock
 from services.telemetry.logs import get_logger
 
 _log = get_logger(__name__)
@@ -48,7 +49,7 @@ class EmbeddingWork:
         self._queue: asyncio.PriorityQueue[_Job] = asyncio.PriorityQueue()
         self._numbers = count()
         self._executor = ThreadPoolExecutor(1, "encoder")
-        self._task = Background("embedding", _log)
+        self._task = Background("embedding", _log, SystemClock())
         self.num_live = 0
         """Requests without an answer."""
 

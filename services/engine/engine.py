@@ -7,22 +7,16 @@ import torch
 
 from services.engine.model import Model
 from services.engine.output import SampledToken, StepOutput
-from services.engine.request import NewRequest, Request
+from services.engine.request import Request
 from services.engine.scheduler import Scheduler
+from services.errors import TandemError
 
 
 class Sampler(Protocol):
     """Chooses tokens."""
 
-    def check(self, spec: NewRequest) -> None:
-        """Refuse parameters that ``sample`` could not follow; callable from any thread.
-
-        Raises:
-            InvalidRequest: the text says why.
-        """
-
-    def sample(self, logits: torch.Tensor, requests: Sequence[Request]) -> Sequence[SampledToken]:
-        """Return one token per row of ``logits`` (float32 ``[len(requests), vocab_size]``).
+    def sample(self, logits: torch.Tensor, requests: Sequence[Request]) -> Sequence[SampledToken | TandemError]:
+        """Return one token per row of ``logits`` (float32 ``[len(requests), vocab_size]``), or why there is none.
 
         A pure function of the row, the request's parameters and its token history.
         """
@@ -35,14 +29,6 @@ class Engine:
         self.scheduler = scheduler
         self._model = model
         self._sampler = sampler
-
-    def check(self, spec: NewRequest) -> None:
-        """Refuse a request whose output could not be chosen as it demands; callable from any thread.
-
-        Raises:
-            InvalidRequest: the text says why.
-        """
-        self._sampler.check(spec)
 
     def step(self) -> StepOutput:
         """Run one forward pass for whatever the scheduler chooses."""

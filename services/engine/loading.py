@@ -14,6 +14,7 @@ from services.engine import exactness, experts, mla, probe, rope
 from services.engine.attention import interface
 from services.engine.attention.backend import AttentionBackend
 from services.engine.attention.layers import LayerPlan
+from services.engine.fused.install import use_fused
 from services.engine.kv_cache import TORCH_DTYPES
 from services.engine.numerics import numerics_class
 from services.engine.operators import Operators
@@ -84,6 +85,8 @@ def load_model(
     module = _load(folder, config, TORCH_DTYPES[dtype], device)
     if device.type == "cpu":
         use_products(module, operators.products)
+        if operators.rows is not None:
+            use_fused(module, operators.rows, TORCH_DTYPES[dtype])
         exactness.tile_activations(module)
     mla.keep_latents(module)
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""The numerics class: everything that a result depends on, bitwise, besides model and input.
+"""The numerics class: everything that a result depends on, bitwise, besides model and request.
 
 The number of threads is not part of it: linears, norms and attention gave equal bits with one and two threads.
 """
@@ -18,10 +18,11 @@ def numerics_class(
 ) -> str:
     """Return the name of the class, e.g. ``bfloat16/dense/eager/native-avx512_bf16/amd-avx512_bf16/torch-2.13``.
 
-    ``execution`` is ``eager`` or ``compiled``. Versions are those of torch and transformers.
+    ``execution`` is ``eager`` or ``compiled``. Versions are those of torch and transformers, and of llguidance: whoever
+    continues a sequence holds it to its grammar with the same masks.
     """
     hardware = cpu_name() if device.type == "cpu" else _gpu_name(device)
-    libraries = (f"torch-{torch.__version__}", f"transformers-{version('transformers')}")
+    libraries = (f"torch-{torch.__version__}", *(f"{name}-{version(name)}" for name in ("transformers", "llguidance")))
     return "/".join((dtype, weight_form, execution, backend.kernel_set, hardware, *libraries))
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from enum import Enum
 
+from services.engine.grammar import Grammar
 from services.kv.hashes import BlockHash
 from services.kv.sampling import SamplingParams
 
@@ -57,6 +58,8 @@ class NewRequest:
     resumed_output_token_ids: tuple[int, ...] = ()
     export: bool = False
     """Prefill role: name blocks as they become final, hold them until released, stop after one token."""
+    grammar: Grammar | None = None
+    """What the output satisfies; it stands behind the resumed output, and goes on with the request that runs."""
 
 
 @dataclass(eq=False)
@@ -80,11 +83,19 @@ class Request:
     """Tokens that were known when the request last began to run: steps up to here compute a prompt."""
     num_cached_tokens: int | None = None
     """Tokens found in the prefix cache when the request first got blocks; None before."""
+    grammar: Grammar | None = None
+    num_followed_tokens: int = 0
+    """Output tokens that ``grammar`` has consumed."""
 
     @classmethod
     def of(cls, spec: NewRequest) -> "Request":
         """Return a fresh record of ``spec``."""
-        return cls(spec=spec, token_ids=[*spec.prompt_token_ids, *spec.resumed_output_token_ids])
+        return cls(
+            spec=spec,
+            token_ids=[*spec.prompt_token_ids, *spec.resumed_output_token_ids],
+            grammar=spec.grammar,
+            num_followed_tokens=len(spec.resumed_output_token_ids),
+        )
 
     @property
     def request_id(self) -> str:

@@ -9,40 +9,37 @@ from collections.abc import Sequence
 import torch
 
 from services.engine.adjustments import adjusted
+from services.engine.constraints import constrained
 from services.engine.filters import probabilities
-from services.engine.grammar import Constraints, Grammars, NoGrammars
 from services.engine.output import SampledToken, TokenLogprob
 from services.engine.random_numbers import uniforms
-from services.engine.request import NewRequest, Request
-from services.errors import InternalError
+from services.engine.request import Request
+from services.errors import InternalError, TandemError
 
 _ROWS_AT_ONCE = 16
 """Rows drawn together; bounds the memory of the float64 sums, changes no result."""
 
 
 class BatchSampler:
-    """Samples all rows of a step together; what it remembers of a request follows from the request's output."""
+    """Samples all rows of a step together. Needs no state."""
 
-    def __init__(self, grammars: Grammars | None = None) -> None:
-        self._constraints = Constraints(grammars or NoGrammars())
-
-    def check(self, spec: NewRequest) -> None:
-        """Refuse parameters that ``sample`` could not follow.
-
-        Raises:
-            InvalidRequest: the text says why.
-        """
-        self._constraints.check(spec)
-
-    def sample(self, logits: torch.Tensor, requests: Sequence[Request]) -> Sequence[SampledToken]:
+    def sample(self, logits: torch.Tensor, requests: Sequence[Request]) -> Sequence[SampledToken | TandemError]:
         """Return one token per row of ``logits`` (float32 ``[len(requests), vocab_size]``).
 
+        A request whose grammar cannot be followed gets an error in its place, and the others their tokens.
+
         Raises:
-            InternalError: a row holds NaN or infinity, or nothing is left to choose from.
+            InternalError: a row holds NaN or infinity.
         """
         if not requests:
             return ()
-        scores = self._constraints.apply(adjusted(logits, requests), requests)
+        allowed = constrained(adjusted(logits, requests), requests)
+        tokens = self._chosen(logits, allowed.scores, requests)
+        return [allowed.failures.get(row, token) for row, token in enumerate(tokens)]
+
+    def _chosen(
+        self, logits: torch.Tensor, scores: torch.Tensor, requests: Sequence[Request]
+    ) -> Sequence[SampledToken]:
         token_ids = _most_likely(scores, requests)
         drawn = [row for row, request in enumerate(requests) if not request.spec.params.is_greedy]
         for rows in (drawn[i : i + _ROWS_AT_ONCE] for i in range(0, len(drawn), _ROWS_AT_ONCE)):

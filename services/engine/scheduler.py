@@ -31,7 +31,7 @@ from services.engine.reservations import Reservations
 from services.engine.schedule import Schedule, ScheduledSequence
 from services.engine.step import StepPlan, StepReport
 from services.engine.tables import BlockTables, use_of
-from services.errors import InternalError, InvalidRequest, NotFound, Overloaded, PoolExhausted
+from services.errors import InternalError, InvalidRequest, NotFound, Overloaded, PoolExhausted, TandemError
 from services.kv.hashes import BlockHash
 
 __all__ = ["Scheduler", "SchedulerConfig"]
@@ -201,14 +201,17 @@ class Scheduler:
         self._admit(plan)
         return plan.schedule()
 
-    def commit(self, schedule: Schedule, tokens: Sequence[SampledToken]) -> StepOutput:
-        """Record what was computed; ``tokens`` has one entry per ``schedule.sampled``."""
+    def commit(self, schedule: Schedule, tokens: Sequence[SampledToken | TandemError]) -> StepOutput:
+        """Record what was computed; ``tokens`` has one entry per ``schedule.sampled``: the next token, or why not."""
         if len(tokens) != len(schedule.sampled):
             raise InternalError(f"{len(schedule.sampled)} tokens were to be sampled, {len(tokens)} were.")
         for request, sequence in zip(schedule.requests, schedule.sequences, strict=True):
             self._advance(request, sequence)
         for request, token in zip(schedule.sampled, tokens, strict=True):
-            self._append(request, token)
+            if isinstance(token, TandemError):
+                self._fail(request, token)
+            else:
+                self._append(request, token)
         report, self._report = self._report, StepReport()
         return report.output(schedule.sequences)
 
@@ -229,9 +232,7 @@ class Scheduler:
             self._queues.wait(request, first=True)
             self._report.num_preempted += 1
         else:
-            self._end(request)
-            error = PoolExhausted("The KV pool of this worker has no block left for the next token.")
-            self._report.failed(request, error)
+            self._fail(request, PoolExhausted("The KV pool of this worker has no block left for the next token."))
 
     def _admit(self, plan: StepPlan) -> None:
         """Let waiting requests run, first come, first served."""
@@ -293,6 +294,10 @@ class Scheduler:
         if request is None:
             raise NotFound(f"No request {request_id} is reserved here.")
         return request
+
+    def _fail(self, request: Request, error: TandemError) -> None:
+        self._end(request)
+        self._report.failed(request, error)
 
     def _end(self, request: Request) -> None:
         self._tables.release(request)

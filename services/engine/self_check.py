@@ -5,6 +5,7 @@ import torch
 from services.engine.attention.backend import AttentionBackend, AttentionOptions
 from services.engine.attention.batch import PackedBatch
 from services.engine.attention.reference import ReferenceAttention
+from services.engine.fused.rows import RowOperators
 from services.engine.operators import Operators
 from services.engine.products.product import Products
 from services.engine.schedule import ScheduledSequence
@@ -12,6 +13,7 @@ from services.engine.schedule import ScheduledSequence
 _HEADS, _KV_HEADS, _WIDTH = 6, 2, 64
 _NUM_BLOCKS = 24
 _ROWS, _COLUMNS, _INNER = 13, 83, 274
+_EPSILON = 1e-5
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 4e-2, torch.float16: 1e-2}
 
 
@@ -44,10 +46,36 @@ def product_difference(products: Products, dtype: torch.dtype) -> float:
         return max(_largest(products.linear(rows[:count], weight, bias), exact[:count]) for count in (1, 2, _ROWS))
 
 
+def rows_difference(operators: RowOperators, dtype: torch.dtype) -> float:
+    """Return how far norm, rotary embedding and gate are from float64, for rows that fill no whole vectors."""
+    random = torch.Generator().manual_seed(7)
+    rows, others = (torch.randn((_ROWS, _COLUMNS), generator=random).to(dtype) for _ in range(2))
+    weight, angles = torch.rand(_COLUMNS, generator=random).to(dtype), torch.rand((_ROWS, _WIDTH), generator=random)
+    heads = torch.randn((_ROWS, _HEADS, _WIDTH), generator=random).to(dtype)
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    first, second = heads.double().chunk(2, dim=-1)
+    turned = torch.cat((-second, first), dim=-1)
+    scale = rows.double().pow(2).mean(-1, keepdim=True).add(_EPSILON).rsqrt()
+    pairs = (
+        (operators.norm(rows, weight, _EPSILON), rows.double() * scale * weight.double()),
+        (operators.gate(rows, others), torch.nn.functional.silu(rows.double()) * others.double()),
+        (_rotated(operators, heads, cos, sin), heads.double() * cos.double()[:, None] + turned * sin.double()[:, None]),
+    )
+    return max(_largest(ours, exact) for ours, exact in pairs)
+
+
+def _rotated(operators: RowOperators, heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    heads = heads.clone()
+    operators.rotate(heads, cos, sin)
+    return heads
+
+
 def agrees(operators: Operators, dtype: torch.dtype) -> bool:
     """Return whether the differences are within what rounding explains; NaN never is."""
-    attention, product = attention_difference(operators.attention, dtype), product_difference(operators.products, dtype)
-    return attention <= _TOLERANCE[dtype] and product <= _TOLERANCE[dtype]
+    differences = [attention_difference(operators.attention, dtype), product_difference(operators.products, dtype)]
+    if operators.rows is not None:
+        differences.append(rows_difference(operators.rows, dtype))
+    return all(difference <= _TOLERANCE[dtype] for difference in differences)
 
 
 def _largest(ours: torch.Tensor, theirs: torch.Tensor) -> float:

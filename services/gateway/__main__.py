@@ -17,7 +17,7 @@ from services.cluster.background import Background
 from services.cluster.redis_registry import RedisRegistry
 from services.cluster.registry import Role
 from services.cluster.secret import load_or_create_secret
-from services.cluster.view import MemberView
+from services.cluster.view import MemberView, tell_addresses
 from services.config import load
 from services.errors import ConfigurationError
 from services.gateway.admin import Readiness, admin_routes
@@ -28,7 +28,7 @@ from services.gateway.admission.limits import AdmissionLimits
 from services.gateway.admission.redis_ledger import RedisShareLedger
 from services.gateway.admission.shares import Shares
 from services.gateway.answers import Answers
-from services.gateway.apis.openai.service import OpenAILimits, OpenAIServices
+from services.gateway.apis.openai.service import OpenAILimits, OpenAIServices, RunParts
 from services.gateway.app import AppParts, create_app
 from services.gateway.auth import Authenticator, KnownKeys
 from services.gateway.decode_client import DecodeClient, GrpcDecodeClient
@@ -46,6 +46,15 @@ from services.gateway.redis_state import RedisState
 from services.gateway.routing.probing import HealthClient, Probing
 from services.gateway.routing.router import Router
 from services.gateway.routing.suspects import Suspects
+from services.gateway.runs.execution import ExecutionLimits
+from services.gateway.runs.feed import Feed
+from services.gateway.runs.held import LeaseTerms
+from services.gateway.runs.model_turns import ModelTurns, TurnServices
+from services.gateway.runs.reader import EventReader
+from services.gateway.runs.service import Runs, RunServices
+from services.gateway.runs.storage import RunStorage
+from services.gateway.runs.sweeper import Sweeper
+from services.gateway.runs.turns import Turns
 from services.gateway.server import HttpServer
 from services.gateway.settings import GatewaySettings
 from services.gateway.store.object_store import ObjectStore
@@ -56,8 +65,12 @@ from services.rpc.tls import tls_of
 from services.rpc.versions import PROTOCOL_VERSION
 from services.telemetry.admin_server import serve_admin
 from services.telemetry.clock import Clock, SystemClock
+from services.telemetry.defects import count_defects
 from services.telemetry.logs import configure_logging, get_logger
 from services.telemetry.metrics import GatewayMetrics, process_registry
+
+Follower = tuple[str, Callable[[], Coroutine[None, None, None]]]
+"""What runs beside the server, and its name."""
 
 _log = get_logger(__name__)
 
@@ -80,6 +93,8 @@ class Surroundings:
     """Declared in ``registry``."""
     clock: Clock
     random: Random
+    turns: Callable[[TurnServices], Turns] = ModelTurns
+    """Makes what runs ask of models."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +109,8 @@ class Gateway:
     readiness: Readiness
     drain: Drain
     probing: Probing
+    runs: Runs
+    sweeper: Sweeper
     files: FileServices
 
 
@@ -113,39 +130,55 @@ def build(settings: GatewaySettings, around: Surroundings) -> Gateway:
         around.random,
         protocol_version=PROTOCOL_VERSION,
         aliases=settings.model_aliases,
+        tool_formats=settings.tool_formats,
     )
     keys = KnownKeys(around.keys, clock, settings.keys_refresh_s)
     recorder = TimelineRecorder(
-        around.timelines, close_timeout_s=settings.redis_timeout_s, on_lost=metrics.timelines_lost.inc
+        around.timelines, clock, close_timeout_s=settings.redis_timeout_s, on_lost=metrics.timelines_lost.inc
     )
     readiness = Readiness(around.view, drain)
     _watch(metrics, admission, around.view)
     suspects = Suspects(clock, settings.suspect_s)
+    generation = _generation(settings, around, suspects)
+    making = TurnServices(catalog, threads, admission, generation, observer, recorder, settings.default_max_tokens)
+    runs, sweeper = _runs(settings, around, making, drain)
     files = _files(settings, around)
     openai = OpenAIServices(
         entrance=_entrance(settings, keys, clock),
         catalog=catalog,
         threads=threads,
-        answers=Answers(admission, _generation(settings, around, suspects), observer),
+        answers=Answers(admission, generation, observer),
         recorder=recorder,
         limits=_limits(settings),
         objects=around.objects,
+        runs=runs,
         files=files,
         is_lenient=settings.lenient_objects,
     )
-    parts = AppParts(
+    probing = Probing(suspects, around.view, around.health, clock, pause_s=settings.suspect_s)
+    app = create_app(_app_parts(settings, around, openai, observer, drain, readiness))
+    return Gateway(app, catalog, keys, recorder, shares, readiness, drain, probing, runs.service, sweeper, files)
+
+
+def _app_parts(
+    settings: GatewaySettings,
+    around: Surroundings,
+    openai: OpenAIServices,
+    observer: AnswerObserver,
+    drain: Drain,
+    readiness: Readiness,
+) -> AppParts:
+    return AppParts(
         openai=openai,
         observer=observer,
-        metrics=metrics,
+        metrics=around.metrics,
         drain=drain,
-        clock=clock,
+        clock=around.clock,
         max_body_bytes=settings.max_body_bytes,
         max_file_bytes=settings.max_file_bytes,
         max_open_requests=settings.max_open_requests,
         admin=admin_routes(around.registry, readiness) if settings.serve_admin_on_main else None,
     )
-    probing = Probing(suspects, around.view, around.health, clock, pause_s=settings.suspect_s)
-    return Gateway(create_app(parts), catalog, keys, recorder, shares, readiness, drain, probing, files)
 
 
 def _files(settings: GatewaySettings, around: Surroundings) -> FileServices:
@@ -208,6 +241,24 @@ def _generation(settings: GatewaySettings, around: Surroundings, suspects: Suspe
     return GenerationServices(router, around.client, around.clock, limits)
 
 
+def _runs(
+    settings: GatewaySettings, around: Surroundings, services: TurnServices, drain: Drain
+) -> tuple[RunParts, Sweeper]:
+    storage, feed = RunStorage(around.objects), Feed()
+    terms = LeaseTerms(
+        owner=secrets.token_hex(8),
+        clock=around.clock,
+        lease_s=settings.run_lease_s,
+        retention_s=settings.event_retention_s,
+    )
+    limits = ExecutionLimits(flush_s=settings.run_flush_s, patience_s=settings.run_patience_s)
+    service = Runs(RunServices(storage, feed, around.turns(services), terms, limits, around.metrics.runs_taken.inc))
+    around.metrics.runs_held.set_function(lambda: len(service.held()))
+    reader = EventReader(storage, feed, service.is_here, wait_s=min(1.0, settings.redis_timeout_s / 2))
+    parts = RunParts(service, reader, settings.run_expiry_s, settings.queue_runs)
+    return parts, Sweeper(service, storage, terms, drain, around.random)
+
+
 def _watch(metrics: GatewayMetrics, admission: FairAdmission, view: ClusterView) -> None:
     metrics.waiting.set_function(lambda: admission.num_waiting)
     metrics.members_stale.set_function(lambda: view.is_stale)
@@ -228,6 +279,7 @@ async def run(settings: GatewaySettings) -> None:
     clock = SystemClock()
     secret = load_or_create_secret(settings.secret_file)
     prometheus = process_registry()
+    count_defects(prometheus)
     metrics = GatewayMetrics(prometheus)
     async with AsyncExitStack() as stack:
         registry = RedisRegistry(
@@ -261,23 +313,31 @@ async def run(settings: GatewaySettings) -> None:
         gateway = build(settings, around)
         await stack.enter_async_context(gateway.recorder)
         stack.push_async_callback(gateway.shares.close)
-        for name, follow in (*_followers(gateway), *gateway.files.followers(settings)):
-            following = Background(name, _log)
-            following.start(follow)
-            stack.push_async_callback(following.close)
+        stack.push_async_callback(gateway.runs.close)
+        closing = ("channels", lambda: tell_addresses(view, channels.keep_only))
+        _start((*_followers(gateway, settings), *gateway.files.followers(settings), closing), stack, clock)
         await stack.enter_async_context(
             serve_admin(settings.admin_host, settings.admin_port, around.registry, gateway.readiness)
         )
         await HttpServer(gateway.app, settings, gateway.drain).run()
 
 
-def _followers(gateway: Gateway) -> tuple[tuple[str, Callable[[], Coroutine[None, None, None]]], ...]:
+def _start(followers: Sequence[Follower], stack: AsyncExitStack, clock: Clock) -> None:
+    """Run something beside the server until ``stack`` is left."""
+    for name, follow in followers:
+        following = Background(name, _log, clock)
+        following.start(follow)
+        stack.push_async_callback(following.close)
+
+
+def _followers(gateway: Gateway, settings: GatewaySettings) -> tuple[Follower, ...]:
     """Return what runs beside the server, by name."""
     return (
         ("model catalog", gateway.catalog.follow),
         ("keys", gateway.keys.follow),
         ("shares", gateway.shares.follow),
         ("probing", gateway.probing.follow),
+        ("runs", lambda: gateway.sweeper.follow(settings.run_sweep_s)),
     )
 
 

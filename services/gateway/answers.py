@@ -1,10 +1,12 @@
 """One answer: every sequence that a request asks for, from prompt ids to text."""
 
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, replace
 
+from services.errors import InvalidRequest
 from services.gateway.admission.limits import Admission, Demand, Turn
+from services.gateway.choice_output import ChoiceOutput, EndReason, OutputPiece
 from services.gateway.exchange import Exchange
 from services.gateway.generation import Generation, GenerationServices
 from services.gateway.merge import merged
@@ -12,7 +14,7 @@ from services.gateway.models import ServedModel
 from services.gateway.observer import AnswerObserver
 from services.gateway.proof import PathProof
 from services.gateway.sequence import Accepted, FinishReason, NewTokens, SequenceRequest
-from services.gateway.text.choice import ChoiceText, Piece
+from services.gateway.tools.format import ToolUse
 from services.kv.sampling import SamplingParams
 
 
@@ -27,6 +29,9 @@ class AnswerPlan:
     stops: tuple[str, ...] = ()
     priority: int = 0
     """Among the requests of the same project: lower goes first."""
+    grammar_param: str = "response_format"
+    """The field of the request that the grammar comes from."""
+    tools: ToolUse | None = None
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -53,10 +58,10 @@ class Started:
 
 @dataclass(frozen=True)
 class ChoicePiece:
-    """More text of one choice."""
+    """More of one choice: text, or of a tool call."""
 
     index: int
-    piece: Piece
+    piece: OutputPiece
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ class ChoiceEnd:
     """One choice is complete."""
 
     index: int
-    reason: FinishReason
+    reason: EndReason
     num_tokens: int
     proof: PathProof
 
@@ -109,9 +114,9 @@ class Answers:
         self, request: SequenceRequest, plan: AnswerPlan, exchange: Exchange, *, index: int, turn: Turn
     ) -> AsyncGenerator[AnswerEvent, None]:
         generation = Generation(request, self._services)
-        text = ChoiceText(plan.model.tokenizer, request.sampling, plan.stops)
+        output = ChoiceOutput(plan.model, request.sampling, plan.stops, plan.tools)
         reason: FinishReason = "stop"
-        with self._observer.sequence(request, exchange, generation) as observed:
+        with _blaming(plan.grammar_param), self._observer.sequence(request, exchange, generation) as observed:
             async with aclosing(generation.events()) as events:
                 async for event in events:
                     if isinstance(event, Accepted):
@@ -121,18 +126,27 @@ class Answers:
                             turn.prefilled()
                         observed.tokens(len(event.tokens))
                         turn.generated(len(event.tokens))
-                        piece = text.push(event.tokens)
-                        if not piece.is_empty:
+                        for piece in output.push(event.tokens):
                             yield ChoicePiece(index, piece)
-                        if text.has_stopped:
+                        if output.has_stopped:
                             break
                     else:
                         reason = event.reason
-            tail = text.finish()
-            if not tail.is_empty:
-                yield ChoicePiece(index, tail)
+            for piece in output.finish():
+                yield ChoicePiece(index, piece)
             observed.ended(reason)
-        yield ChoiceEnd(index, reason, text.num_tokens, generation.proof)
+        yield ChoiceEnd(index, output.end_reason(reason), output.num_tokens, generation.proof)
+
+
+@contextmanager
+def _blaming(param: str) -> Iterator[None]:
+    """Name the field of the request in errors that workers raise about its grammar."""
+    try:
+        yield
+    except InvalidRequest as error:
+        if error.param != "grammar":
+            raise
+        raise InvalidRequest(error.message, param=param) from error
 
 
 def _sequence(plan: AnswerPlan, exchange: Exchange, index: int, gateway_ms: float) -> SequenceRequest:

@@ -13,8 +13,8 @@ from services.telemetry.logs import get_logger
 
 DEFAULT_PROJECT = "default"
 # An unknown key may have been made a moment ago by another process, so it waits for a read that begins after it was
-# heard of; those reads keep this distance, and one serves all who wait.
-_READ_DISTANCE_S = 0.25
+# heard of. One read serves all who wait, and such reads take at most this share of the time.
+_MAX_READ_SHARE = 0.1
 _RETRY_S = 0.25
 
 _log = get_logger(__name__)
@@ -33,6 +33,7 @@ class KnownKeys:
         self._refresh_s = refresh_s
         self._projects: Mapping[str, str] | None = None
         self._began_s = -inf
+        self._next_s = -inf
         self._reading = asyncio.Lock()
         self._outage = Outage("keys", _log)
 
@@ -79,13 +80,15 @@ class KnownKeys:
         async with self._reading:
             if self._began_s >= since_s:
                 return
-            await self._clock.sleep(max(0.0, self._began_s + _READ_DISTANCE_S - self._clock.now()))
+            await self._clock.sleep(max(0.0, self._next_s - self._clock.now()))
             self._began_s = self._clock.now()
             try:
                 self._projects = await self._store.projects()
                 self._outage.succeeded()
             except StateUnavailable as error:
                 self._outage.failed(error)
+            distance_s = (self._clock.now() - self._began_s) / _MAX_READ_SHARE
+            self._next_s = self._began_s + min(distance_s, self._refresh_s)
 
 
 class Authenticator:

@@ -17,6 +17,7 @@ class Drain:
         self.is_closed = False
         """New requests are refused."""
         self.num_open = 0
+        self._has_left = asyncio.Event()
         self._is_idle = asyncio.Event()
         self._is_idle.set()
 
@@ -35,8 +36,13 @@ class Drain:
     async def leave(self, delay_s: float) -> None:
         """Say that we leave, take requests for ``delay_s`` more, then refuse new ones."""
         self.is_leaving = True
+        self._has_left.set()
         await self._clock.sleep(delay_s)
         self.is_closed = True
+
+    async def wait_leaving(self) -> None:
+        """Return once this process leaves."""
+        await self._has_left.wait()
 
     async def wait_answered(self, timeout_s: float) -> int:
         """Wait until no request is open; return how many are when the time is over."""

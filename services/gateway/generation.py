@@ -86,7 +86,7 @@ class Generation:
         self._client = services.client
         self._clock = services.clock
         self._limits = services.limits
-        self._output: list[int] = []
+        self._output = list(request.resumed_token_ids)
         self._avoid: set[str] = set()
         self._refusal: Overloaded | None = None
         self._is_accepted = False
@@ -122,7 +122,7 @@ class Generation:
             DeadlineExceeded: the request's deadline passed.
             TandemError: what the last worker raised.
         """
-        while True:
+        while (reason := self._own_end()) is None:
             route, is_over = await self._route(), False
             try:
                 async with aclosing(self._attempt(route)) as events:
@@ -133,9 +133,7 @@ class Generation:
                     return
             except TandemError as error:
                 self._recover(route, error)
-            if (reason := self._own_end()) is not None:
-                yield Ended(reason)
-                return
+        yield Ended(reason)
 
     async def _route(self) -> Route:
         """Return the next route; wait where waiting helps."""
@@ -296,7 +294,7 @@ class Generation:
         )
 
     def _own_end(self) -> FinishReason | None:
-        """Return why the sequence is over, if its worker was lost after the last token."""
+        """Return why the sequence is over, if no worker needs to say so: one was lost after the last token."""
         sampling = self._request.sampling
         if self._output and self._output[-1] in sampling.stop_token_ids:
             return "stop"

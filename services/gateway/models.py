@@ -3,18 +3,22 @@
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from random import Random
-from typing import Any, Protocol
+from typing import Protocol
 
 from services.cluster.registry import Member, Role
 from services.cluster.view import MembershipChange
 from services.errors import IntegrityError, InvalidRequest, ModelNotFound, NoDecodeWorker, NotFound, TandemError
 from services.gateway.routing.candidates import Requirements
 from services.gateway.routing.revisions import Revision, drawn, heaviest, revisions_of
-from services.gateway.text.sandbox import RenderLimits
+from services.gateway.text.meter import RenderLimits
 from services.gateway.text.template import ChatTemplate
 from services.gateway.text.threads import TextThreads
-from services.gateway.text.tokenizer import ModelTokenizer
+from services.gateway.text.tokenizer import Messages, ModelTokenizer, Piece, Render
+from services.gateway.tools.format import ToolFormat
+from services.gateway.tools.formats import DEFAULT, format_named, format_of
+from services.gateway.tools.prompt import told_in_messages, with_names, with_short_ids
 from services.kv.card import ModelCard
 from services.rpc.versions import understands
 from services.telemetry.clock import Clock
@@ -52,24 +56,57 @@ class ServedModel:
     tokenizer: ModelTokenizer
     template: ChatTemplate | None
     requirements: Requirements
+    tool_format: ToolFormat
+    tells_tools: bool
+    """Whether the template tells the model of tools in that format; else plain messages do."""
+
+    @cached_property
+    def card_digest(self) -> str:
+        """The name of the card in the store; it takes a while to compute."""
+        return self.card.digest
 
     @property
     def system_fingerprint(self) -> str:
         """Short name of the layout; answers with the same one and the same seed are equal."""
         return f"fp_{self.card.fingerprint[:12]}"
 
-    def encode_conversation(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        """Return the prompt ids of a conversation, ready for the assistant's turn; CPU work.
+    def encode_conversation(self, messages: Messages, tools: Messages = ()) -> list[int]:
+        """Return the prompt ids of a conversation with tools, ready for the assistant's turn; CPU work.
 
         Raises:
             InvalidRequest: the model has no chat template, or it refuses the messages.
         """
-        template = self.template
-        if template is None:
+        return self.tokenizer.encode_conversation(*self._told(messages, tools))
+
+    def render_conversation(self, messages: Messages, tools: Messages = ()) -> list[Piece]:
+        """Return the text of the same prompt, each piece with whether it is to be encoded as ordinary text.
+
+        Raises:
+            InvalidRequest: the model has no chat template, or it refuses the messages.
+        """
+        return self.tokenizer.render_conversation(*self._told(messages, tools))
+
+    def _told(self, messages: Messages, tools: Messages) -> tuple[Messages, Render, Messages]:
+        """Return messages and tools as the template, which comes between them, is to be told of them."""
+        render = self._chat_template().render
+        if not self.tells_tools:
+            return told_in_messages(messages, tools), render, ()
+        messages = with_names(messages)
+        if (id_length := self.tool_format.syntax.id_length) is not None:
+            messages = with_short_ids(messages, id_length)
+        return messages, render, tools
+
+    def _chat_template(self) -> ChatTemplate:
+        """Return the template of the model.
+
+        Raises:
+            InvalidRequest: it has none.
+        """
+        if self.template is None:
             raise InvalidRequest(
                 f"The model '{self.card.model_name}' has no chat template; use /v1/completions.", param="model"
             )
-        return self.tokenizer.encode_conversation(messages, template.render)
+        return self.template
 
 
 @dataclass(frozen=True)
@@ -93,14 +130,19 @@ class ModelCatalog:
         *,
         protocol_version: int,
         aliases: Mapping[str, str],
+        tool_formats: Mapping[str, str] | None = None,
     ) -> None:
-        """``aliases`` are further names of models; a served model's own name goes before an alias."""
+        """``aliases`` are further names of models; a served model's own name goes before an alias.
+
+        ``tool_formats`` names, by model, formats that do not follow from the chat template.
+        """
         self._view = view
         self._threads = threads
         self._clock = clock
         self._random = random
         self._protocol_version = protocol_version
         self._aliases = aliases
+        self._tool_formats = tool_formats or {}
         self._loaded: dict[str, ServedModel] = {}
         self._loading = asyncio.Lock()
         self._seen: set[str] = set()
@@ -120,6 +162,15 @@ class ModelCatalog:
         if revision is None:
             raise self._absent(name)
         return await self._load(revision.card_digest)
+
+    async def version(self, card_digest: str) -> ServedModel:
+        """Return the version of a model with this card, whoever serves it now.
+
+        Raises:
+            NotFound: no such card was ever published.
+            StateUnavailable: it was never read and Redis cannot be reached.
+        """
+        return await self._load(card_digest)
 
     async def listed(self) -> list[ListedModel]:
         """Return all models with a decode worker and a readable card, by name, and their aliases.
@@ -211,4 +262,7 @@ class ModelCatalog:
             limits = RenderLimits(_SHIELD_GROWTH * tokenizer.max_characters, timeout_s=self._threads.timeout_s)
             template = ChatTemplate(card.chat_template, card.special_tokens, self._clock, limits)
         requirements = Requirements(card.fingerprint, self._protocol_version)
-        return ServedModel(card, tokenizer, template, requirements)
+        chosen = self._tool_formats.get(card.model_name)
+        tool_format = format_named(chosen) if chosen is not None else format_of(card.chat_template or "")
+        tells_tools = tool_format is not None and template is not None and template.knows_tools
+        return ServedModel(card, tokenizer, template, requirements, tool_format or DEFAULT, tells_tools)

@@ -10,6 +10,7 @@ from services.cluster.background import Background
 from services.errors import StateUnavailable
 from services.gateway.exchange import Exchange, token_in
 from services.gateway.timeline import TimelineStore
+from services.telemetry.clock import Clock
 from services.telemetry.logs import get_logger
 from services.telemetry.timeline import TimelineRecord
 
@@ -26,13 +27,15 @@ class TimelineRecorder:
     costs timelines, told to ``on_lost``.
     """
 
-    def __init__(self, store: TimelineStore, *, close_timeout_s: float, on_lost: Callable[[], None]) -> None:
+    def __init__(
+        self, store: TimelineStore, clock: Clock, *, close_timeout_s: float, on_lost: Callable[[], None]
+    ) -> None:
         self._store = store
         self._close_timeout_s = close_timeout_s
         self._on_lost = on_lost
         self._pending: dict[tuple[str, str], TimelineRecord] = {}
         self._has_more = asyncio.Event()
-        self._writing = Background("timelines", _log)
+        self._writing = Background("timelines", _log, clock)
 
     @contextmanager
     def recording(self, exchange: Exchange) -> Iterator[None]:
@@ -83,10 +86,12 @@ class TimelineRecorder:
     async def _write_pending(self) -> None:
         while self._pending:
             key, record = next(iter(self._pending.items()))
-            try:
-                await self._store.put(record)
-            except StateUnavailable as error:
+            (error,) = await asyncio.gather(self._store.put(record), return_exceptions=True)
+            if isinstance(error, StateUnavailable):
                 self._lose(record, error.message)
+            elif error is not None:  # a defect costs this one, and not those behind it
+                _log.failure("timeline.defect", error, request_id=record.request_id)
+                self._lose(record, "a defect")
             del self._pending[key]
 
     def _lose(self, record: TimelineRecord, reason: str) -> None:

@@ -27,6 +27,8 @@ class SequenceRequest:
     """On the clock's ``now``."""
     timings_ms: Mapping[str, float]
     """What was measured before routing."""
+    resumed_token_ids: tuple[int, ...] = ()
+    """Output that is known already; only what follows it is told."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ from pydantic import Field
 
 from services.rpc.tls import TlsSettings
 
+ToolFormatName = Literal["hermes", "llama", "mistral", "mistral_v11", "deepseek", "deepseek_v3"]
+
 
 class GatewaySettings(TlsSettings):
     """Everything that can be set about a gateway."""
@@ -66,6 +68,8 @@ class GatewaySettings(TlsSettings):
     """How often files, uploads and vector stores whose time is over are looked for."""
     max_choices: int = Field(default=128, gt=0)
     """Most sequences that one request may ask for (prompts times n)."""
+    tool_formats: dict[str, ToolFormatName] = Field(default_factory=dict)
+    """How models write tool calls, by the name that clients use; for the others their chat template tells."""
     default_max_tokens: int = Field(default=4096, gt=0)
     """Most output tokens of a request that names no limit; the context length bounds it further."""
     max_open_requests: int = Field(default=4096, gt=0)
@@ -73,7 +77,8 @@ class GatewaySettings(TlsSettings):
     max_concurrent_requests: int = Field(default=512, gt=0)
     """Requests that this gateway answers at once; no more in all than the decode workers run at once."""
     max_in_flight_tokens: int = Field(default=0, ge=0)
-    """Prompt and output tokens that running requests may hold, in all gateways together; 0 means no limit."""
+    """Prompt and output tokens that running requests may hold, in all gateways together; 0 means no limit: sequences,
+    prompts and KV blocks are bounded nevertheless."""
     max_project_tokens: int = Field(default=0, ge=0)
     """The same for the requests of each project; 0 means no limit."""
     max_queue: int = Field(default=1024, ge=0)
@@ -109,6 +114,22 @@ class GatewaySettings(TlsSettings):
     """Further names of models, such as `gpt-4o`, each with the served model that answers to it."""
     lenient_objects: bool = False
     """Take ids of any form and bring limits of lists into their range: for tests that were written for a mock."""
+
+    run_expiry_s: float = Field(default=600.0, gt=0)
+    """Longest life of a run, waiting for tool outputs included."""
+    queue_runs: bool = False
+    """Let a run wait for its turn when its thread has an active one, instead of answering 400; `if_active` in the body
+    of a request goes before."""
+    run_lease_s: float = Field(default=10.0, gt=0)
+    """How long after its last sign of life the runs of a gateway are left to it."""
+    run_sweep_s: float = Field(default=1.0, gt=0)
+    """How often runs without a gateway are looked for."""
+    run_flush_s: float = Field(default=0.05, ge=0)
+    """Least time between two writes of a run's text; what comes meanwhile is written and shown together."""
+    run_patience_s: float = Field(default=60.0, ge=0)
+    """How long a run waits for a worker before it fails."""
+    event_retention_s: float = Field(default=7 * 86400.0, gt=0)
+    """How long the events of a run can be read after its end."""
 
     trust_loopback: bool = True
     """While no API key exists, callers from this host need none and belong to the project ``default``."""

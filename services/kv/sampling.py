@@ -6,6 +6,7 @@ from services.errors import InvalidRequest
 
 MAX_LOGPROBS = 20
 MAX_SEED = 2**64 - 1
+MAX_GRAMMAR_LENGTH = 2**20
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,8 @@ class SamplingParams:
     stop_token_ids: frozenset[int] = frozenset()
     """Sampling one of these ends the sequence; the model's own end tokens are among them unless ``ignore_eos``."""
     choice_index: int = 0
-    json_schema: str | None = None
-    """JSON schema, as text, that the whole output satisfies; None leaves the output free."""
+    grammar: str | None = None
+    """What the whole output satisfies, as llguidance reads it; None leaves the output free."""
 
     def __post_init__(self) -> None:
         _between("seed", self.seed, 0, MAX_SEED)
@@ -52,16 +53,22 @@ class SamplingParams:
             raise InvalidRequest("top_p must be greater than 0.", param="top_p")
         if self.logprobs is not None:
             _between("logprobs", self.logprobs, 0, MAX_LOGPROBS)
-        if self.json_schema is not None and self.min_tokens:
-            raise InvalidRequest(
-                "What a schema describes ends when it is whole: leave min_tokens out.", param="min_tokens"
-            )
-        if self.json_schema is not None and not self.stop_token_ids:
-            raise InvalidRequest(
-                "An output that a schema describes has to end by a stop token.", param="response_format"
-            )
+        if self.grammar is not None:
+            self._check_grammar(self.grammar)
         for bias in self.logit_bias.values():
             _between("logit_bias", bias, -100.0, 100.0)
+
+    def _check_grammar(self, grammar: str) -> None:
+        if len(grammar) > MAX_GRAMMAR_LENGTH:
+            raise InvalidRequest(
+                f"The grammar has {len(grammar)} characters, at most {MAX_GRAMMAR_LENGTH} are allowed.", param="grammar"
+            )
+        if self.min_tokens:
+            raise InvalidRequest(
+                "What a schema or tools describe ends when it is whole: leave min_tokens out.", param="min_tokens"
+            )
+        if not self.stop_token_ids:
+            raise InvalidRequest("An output with a grammar ends by the model's end token.", param="stop_token_ids")
 
     @property
     def is_greedy(self) -> bool:

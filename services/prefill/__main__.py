@@ -9,6 +9,7 @@ from services.config import load
 from services.prefill.service import PrefillServicer
 from services.prefill.settings import PrefillSettings
 from services.rpc import tandem_pb2_grpc
+from services.telemetry.defects import count_defects
 from services.telemetry.logs import configure_logging
 from services.telemetry.metrics import WorkerMetrics, process_registry
 from services.worker.host import open_host
@@ -25,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 async def serve(settings: PrefillSettings) -> None:
     """Serve until SIGTERM."""
     prometheus = process_registry()
+    count_defects(prometheus)
     metrics = WorkerMetrics(prometheus)
     host = open_host(
         settings,

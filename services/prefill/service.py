@@ -61,7 +61,7 @@ class PrefillServicer(tandem_pb2_grpc.PrefillServicer):
         self._node.require_member(request.member_id)
         self._node.require_fingerprint(request.target.endpoint.fingerprint)
         self._node.require_place(self.num_live, max_waiting=self._settings.max_waiting)
-        spec = self._spec(request)
+        spec = await self._spec(request)
         key = AttemptKey(request.request_id, request.target.epoch)
         async with self._exporter.attempt(key, request.target, on_settled=_log_settled) as outgoing:
             try:
@@ -124,7 +124,7 @@ class PrefillServicer(tandem_pb2_grpc.PrefillServicer):
             self._node.engine.emit(self._node.sealer.seal(admitted.cached))
         return admitted
 
-    def _spec(self, request: pb.RunRequest) -> NewRequest:
+    async def _spec(self, request: pb.RunRequest) -> NewRequest:
         num_tokens = len(request.prompt_token_ids) + len(request.resumed_output_token_ids)
         wanted = self._node.layout.num_blocks(num_tokens) - request.target.first_block
         if wanted != len(request.target.block_ids):
@@ -138,8 +138,7 @@ class PrefillServicer(tandem_pb2_grpc.PrefillServicer):
             cache_seed=cache_seed(self._node.layout.fingerprint, request.project),
             export=True,
         )
-        self._node.engine.check(spec)
-        return spec
+        return await self._node.grammars.prepared(spec)
 
     def _first_token(self, output: TokenOutput, moments: _Moments) -> pb.RunFirstToken:
         now_s = self._node.clock.now()

@@ -22,7 +22,7 @@ def sampling_to_message(params: SamplingParams) -> pb.SamplingParams:
         logprobs=params.logprobs,
         stop_token_ids=sorted(params.stop_token_ids),
         choice_index=params.choice_index,
-        json_schema=params.json_schema,
+        grammar=params.grammar,
     )
 
 
@@ -58,5 +58,5 @@ def sampling_from_message(message: pb.SamplingParams) -> SamplingParams:
         logprobs=message.logprobs if message.HasField("logprobs") else None,
         stop_token_ids=frozenset(message.stop_token_ids),
         choice_index=message.choice_index,
-        json_schema=message.json_schema if message.HasField("json_schema") else None,
+        grammar=message.grammar if message.HasField("grammar") else None,
     )

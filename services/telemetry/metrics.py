@@ -75,6 +75,10 @@ class GatewayMetrics:
             "Sequences continued on another decode worker because theirs leaves; none of them was lost.",
             registry=registry,
         )
+        self.runs_held = Gauge("tandem_runs_held", "Runs of assistants that this gateway works on.", registry=registry)
+        self.runs_taken = Counter(
+            "tandem_runs_taken", "Runs taken over because their gateway or their time was gone.", registry=registry
+        )
         self.timelines_lost = Counter(
             "tandem_timelines_lost", "Timelines of requests that could not be kept.", registry=registry
         )

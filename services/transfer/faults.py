@@ -1,26 +1,24 @@
-"""A transport that misbehaves on purpose: what a network, a peer or a memory may do to pushes and notices.
+"""A transport whose steps meet what a fault plan says: connect, push.posted, push.done, notice.received.
 
-    push ──> delayed, stalled, failed, corrupted, its end misreported ──> the decorated transport
-    poll <── notices delayed, dropped, duplicated                     <── the decorated transport
-
-A plan says which push and which notice meets which fault, by number; a seeded plan is a pure function of the
-seed and that number, so that a run can be repeated whatever else differs.
+connect ──> late, lost                                             ──> the decorated transport
+push    ──> late, failed, corrupted, swapped; the process stopped  ──> the decorated transport
+poll    <── ends late, lost, misreported; notices those and twice  <── the decorated transport
 """
 
 import random
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from enum import Enum
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from services.errors import ConfigurationError, PeerError, PeerGone, TandemError
+from services.faults.armed import ArmedFaults
+from services.faults.plan import Action, Fault
 from services.telemetry.clock import Clock
 from services.transfer.memory import KVMemory
 from services.transfer.transport import (
     BlockPair,
     Endpoint,
     NoticeArrived,
+    PeerLost,
     PushDone,
     PushFailed,
     PushId,
@@ -28,107 +26,37 @@ from services.transfer.transport import (
     Transport,
 )
 
-FaultT = TypeVar("FaultT")
+_LATER = frozenset({Action.DELAY, Action.STALL})
+_LOSSY = frozenset({*_LATER, Action.DROP, Action.CORRUPT})
 
 
-class PushFault(Enum):
-    """What can happen to a push at its sender."""
+def with_faults(transport: Transport, faults: ArmedFaults | None, memory: KVMemory, clock: Clock) -> Transport:
+    """Return the transport decorated; as it is without faults. The last block of ``memory`` is the decorator's own.
 
-    DELAY = "delay"
-    """It is posted later."""
-    STALL = "stall"
-    """It stays outstanding until ``resume``; then it is posted."""
-    FAIL = "fail"
-    """It is never posted, and fails."""
-    MISREPORT = "misreport"
-    """It arrives, and yet it fails."""
-    CORRUPT = "corrupt"
-    """One bit of one block is flipped on the way."""
-    SWAP = "swap"
-    """The first and the last of its blocks change places."""
-
-
-class NoticeFault(Enum):
-    """What can happen to a notice at its receiver; the bytes it speaks of are there."""
-
-    DELAY = "delay"
-    DROP = "drop"
-    DUPLICATE = "duplicate"
-
-
-class FaultPlan(Protocol):
-    """Says which push and which notice of a transport, counted from 0, meets a fault."""
-
-    def of_push(self, number: int) -> PushFault | None:
-        """Return what happens to the push with this number."""
-
-    def of_notice(self, number: int) -> NoticeFault | None:
-        """Return what happens to the notice with this number."""
-
-
-@dataclass(frozen=True)
-class ScriptedFaults:
-    """Faults by number."""
-
-    pushes: Mapping[int, PushFault] = field(default_factory=dict)
-    notices: Mapping[int, NoticeFault] = field(default_factory=dict)
-
-    def of_push(self, number: int) -> PushFault | None:
-        """Return what the script says."""
-        return self.pushes.get(number)
-
-    def of_notice(self, number: int) -> NoticeFault | None:
-        """Return what the script says."""
-        return self.notices.get(number)
-
-
-@dataclass(frozen=True)
-class SeededFaults:
-    """Faults drawn with the given shares, each in [0, 1], their sum at most 1 for pushes and for notices."""
-
-    seed: int
-    pushes: Mapping[PushFault, float] = field(default_factory=dict)
-    notices: Mapping[NoticeFault, float] = field(default_factory=dict)
-
-    def of_push(self, number: int) -> PushFault | None:
-        """Return what was drawn."""
-        return _drawn(self.pushes, f"{self.seed} push {number}")
-
-    def of_notice(self, number: int) -> NoticeFault | None:
-        """Return what was drawn."""
-        return _drawn(self.notices, f"{self.seed} notice {number}")
-
-
-@dataclass(frozen=True)
-class Scratch:
-    """A block of the sender's memory that its engine does not use: what is corrupted is copied there first."""
-
-    memory: KVMemory
-    block: int
-
-    def __post_init__(self) -> None:
-        if not self.memory.view.nbytes:
-            raise ConfigurationError("Blocks can be corrupted only in memory that the CPU addresses.")
+    Raises:
+        ConfigurationError: the CPU cannot address ``memory``, so that no bit of it can be flipped.
+    """
+    if faults is None:
+        return transport
+    if not memory.view.nbytes:
+        raise ConfigurationError("Blocks can be corrupted only in memory that the CPU addresses.")
+    return FaultyTransport(transport, faults, memory, clock)
 
 
 class FaultyTransport:
-    """Decorates a transport; like it, driven by one thread, except for ``plan``, ``injected`` and ``resume``."""
+    """Decorates a transport; driven, like it, by one thread."""
 
-    def __init__(
-        self, inner: Transport, plan: FaultPlan, *, clock: Clock, delay_s: float = 0.05, scratch: Scratch | None = None
-    ) -> None:
-        self.plan = plan
-        self.injected: Counter[PushFault | NoticeFault] = Counter()
+    def __init__(self, inner: Transport, faults: ArmedFaults, memory: KVMemory, clock: Clock) -> None:
         self._inner = inner
-        self.delay_s = delay_s
+        self._faults = faults
+        self._memory = memory
         self._clock = clock
-        self._scratch = scratch
         self._num_pushes = 0
-        self._num_notices = 0
-        self._num_resumed = 0
-        self._held: list[_Held] = []
-        self._late: list[tuple[float, NoticeArrived]] = []
-        self._posted: dict[PushId, _Posted] = {}
+        self._posted: dict[PushId, PushId] = {}
+        """Our number of each push by that of the decorated transport."""
+        self._corrupted: PushId | None = None
+        """Which push reads the last block of memory: there is one, so one is corrupted at a time."""
+        self._late: list[tuple[float, _Late]] = []
         self._events: list[TransferEvent] = []
 
     def endpoint(self) -> Endpoint:
@@ -136,119 +64,144 @@ class FaultyTransport:
         return self._inner.endpoint()
 
     def connect(self, peer: Endpoint) -> None:
-        """Connect the decorated transport."""
-        self._inner.connect(peer)
-
-    def resume(self) -> None:
-        """Let every push go on that is stalled now (from any thread)."""
-        self._num_resumed = self._num_pushes
+        """Connect: at once, later or never."""
+        fault = self._faults.at("transfer.connect", {*_LATER, Action.DROP})
+        if fault is None:
+            self._inner.connect(peer)
+        elif fault.action in _LATER:
+            self._hold(fault, peer)
 
     def push(self, agent: str, blocks: Sequence[BlockPair], notice: bytes) -> PushId:
-        """Post a push, or do to it what the plan says; ``Transport.push`` says the rest."""
-        number, self._num_pushes = self._num_pushes, self._num_pushes + 1
-        fault, push = self.plan.of_push(number), PushId(number)
-        if (fault is PushFault.CORRUPT and not self._can_corrupt()) or (fault is PushFault.SWAP and len(blocks) < 2):
-            fault = None
-        if fault is not None:
-            self.injected[fault] += 1
-        if fault is PushFault.FAIL:
-            self._events.append(PushFailed(push, PeerGone("A fault was injected: the push failed.")))
-        elif fault is PushFault.DELAY:
-            due_s = self._clock.now() + self.delay_s
-            self._held.append(_Held(push, agent, tuple(blocks), notice, lambda: self._clock.now() >= due_s))
-        elif fault is PushFault.STALL:
-            self._held.append(_Held(push, agent, tuple(blocks), notice, lambda: self._num_resumed > number))
+        """Post a push, or do to it what the plan says; a process that dies here has posted it."""
+        fault = self._faults.decide("transfer.push.posted", {*_LOSSY, Action.SWAP})
+        self._num_pushes += 1
+        push = _Push(PushId(self._num_pushes), agent, tuple(blocks), notice)
+        if fault is None:
+            self._post(push)
+        elif fault.action in _LATER:
+            self._hold(fault, push)
+        elif fault.action is Action.DROP:
+            self._events.append(PushFailed(push.number, PeerGone("A fault was injected: the push failed.")))
         else:
-            if fault is PushFault.CORRUPT:
-                blocks = self._with_a_flipped_bit(blocks, number)
-            elif fault is PushFault.SWAP:
-                blocks = _with_two_swapped(blocks)
-            self._posted[self._inner.push(agent, blocks, notice)] = _Posted(push, fault)
-        return push
+            self._post(push, fault)
+            self._faults.signalled(fault)
+        return push.number
 
     def poll(self) -> Sequence[TransferEvent]:
         """Make progress and return what happened, or what the plan makes of it."""
-        self._post_what_is_due()
+        now_s = self._clock.now()
+        due = [late for due_s, late in self._late if due_s <= now_s]
+        self._late = [(due_s, late) for due_s, late in self._late if due_s > now_s]
+        for late in due:
+            self._catch_up(late)
         events, self._events = self._events, []
         for event in self._inner.poll():
-            match event:
-                case PushDone() | PushFailed():
-                    events.append(self._end(event))
-                case NoticeArrived():
-                    events += self._noticed(event)
-                case _:
-                    events.append(event)
-        now_s = self._clock.now()
-        events += [event for due_s, event in self._late if due_s <= now_s]
-        self._late = [(due_s, event) for due_s, event in self._late if due_s > now_s]
+            events += self._met(event)
         return events
 
     def close(self) -> None:
-        """Close the decorated transport and forget what is held."""
+        """Close the decorated transport and forget what is late."""
         self._inner.close()
-        self._held.clear()
         self._late.clear()
         self._posted.clear()
         self._events.clear()
 
-    def _post_what_is_due(self) -> None:
-        due = [held for held in self._held if held.is_due()]
-        self._held = [held for held in self._held if held not in due]
-        for held in due:
-            try:
-                self._posted[self._inner.push(held.agent, held.blocks, held.notice)] = _Posted(held.push, None)
-            except TandemError as error:
-                failure = error if isinstance(error, PeerError) else PeerError(error.message)
-                self._events.append(PushFailed(held.push, failure))
+    def _hold(self, fault: Fault, late: "_Late") -> None:
+        self._late.append((self._clock.now() + fault.seconds, late))
 
-    def _end(self, event: PushDone | PushFailed) -> TransferEvent:
-        posted = self._posted.pop(event.push)
-        if isinstance(event, PushFailed):
-            return PushFailed(posted.push, event.error)
-        if posted.fault is PushFault.MISREPORT:
-            return PushFailed(posted.push, PeerGone("A fault was injected: the push was done and is called failed."))
-        return PushDone(posted.push)
+    def _catch_up(self, late: "_Late") -> None:
+        """Let happen what was held."""
+        match late:
+            case Endpoint():
+                if (failure := _failure(lambda: self._inner.connect(late))) is not None:
+                    self._events.append(PeerLost(late.agent, failure))
+            case _Push():
+                if (failure := _failure(lambda: self._post(late))) is not None:
+                    self._events.append(PushFailed(late.number, failure))
+            case _:
+                self._events.append(late)
 
-    def _noticed(self, event: NoticeArrived) -> list[TransferEvent]:
-        number, self._num_notices = self._num_notices, self._num_notices + 1
-        fault = self.plan.of_notice(number)
+    def _post(self, push: "_Push", fault: Fault | None = None) -> None:
+        blocks: Sequence[BlockPair] = push.blocks
+        corrupts = fault is not None and fault.action is Action.CORRUPT and self._corrupted is None
+        if fault is not None and corrupts:
+            blocks = self._with_a_flipped_bit(blocks, fault)
+        elif fault is not None and fault.action is Action.SWAP and len(blocks) > 1:
+            blocks = _with_two_swapped(blocks)
+        self._posted[self._inner.push(push.agent, blocks, push.notice)] = push.number
+        if corrupts:
+            self._corrupted = push.number
+
+    def _met(self, event: TransferEvent) -> list[TransferEvent]:
+        match event:
+            case PushDone():
+                return self._done(PushDone(self._ended(event.push)))
+            case PushFailed():
+                return [PushFailed(self._ended(event.push), event.error)]
+            case NoticeArrived():
+                return self._noticed(event)
+        return [event]
+
+    def _ended(self, inner: PushId) -> PushId:
+        push = self._posted.pop(inner)
+        if push == self._corrupted:
+            self._corrupted = None
+        return push
+
+    def _done(self, event: PushDone) -> list[TransferEvent]:
+        fault = self._faults.at("transfer.push.done", _LOSSY)
         if fault is None:
             return [event]
-        self.injected[fault] += 1
-        if fault is NoticeFault.DELAY:
-            self._late.append((self._clock.now() + self.delay_s, event))
-        return [event, event] if fault is NoticeFault.DUPLICATE else []
+        if fault.action is Action.CORRUPT:
+            return [PushFailed(event.push, PeerGone("A fault was injected: the push was done and is called failed."))]
+        return self._later_or_never(fault, event)
 
-    def _can_corrupt(self) -> bool:
-        """There is one scratch block, so one corrupted push at a time."""
-        is_busy = any(posted.fault is PushFault.CORRUPT for posted in self._posted.values())
-        return self._scratch is not None and not is_busy
+    def _noticed(self, event: NoticeArrived) -> list[TransferEvent]:
+        fault = self._faults.at("transfer.notice.received", {*_LOSSY, Action.DUPLICATE})
+        if fault is None:
+            return [event]
+        if fault.action is Action.DUPLICATE:
+            return [event, event]
+        if fault.action is Action.CORRUPT:
+            changed = bytearray(event.notice)
+            _flip_a_bit(changed, fault)
+            return [NoticeArrived(event.agent, bytes(changed))]
+        return self._later_or_never(fault, event)
 
-    def _with_a_flipped_bit(self, blocks: Sequence[BlockPair], number: int) -> list[BlockPair]:
-        assert self._scratch is not None
-        randomness = random.Random(f"bit {number}")
-        victim = randomness.randrange(len(blocks))
-        copy = self._scratch.memory.block(self._scratch.block)
-        copy[:] = self._scratch.memory.block(blocks[victim].local)
-        copy[randomness.randrange(copy.nbytes)] ^= 1 << randomness.randrange(8)
+    def _later_or_never(self, fault: Fault, event: PushDone | NoticeArrived) -> list[TransferEvent]:
+        if fault.action in _LATER:
+            self._hold(fault, event)
+        return []
+
+    def _with_a_flipped_bit(self, blocks: Sequence[BlockPair], fault: Fault) -> list[BlockPair]:
+        """Return the pairs with one of them read from a copy that differs; the sender keeps its own block."""
+        victim, scratch = random.Random(f"block of {fault}").randrange(len(blocks)), self._memory.num_blocks - 1
+        copy = self._memory.block(scratch)
+        copy[:] = self._memory.block(blocks[victim].local)
+        _flip_a_bit(copy, fault)
         changed = list(blocks)
-        changed[victim] = BlockPair(self._scratch.block, blocks[victim].remote)
+        changed[victim] = BlockPair(scratch, blocks[victim].remote)
         return changed
 
 
 @dataclass(frozen=True)
-class _Held:
-    push: PushId
+class _Push:
+    number: PushId
     agent: str
     blocks: tuple[BlockPair, ...]
     notice: bytes
-    is_due: Callable[[], bool]
 
 
-@dataclass(frozen=True)
-class _Posted:
-    push: PushId
-    fault: PushFault | None
+_Late = Endpoint | _Push | PushDone | NoticeArrived
+
+
+def _failure(action: Callable[[], None]) -> PeerError | None:
+    """Do what is late; return why it cannot be done any more."""
+    try:
+        action()
+    except TandemError as error:
+        return error if isinstance(error, PeerError) else PeerError(error.message)
+    return None
 
 
 def _with_two_swapped(blocks: Sequence[BlockPair]) -> list[BlockPair]:
@@ -256,10 +209,6 @@ def _with_two_swapped(blocks: Sequence[BlockPair]) -> list[BlockPair]:
     return [BlockPair(first.local, last.remote), *between, BlockPair(last.local, first.remote)]
 
 
-def _drawn(shares: Mapping[FaultT, float], key: str) -> FaultT | None:
-    number = random.Random(key).random()
-    for fault, share in shares.items():
-        number -= share
-        if number < 0:
-            return fault
-    return None
+def _flip_a_bit(data: bytearray | memoryview, fault: Fault) -> None:
+    randomness = random.Random(f"bit of {fault}")
+    data[randomness.randrange(len(data))] ^= 1 << randomness.randrange(8)

@@ -5,6 +5,7 @@ reads from top to bottom, and payload goes from the kernel straight to where it 
 """
 
 import socket
+import struct
 from collections import deque
 from collections.abc import Generator
 from itertools import islice
@@ -14,6 +15,8 @@ from services.transfer.handshake import LENGTH, MAX_MESSAGE_BYTES
 
 Script = Generator[memoryview, None, None]
 _BUFFERS_PER_SEND = 64
+_RESET = struct.pack("ii", 1, 0)
+"""SO_LINGER: what the kernel has not sent when the socket is closed is thrown away."""
 
 
 class Link:
@@ -81,6 +84,12 @@ class Link:
         self._outbox.clear()
         self._script = None
         self.socket.close()
+
+    def abort(self) -> None:
+        """Close the connection so that the kernel sends nothing of it any more, either; idempotent."""
+        if not self.is_closed:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self.close()
 
     def _advance(self) -> None:
         while not len(self._wanted) and self._script is not None:

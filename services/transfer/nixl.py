@@ -4,9 +4,9 @@ What NIXL does when a peer stops, dies or comes back was measured (``docs/decisi
 
 - A write is done only when the peer made progress, so a stopped peer keeps it in progress. It stays posted
   here: releasing such a handle, or removing the peer, frees nothing, and its bytes still land later.
-- A dead peer surfaces as an exception of the next post or state. From then on nothing is pushed to it; its
-  other pushes end one by one, and after the last one the peer is removed. A restarted process comes back
-  under a new agent name.
+- A dead peer, or a connection that broke, surfaces as an exception of the next post or state. From then on
+  nothing is pushed to it; its other pushes end one by one, and after the last one the peer is removed. Only then
+  are the failures told. A restarted process comes back under a new agent name.
 - A failed post may have written a part, so it ends as ``PushFailed`` and does not raise.
 - Nothing tells that an idle peer died. Whenever a peer is connected, the others get a hello; those that
   cannot take it are removed, so that dead incarnations do not pile up.
@@ -125,6 +125,15 @@ class _Peer:
 
 
 @dataclass
+class _Leaving:
+    """A lost peer: what is to be released, and what is told once it is removed."""
+
+    peer: _Peer
+    lost: PeerLost
+    failures: list[PushFailed] = field(default_factory=list)
+
+
+@dataclass
 class _Posted:
     agent: str
     handle: Any
@@ -161,8 +170,7 @@ class NixlTransport:
             raise ConfigurationError(f"NIXL cannot use {memory.num_bytes} bytes of {memory.device}: {error}") from error
         self._endpoint = Endpoint(TRANSPORT_NAME, agent, fingerprint, signed(self._secret, agent, pool.encode()))
         self._peers: dict[str, _Peer] = {}
-        self._leaving: dict[str, _Peer] = {}
-        """Lost peers with pushes that have not ended."""
+        self._leaving: dict[str, _Leaving] = {}
         self._posted: dict[PushId, _Posted] = {}
         self._events: list[TransferEvent] = []
         self._next_push = 0
@@ -229,8 +237,8 @@ class NixlTransport:
         for posted in self._posted.values():
             self._quietly("release", posted.handle.release)
         self._posted.clear()
-        self._leaving |= self._peers
-        self._peers.clear()
+        for agent in tuple(self._peers):
+            self._lose(agent, PeerGone("This transport is closed."))
         self._remove_ended_peers()
         self._quietly("release blocks", self._blocks.release)
         self._quietly("deregister", lambda: self._agent.deregister_memory(self._registration))
@@ -281,8 +289,8 @@ class NixlTransport:
     def _fail(self, push: PushId, error: PeerError) -> None:
         agent = self._posted[push].agent
         self._forget(push)
-        self._events.append(PushFailed(push, error))
         self._lose(agent, error)
+        self._leaving[agent].failures.append(PushFailed(push, error))
 
     def _forget(self, push: PushId) -> None:
         self._quietly("release", self._posted.pop(push).handle.release)
@@ -290,14 +298,15 @@ class NixlTransport:
     def _lose(self, agent: str, error: PeerError) -> None:
         peer = self._peers.pop(agent, None)
         if peer is not None:
-            self._leaving[agent] = peer
-            self._events.append(PeerLost(agent, error))
+            self._leaving[agent] = _Leaving(peer, PeerLost(agent, error))
 
     def _remove_ended_peers(self) -> None:
         busy = {posted.agent for posted in self._posted.values()}
         for agent in self._leaving.keys() - busy:
-            self._quietly("release descriptors", self._leaving.pop(agent).blocks.release)
+            leaving = self._leaving.pop(agent)
+            self._quietly("release descriptors", leaving.peer.blocks.release)
             self._quietly("remove", partial(self._agent.remove_remote_agent, agent))
+            self._events += [*leaving.failures, leaving.lost]
 
     def _quietly(self, what: str, action: Any) -> None:
         """Run a clean-up whose failure changes nothing for us: NIXL itself forgets a peer that it saw dying."""

@@ -177,8 +177,11 @@ class TcpTransport:
         if self._is_closed:
             return
         self._is_closed = True
-        for link in self._links:
-            link.close()
+        for link, peer in self._links.items():
+            if peer is None:
+                link.close()
+            else:
+                link.abort()
         self._listener.close()
         self._selector.close()
         self._links.clear()
@@ -266,10 +269,11 @@ class TcpTransport:
     def _drop(self, link: Link, error: PeerError) -> None:
         peer = self._links.pop(link)
         self._selector.unregister(link.socket)
-        link.close()
         if peer is None:
+            link.close()
             _log.event("transfer_sender_dropped", reason=error.message)
             return
+        link.abort()
         if link.deadline is not None and isinstance(error, PeerGone):
             error = PeerGone(f"{peer.agent} did not let us in: {error.message}")
         del self._peers[peer.agent]

@@ -6,8 +6,9 @@ all progress. Deadlines are kept by that thread, above this contract.
 
 There is no abort: a posted push ends with ``PushDone`` or ``PushFailed``, never before the transport
 stopped reading local memory for it; a push to a stopped peer may stay posted for as long as the peer is
-stopped. ``PushFailed`` says nothing about the receiver's memory: bytes may have landed or still land
-there, which is why a receiver quarantines (see ``docs/architecture.md``).
+stopped. ``PushFailed`` comes after the peer was removed here: whatever this process does later, no byte of
+any push to it leaves any more, until it is connected anew. What had left may have landed, or still lie in the
+kernels and the network between, which is why a receiver quarantines (see ``docs/architecture.md``).
 """
 
 from collections.abc import Sequence
@@ -50,7 +51,7 @@ class PushDone:
 
 @dataclass(frozen=True)
 class PushFailed:
-    """A push ended without certainty that its bytes arrived; local memory is no longer read."""
+    """A push ended without certainty that its bytes arrived; its peer is removed, local memory no longer read."""
 
     push: PushId
     error: PeerError

@@ -9,8 +9,10 @@ from services import resources
 from services.engine import probe
 from services.engine.card import build_card
 from services.engine.engine import Engine
+from services.engine.grammar import Grammars, NoGrammars
 from services.engine.kv_cache import KVCache
 from services.engine.limits import SchedulerConfig
+from services.engine.llguidance_grammar import LLGuidanceGrammars
 from services.engine.loading import LoadedModel, LoadProgress, load_model
 from services.engine.sampler import BatchSampler
 from services.engine.scheduler import Scheduler
@@ -36,6 +38,7 @@ class Built:
     """An engine ready to run, and its memory as transports see it."""
 
     engine: Engine
+    grammars: Grammars
     cache: KVCache
     layout: KVLayout
     card: ModelCard
@@ -80,6 +83,7 @@ def build(settings: WorkerSettings, *, clock: Clock, max_reserved_share: float) 
         _log.warning(
             "engine.inexact", differing=",".join(invariance.differing), max_difference=invariance.max_difference
         )
+    card = _card(settings, folder, layout, loaded, num_blocks)
     scheduler = Scheduler(_limits(settings, loaded, num_blocks, max_reserved_share))
     _log.event(
         "engine.ready",
@@ -93,10 +97,20 @@ def build(settings: WorkerSettings, *, clock: Clock, max_reserved_share: float) 
     )
     return Built(
         engine=Engine(model, BatchSampler(), scheduler),
+        grammars=_grammars(card),
         cache=cache,
         layout=layout,
-        card=_card(settings, folder, layout, loaded, num_blocks),
+        card=card,
     )
+
+
+def _grammars(card: ModelCard) -> Grammars:
+    """Return grammars over the model's tokenizer, or none for the rare one that they cannot be built on."""
+    try:
+        return LLGuidanceGrammars(card.tokenizer_json, vocab_size=card.vocab_size, end_token_ids=card.eos_token_ids)
+    except ValueError as error:
+        _log.warning("grammars.unavailable", model=card.model_name, reason=str(error))
+        return NoGrammars()
 
 
 def _load(settings: WorkerSettings, folder: Path, *, threads: int, clock: Clock) -> LoadedModel:

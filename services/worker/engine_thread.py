@@ -24,7 +24,6 @@ from services.engine.output import (
     StepStats,
     TokenOutput,
 )
-from services.engine.request import NewRequest
 from services.engine.scheduler import Scheduler
 from services.errors import InternalError, InvalidRequest, Overloaded, TandemError, Unavailable
 from services.telemetry.clock import Clock
@@ -124,16 +123,9 @@ class EngineThread:
         self.max_sequences = engine.scheduler.max_active
         """Most sequences that run at once."""
         self.num_steps = 0
+        self.num_commands = 0
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
-
-    def check(self, spec: NewRequest) -> None:
-        """Refuse a request that the engine could not sample for.
-
-        Raises:
-            InvalidRequest: the text says why.
-        """
-        self._engine.check(spec)
 
     # -- event loop side -----------------------------------------------------------------------------
 
@@ -210,6 +202,7 @@ class EngineThread:
             block = False
 
     def _run_command(self, command: Command[Result]) -> Result:
+        self.num_commands += 1
         try:
             return command(self._engine.scheduler)
         finally:

@@ -8,14 +8,17 @@ from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 
+from services.cluster.background import end_all
 from services.engine.request import AttemptKey
 from services.errors import InvalidRequest, PeerStalled, StaleEpoch
 from services.rpc import tandem_pb2 as pb
+from services.telemetry.logs import get_logger
 from services.telemetry.metrics import WorkerMetrics
 from services.worker.convert import endpoint_from_message
 from services.worker.node import Node
 from services.worker.outgoing import Outgoing
 
+_log = get_logger(__name__)
 _CONNECT_TIMEOUT_S = 10.0
 _SETTLE_TIMEOUT_S = 30.0
 _MAX_OVER = 4096
@@ -64,7 +67,7 @@ class Exporter:
 
         Raises:
             IncompatiblePeer: another incarnation was meant.
-            PeerStalled: a write is outstanding for too long.
+            PeerStalled: a write is outstanding for too long, or will be until this process ends.
         """
         self._node.require_member(request.member_id)
         key = AttemptKey(request.request_id, request.epoch)
@@ -77,7 +80,18 @@ class Exporter:
                 await outgoing.settle()
         except TimeoutError as error:
             raise PeerStalled(f"A write of {key.request_id} is still outstanding.") from error
-        return _settled(outgoing)
+        if outgoing.is_uncertain:
+            raise PeerStalled(f"A write of {key.request_id} was outstanding when this worker closed its transport.")
+        return _reply_for(outgoing)
+
+    async def close(self, timeout_s: float) -> None:
+        """Wait so long for what is outstanding, then give it up; before the transport is closed. Idempotent."""
+        if self._settling:
+            await asyncio.wait(self._settling, timeout=timeout_s)
+        if self._live:
+            _log.warning("exports.abandoned", attempts=len(self._live))
+        await asyncio.gather(*(outgoing.abandon() for outgoing in self._live.values()))
+        await end_all(self._settling)
 
     def _begin(self, key: AttemptKey, target: pb.KVTarget) -> Outgoing:
         """Open an attempt; from here on it is over only when nothing of it is outstanding."""
@@ -98,15 +112,22 @@ class Exporter:
     def _forget_when_settled(self, outgoing: Outgoing, on_settled: Callable[[Outgoing], None] | None) -> None:
         async def forget() -> None:
             await outgoing.settle()
+            if outgoing.is_uncertain:
+                return  # whoever asks is told so for as long as this process lives
             if on_settled is not None:
                 on_settled(outgoing)
             del self._live[outgoing.attempt]
-            self._remember(outgoing.attempt, _settled(outgoing))
+            self._remember(outgoing.attempt, _reply_for(outgoing))
 
         task = asyncio.create_task(forget(), name=f"settle {outgoing.attempt.request_id}")
         self._settling.add(task)
-        task.add_done_callback(self._settling.discard)
+        task.add_done_callback(self._settled)
+
+    def _settled(self, task: "asyncio.Task[None]") -> None:
+        self._settling.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.failure("export.defect", error, task=task.get_name())
 
 
-def _settled(outgoing: Outgoing) -> pb.SettleReply:
+def _reply_for(outgoing: Outgoing) -> pb.SettleReply:
     return pb.SettleReply(anything_posted=outgoing.num_blocks > 0, push_failed=outgoing.has_failed)

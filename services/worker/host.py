@@ -31,16 +31,18 @@ from services.telemetry.admin_server import serve_admin
 from services.telemetry.clock import Clock, SystemClock
 from services.telemetry.logs import get_logger
 from services.telemetry.metrics import WorkerMetrics, counter_values
+from services.transfer.faults import with_faults
 from services.transfer.loop import NoticeHandler, TransferThread
 from services.transfer.nixl import NixlOptions
 from services.transfer.open import TransportOptions, open_transport
-from services.transfer.step_faults import with_faults
 from services.transfer.tcp import TcpOptions
 from services.transfer.transport import Transport
 from services.worker.admin import AdminServicer, Service
 from services.worker.building import Built, build
 from services.worker.engine_thread import EngineThread
 from services.worker.exporter import Exporter
+from services.worker.grammar_compiler import GrammarCompiler
+from services.worker.grammar_trial import GrammarSetup, TrialProcess
 from services.worker.kept_blocks import KeptBlocks
 from services.worker.kv_service import KVServicer
 from services.worker.node import Node
@@ -53,6 +55,8 @@ from services.worker.warm_up import warm_up
 
 _log = get_logger(__name__)
 _CLOSE_TIMEOUT_S = 10.0
+_EXPORTS_TIMEOUT_S = 1.0
+"""For pushes that a drain has not seen to their end."""
 _LOAD_REFRESH_S = 1.0
 _NOTE_INTERVAL_S = 2.0
 
@@ -100,7 +104,11 @@ class WorkerHost:
         """Serve until SIGTERM, SIGINT or a defect, then drain, leave and return."""
         health = grpc_health.HealthServicer()
         presence = Presence(
-            self.registry, self._member(), self.node.card, load=lambda: self.node.last_load, clock=self.node.clock
+            self.registry,
+            self._member(),
+            self.node.card,
+            load=lambda: self.node.load_with(service.num_live),
+            clock=self.node.clock,
         )
         admin = AdminServicer(
             self.node,
@@ -164,7 +172,7 @@ class WorkerHost:
         """Keep the published load and ledger fresh; a ledger that contradicts itself ends the worker."""
         while True:
             try:
-                snapshot = await self.node.audit()
+                snapshot = await self.node.audit_of_changes()
             except InternalError as error:
                 _log.failure("ledger.broken", error)
                 return self._state.break_down()
@@ -219,14 +227,18 @@ async def open_host(
             card=built.card,
             layout=built.layout,
             engine=_engine_thread(stack, built, sealer, StepMetrics(metrics, throughput), state, clock),
+            grammars=_grammar_compiler(stack, built, settings, role),
             transfers=_transfer_thread(stack, transport, on_notice),
             sealer=sealer,
             throughput=throughput,
             clock=clock,
         )
         exporter = Exporter(node, metrics, push_timeout_s=settings.push_timeout_s)
+        stack.push_async_callback(exporter.close, _EXPORTS_TIMEOUT_S)
         kept = _kept_blocks(stack, node)
-        tandem_pb2_grpc.add_KVServicer_to_server(KVServicer(node, exporter, kept), server)
+        tandem_pb2_grpc.add_KVServicer_to_server(
+            KVServicer(node, exporter, kept, max_waiting=settings.max_waiting), server
+        )
         _log.event("worker.listening", member=node.member_id, address=address, admin_port=admin.port)
         parts = (node, channels, metrics, exporter, kept, registry, server, address, settings, prometheus, state)
         yield WorkerHost(*parts)
@@ -252,6 +264,15 @@ def _engine_thread(
     engine = EngineThread(built.engine, clock=clock, seal=sealer.seal, on_step=on_step, on_defect=state.break_down)
     stack.push_async_callback(engine.close, _CLOSE_TIMEOUT_S)
     return engine
+
+
+def _grammar_compiler(stack: AsyncExitStack, built: Built, settings: WorkerSettings, role: Role) -> GrammarCompiler:
+    """Grammars are tried where requests come in; a prefill worker is asked for what its decode worker has compiled."""
+    setup = GrammarSetup(built.card.tokenizer_json, built.card.vocab_size, built.card.eos_token_ids)
+    trial = TrialProcess(setup, timeout_s=settings.grammar_timeout_s) if role is Role.DECODE else None
+    grammars = GrammarCompiler(built.grammars, trial)
+    stack.push_async_callback(grammars.close)
+    return grammars
 
 
 def _transport(built: Built, settings: WorkerSettings, secret: bytes) -> Transport:

@@ -25,8 +25,9 @@ _Context = grpc.aio.ServicerContext[object, object]
 class KVServicer(tandem_pb2_grpc.KVServicer):
     """Answers other workers; also while this one leaves, since that is when its blocks are needed elsewhere."""
 
-    def __init__(self, node: Node, exporter: Exporter, kept: KeptBlocks) -> None:
+    def __init__(self, node: Node, exporter: Exporter, kept: KeptBlocks, *, max_waiting: int) -> None:
         self._node = node
+        self._max_waiting = max_waiting
         self._exporter = exporter
         self._kept = kept
 
@@ -34,6 +35,7 @@ class KVServicer(tandem_pb2_grpc.KVServicer):
         """Push the longest run of the named blocks that is here."""
         self._node.require_member(request.member_id)
         self._node.require_fingerprint(request.target.endpoint.fingerprint)
+        self._node.require_place(self._exporter.num_live, max_waiting=self._max_waiting)
         if len(request.block_hashes) != len(request.target.block_ids):
             raise InvalidRequest("The target has not as many blocks as there are hashes.", param="target")
         num_found: int | None = None

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from services.cluster.registry import MemberLoad, Role
 from services.engine.output import EngineLoad, Ledger
+from services.engine.scheduler import Scheduler
 from services.errors import Draining, IncompatiblePeer, InvalidRequest, Overloaded
 from services.kv.card import ModelCard
 from services.kv.layout import KVLayout
@@ -13,6 +14,7 @@ from services.telemetry.clock import Clock
 from services.transfer.loop import TransferThread
 from services.worker.convert import load_to_message
 from services.worker.engine_thread import EngineThread
+from services.worker.grammar_compiler import GrammarCompiler
 from services.worker.seal import Sealer
 from services.worker.throughput import Throughput
 
@@ -36,6 +38,7 @@ class Node:
         card: ModelCard,
         layout: KVLayout,
         engine: EngineThread,
+        grammars: GrammarCompiler,
         transfers: TransferThread,
         sealer: Sealer,
         throughput: Throughput,
@@ -46,11 +49,14 @@ class Node:
         self.card = card
         self.layout = layout
         self.engine = engine
+        self.grammars = grammars
         self.transfers = transfers
         self.sealer = sealer
         self.throughput = throughput
         self.clock = clock
         self.is_draining = False
+        self._audited: tuple[int, int] | None = None
+        """Steps and commands of the engine at the next look, if nothing happens; belongs to the engine thread."""
 
     async def snapshot(self) -> Snapshot:
         """Return load and ledger, read between two steps."""
@@ -68,13 +74,28 @@ class Node:
             )
         )
 
+    async def audit_of_changes(self) -> Snapshot:
+        """Return what ``audit`` does, and count anew only if there was a step or a command since the last time.
+
+        Raises:
+            InternalError: the block pool contradicts itself.
+        """
+
+        def look(scheduler: Scheduler) -> Snapshot:
+            audited, now = self._audited, (self.engine.num_steps, self.engine.num_commands)
+            ledger = scheduler.ledger() if scheduler.has_work or now == audited else scheduler.audit()
+            if not scheduler.has_work:
+                self._audited = (self.engine.num_steps, self.engine.num_commands + 1)  # the next look is a command
+            return Snapshot(scheduler.load(), ledger)
+
+        return await self.engine.call(look)
+
     def load_message(self) -> pb.Load:
         """Return the load after the last step or command as the wire has it."""
         return load_to_message(self.engine.load, self.throughput.prefill_tokens_per_s)
 
-    @property
-    def last_load(self) -> MemberLoad:
-        """The load after the last step or command, as membership publishes it."""
+    def load_with(self, num_live: int) -> MemberLoad:
+        """Return the load after the last step or command, and what a drain waits for, as membership publishes it."""
         load = self.engine.load
         return MemberLoad(
             running=load.num_running,
@@ -83,6 +104,8 @@ class Node:
             available_blocks=load.num_available_blocks,
             total_blocks=load.num_total_blocks,
             prefill_tokens_per_s=self.throughput.prefill_tokens_per_s,
+            live=num_live,
+            is_closed=self.is_draining,
         )
 
     def require_open(self) -> None:

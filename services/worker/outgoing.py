@@ -2,6 +2,7 @@
 
 import asyncio
 
+from services.cluster.background import end_all
 from services.engine.output import FinalBlocks
 from services.engine.request import AttemptKey
 from services.errors import InternalError, StaleEpoch, TandemError
@@ -30,6 +31,8 @@ class Outgoing:
         self.num_blocks = 0
         self.has_failed = False
         """Whether a push ended without certainty, so that bytes of it may still be on their way."""
+        self.is_uncertain = False
+        """Whether the transport was closed under a push: only the end of this process ends it for sure."""
         self.num_overlapped = 0
         """Pushes that had not ended when the step of the next chunk began."""
         self._node = node
@@ -92,6 +95,11 @@ class Outgoing:
         if self._holds:
             await asyncio.wait(self._holds)
 
+    async def abandon(self) -> None:
+        """Wait for nothing any more: the process, and with it the memory that pushes read, is about to end."""
+        self.close()
+        await end_all([*self._writes, *self._holds])
+
     async def _write(self, final: FinalBlocks, index: int) -> None:
         final = await self._sealed(final)
         skipped = max(0, self._first_wanted - final.first_block)
@@ -132,6 +140,7 @@ class Outgoing:
                 await self._node.transfers.wait_settled(final.hold, timeout_s=self._push_timeout_s)
             except TandemError as error:
                 if self._node.transfers.is_closed:
+                    self.is_uncertain = True
                     break
                 _log.warning("push.outstanding", request_id=self.attempt.request_id, code=error.code)
                 await self._node.clock.sleep(_RETRY_S)

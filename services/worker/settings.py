@@ -64,6 +64,8 @@ class WorkerSettings(TlsSettings):
     """How long new work is still taken after SIGTERM, while the others learn that this worker leaves."""
     drain_timeout_s: float = Field(default=120.0, gt=0)
     """Longest wait for running work after that."""
+    grammar_timeout_s: float = Field(default=1.0, gt=0)
+    """Longest time that compiling a request's schema or tools may take; then a decode worker refuses it with 400."""
     payload_digests: bool = True
     """Digest every block's bytes; without, answers are marked `verified: false`."""
     max_quarantined_share: float = Field(default=0.5, gt=0, le=1)

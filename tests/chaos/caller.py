@@ -64,7 +64,7 @@ class Caller:
         self._cluster = cluster
         self.clock = SystemClock()
         self.busy: Sequence[str] = ()
-        suspects = Suspects(self.clock, PROBE_PAUSE_S)
+        self.suspects = suspects = Suspects(self.clock, PROBE_PAUSE_S)
         router = Router(self, suspects, Random(0))
         health = GrpcHealthClient(cluster.channels)
         self.probing = Probing(suspects, self, health, self.clock, pause_s=PROBE_PAUSE_S)

@@ -97,6 +97,12 @@ class Fleet:
             while any(len(self.members(role)) < count for role, count in counts.items()):
                 await asyncio.sleep(0.05)
 
+    async def trusted(self) -> None:
+        """Wait until no worker is suspect, so that the next question goes wherever the test wants it."""
+        async with asyncio.timeout(READY_TIMEOUT_S):
+            while self.caller.suspects.now():
+                await asyncio.sleep(0.05)
+
     def living(self) -> list[WorkerProcess]:
         return [worker for worker in self.cluster.workers if worker.is_alive]
 

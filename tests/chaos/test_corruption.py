@@ -6,12 +6,13 @@ import pytest
 
 from services.engine.request import AttemptKey
 from services.errors import PayloadDigestMismatch, TokenDigestMismatch
+from services.faults.plan import Action
 from services.kv.sampling import SamplingParams
-from services.transfer.faults import PushFault, ScriptedFaults
 from services.transfer.transport import BlockPair
 from services.worker.notice import Notice
 from tests.inprocess.client import GREEDY, SEEDED, begin, expected_ids, generate, prompt
 from tests.inprocess.cluster import Cluster, Shape, cluster, until
+from tests.inprocess.faults import scripted
 from tests.inprocess.hash_model import BLOCK_SIZE, DEADLINE_S
 
 PROMPT = prompt(30)
@@ -37,9 +38,9 @@ def only(**counts: int) -> dict[str, int]:
 @pytest.mark.parametrize("block", range(NUM_BLOCKS))
 async def test_a_flipped_bit_in_any_block_is_computed_again(block: int, params: SamplingParams) -> None:
     async with cluster(shape=ONE_BLOCK_A_PUSH) as running:
-        running.prefill.faults.plan = ScriptedFaults(pushes={block: PushFault.CORRUPT})
+        running.prefill.faults.plan = scripted(pushes={block: Action.CORRUPT})
         answer = await generate(running, PROMPT, params)
-        assert running.prefill.faults.injected == {PushFault.CORRUPT: 1}
+        assert running.prefill.faults.injected == {Action.CORRUPT: 1}
         assert (answer.proof.path, answer.proof.reason) == ("fallback", PayloadDigestMismatch.code)
         assert answer.ids == expected_ids(PROMPT, params)
         await running.settled()
@@ -52,9 +53,9 @@ async def test_a_flipped_bit_in_any_block_is_computed_again(block: int, params: 
 @pytest.mark.parametrize("push", range(3))
 async def test_two_swapped_blocks_are_computed_by_the_next_candidate(push: int, params: SamplingParams) -> None:
     async with cluster(prefills=2) as running:
-        running.prefill.faults.plan = ScriptedFaults(pushes={push: PushFault.SWAP})
+        running.prefill.faults.plan = scripted(pushes={push: Action.SWAP})
         answer = await generate(running, PROMPT, params)
-        assert running.prefill.faults.injected == {PushFault.SWAP: 1}
+        assert running.prefill.faults.injected == {Action.SWAP: 1}
         assert (answer.proof.path, answer.proof.prefill) == ("pd", running.prefills[1].node.member_id)
         assert answer.ids == expected_ids(PROMPT, params)
         await running.settled()

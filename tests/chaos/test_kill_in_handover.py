@@ -23,6 +23,8 @@ WAIT_TIMEOUT_S = 120.0
 LEAVING, TAKING = "leaving", "taking"
 NEVER_FOUND: Line = {"step": "kv.Fetch.sends.found", "action": "drop", "times": 1000}
 """Whoever takes a sequence gives the fetch up, and asks what may still be written."""
+SLOW_NOTICES: Line = {"step": "transfer.notice.received", "action": "delay", "seconds": 0.3, "times": 1000}
+"""Whoever knows that everything arrived hangs up before it is told that everything was pushed."""
 CELLS = [(step, who) for step in HANDOVER_STEPS for who in (LEAVING, TAKING)]
 IMPOSSIBLE = {("decode.Generate.sends.handed_over", TAKING)}
 """Who takes the sequences does not meet this step."""
@@ -33,9 +35,10 @@ async def run_cell(fleet: Fleet, step: str, who: str) -> list[Heard]:
     leaving, taking, last = fleet.members(DECODE)[:3]
     victim = leaving if who == LEAVING else taking
     fleet.caller.busy = [taking.member_id, last.member_id]
-    lost = [NEVER_FOUND] if step.startswith("kv.Settle") else []
-    fleet.arm([taking], *lost)
-    fleet.arm([victim], {"step": step, "action": "kill"}, *(lost if victim is taking else []))
+    besides = [NEVER_FOUND] if step.startswith("kv.Settle") else []
+    besides += [SLOW_NOTICES] if step == "kv.Fetch.sends.pushed" else []
+    fleet.arm([taking], *besides)
+    fleet.arm([victim], {"step": step, "action": "kill"}, *(besides if victim is taking else []))
     heard = [Heard() for _ in range(NUM_QUESTIONS)]
     asking = [asyncio.create_task(fleet.caller.ask(fleet.question(i), heard[i])) for i in range(NUM_QUESTIONS)]
     try:

@@ -28,9 +28,9 @@ NUM_CALLERS, NUM_BURST = 6, 12
 CANCEL_SHARE = 0.1
 EVENTS = {"kill": 0.5, "stall": 0.3, "burst": 0.2}
 REST_TIMEOUT_S = 120.0
-MAX_MEDIAN_RECOVERY_S = 5.0
 MAX_FIRST_TOKENS = 3.0
-"""Or that many times to first token of streams that met no fault in the same run."""
+"""The median recovery, in medians of the time to first token of streams that met no fault in the same run: it holds at
+least one prefill, so a host that is slow at those is slow to recover."""
 SMALL_FAULTS = {"shares": {"delay": 0.02}, "delay_s": 0.05}
 """What every worker suffers all the time, besides the events."""
 
@@ -145,6 +145,5 @@ async def test_whatever_happens_no_token_changes_and_nothing_is_left(
     say(f"seed {seed}: {chaos.summary()}, {injected} small faults, 0 lost, 0 changed")
     assert load.num_answers > 0
     if chaos.recoveries_s:
-        # A recovery holds at least one prefill, so a host that is slow at those needs more.
-        limit_s = max(MAX_MEDIAN_RECOVERY_S, MAX_FIRST_TOKENS * statistics.median(load.first_tokens_s))
-        assert statistics.median(chaos.recoveries_s) < limit_s, sorted(chaos.recoveries_s)
+        limit_s = MAX_FIRST_TOKENS * statistics.median(load.first_tokens_s)
+        assert statistics.median(chaos.recoveries_s) < limit_s, (limit_s, sorted(chaos.recoveries_s))

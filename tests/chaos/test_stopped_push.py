@@ -47,14 +47,6 @@ async def long_question(fleet: Fleet) -> tuple[Question, list[int]]:
     return question, (await fleet.caller.ask(question)).token_ids
 
 
-async def late_notices(fleet: Fleet, before: int) -> int:
-    """Wait until the rest of the stopped push has come, and return the number of late notices."""
-    async with asyncio.timeout(STOP_TIMEOUT_S):
-        while (late := (await fleet.integrity_failures())["stale"] - before) < 1:
-            await asyncio.sleep(0.05)
-    return late
-
-
 async def stop_for(fleet: Fleet, seconds: float, say: Say) -> None:
     (prefill,), (decode,) = fleet.members(PREFILL), fleet.members(DECODE)
     question, expected = await long_question(fleet)
@@ -83,7 +75,7 @@ async def stop_for(fleet: Fleet, seconds: float, say: Say) -> None:
         assert cached.proof.cached_tokens > 0
         fleet.check(index, cached.token_ids)
     assert (await fleet.caller.ask(disturbed)).token_ids == expected
-    late = await late_notices(fleet, before)
+    late = (await fleet.integrity_failures())["stale"] - before
     say(f"stopped {seconds:g} s in a push: {len(meanwhile)} streams meanwhile, {late} late notices, no token changed")
 
 

@@ -30,6 +30,7 @@ async def test_a_bit_flipped_on_the_way_is_refused_once_and_changes_no_token(fle
         role = PREFILL if step == "transfer.push.posted" else DECODE
         victim = fleet.members(role)[0]
         fleet.caller.busy = [worker.member_id for worker in fleet.members(role) if worker is not victim]
+        await fleet.trusted()
         fleet.arm([victim], {"step": step, "action": action, "nth": nth})
         answer = await fleet.caller.ask(fleet.question(nth))
         fleet.check(nth, answer.token_ids)

@@ -103,7 +103,7 @@ async def whole(**changes: Any) -> AsyncIterator[Whole]:
             view = MemberView(registry := MemoryRegistry(clock, lease_s=1e9), clock)
             model = model_card(workers)
             for worker in (*workers.decodes, *workers.prefills):
-                joining = member(worker.node.member_id, worker.node.role, model=model, load=worker.node.last_load)
+                joining = member(worker.node.member_id, worker.node.role, model=model, load=worker.node.load_with(0))
                 await registry.join(replace(joining, address=worker.address), model)
             await view.refresh()
             metrics = CollectorRegistry()

@@ -118,12 +118,22 @@ class TestThroughRedis:
     async def test_the_worker_finds_a_note_and_its_record_tells_how_far_it_is(self) -> None:
         registry, say, task = await self.begin()
         assert await registry.is_asked_to_leave("decode-a1")
-        for running in (2, 1, 0):
-            changed = MemberLoad(running=running)
-            await registry.renew(_draining(changed))
+        for live in (2, 1, 0):
+            await registry.renew(_draining(MemberLoad(live=live, is_closed=True)))
             await settle()
         assert await task
         assert say.lines[1:] == ["decode-a1: 2 left", "decode-a1: 1 left", "decode-a1: drained"]
+
+    async def test_a_worker_that_computes_nothing_may_still_push_or_take_new_work(self) -> None:
+        registry, say, task = await self.begin()
+        for load in (MemberLoad(), MemberLoad(live=1, is_closed=True), MemberLoad(running=0, live=1, is_closed=True)):
+            await registry.renew(_draining(load))
+            await settle()
+        assert not task.done()
+        assert say.lines[1:] == ["decode-a1: 1 left"]
+        await registry.renew(_draining(MemberLoad(is_closed=True)))
+        await settle()
+        assert await task
 
     async def test_a_worker_that_leaves_the_cluster_is_gone(self) -> None:
         registry, say, task = await self.begin()

@@ -102,7 +102,7 @@ async def test_joining_again_replaces_the_member(harness: Harness) -> None:
 
 async def test_renewing_publishes_load_and_draining(harness: Harness) -> None:
     await harness.registry.join(member("a"), CARD)
-    changed = replace(member("a"), draining=True, load=MemberLoad(1, 2, 3, 4, 5, 6.5))
+    changed = replace(member("a"), draining=True, load=MemberLoad(1, 2, 3, 4, 5, 6.5, 7, True))
     await harness.registry.renew(changed)
     assert list(await harness.registry.members()) == [changed]
 

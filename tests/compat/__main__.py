@@ -19,6 +19,8 @@ FILES = (
     "tests/api_resources/beta/test_assistants.py",
     "tests/api_resources/beta/test_threads.py",
     "tests/api_resources/beta/threads/test_messages.py",
+    "tests/api_resources/beta/threads/test_runs.py",
+    "tests/api_resources/beta/threads/runs/test_steps.py",
     "tests/api_resources/test_models.py",
     "tests/api_resources/test_files.py",
     "tests/api_resources/test_uploads.py",

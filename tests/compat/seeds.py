@@ -4,10 +4,11 @@ import time
 from collections.abc import Sequence
 
 from services.gateway.apis.openai.assistants.assistants import assistant_json
-from services.gateway.apis.openai.assistants.messages import RUN_LABEL, message_json, text_json
+from services.gateway.apis.openai.assistants.messages import message_json, text_json
 from services.gateway.apis.openai.assistants.threads import thread_json
 from services.gateway.apis.openai.files.files import file_json
 from services.gateway.apis.openai.files.uploads import part_json, upload_json
+from services.gateway.runs.documents import RUN_LABEL
 from services.gateway.search.stores import (
     NewStoredFile,
     StoredFileSource,
@@ -28,6 +29,7 @@ from services.gateway.store.kinds import (
     VECTOR_STORE,
     Ref,
 )
+from tests.compat.run_seeds import run_seeds
 
 CREATED = 1_700_000_000
 MODELS = ("gpt-6-astra", "gpt-4.1", "gpt-5", "gpt-3.5-turbo-instruct")
@@ -40,7 +42,8 @@ BEGIN, END = "after", "before"
 
 def seeds(test_id: str) -> Sequence[Operation]:
     """Return what the store shall hold before a test, in an order in which it can be created."""
-    return [*_assistants(), *_thread(), *_files(), *_upload(), *_vector_stores()]
+    runs = run_seeds(test_id, CREATED, (BEGIN, END))
+    return [*_assistants(), *_thread(), *runs, *_files(), *_upload(), *_vector_stores()]
 
 
 def _assistants() -> list[Create]:

@@ -5,11 +5,12 @@ from dataclasses import replace
 
 import pytest
 
-from services.transfer.faults import NoticeFault, PushFault, ScriptedFaults
+from services.faults.plan import Action
 from tests.inprocess.client import GREEDY, GenerateCall, begin, expected_ids, generate, prompt
 from tests.inprocess.cluster import Cluster, Shape, cluster, until
+from tests.inprocess.faults import scripted
 
-STALLED = ScriptedFaults(pushes=dict.fromkeys(range(9), PushFault.STALL))
+STALLED = scripted(pushes=dict.fromkeys(range(9), Action.STALL))
 
 
 async def waits_for_blocks(running: Cluster) -> GenerateCall:
@@ -61,12 +62,12 @@ async def has_a_stalled_push(running: Cluster) -> GenerateCall:
     running.prefill.faults.plan = STALLED
     call = begin(running, prompt(30))
     await call.read_tokens(1)
-    await until(lambda: running.prefill.faults.injected[PushFault.STALL] == 4)
+    await until(lambda: running.prefill.faults.injected[Action.STALL] == 4)
     return call
 
 
 async def lost_a_notice(running: Cluster) -> GenerateCall:
-    running.decode.faults.plan = ScriptedFaults(notices={1: NoticeFault.DROP})
+    running.decode.faults.plan = scripted(notices={1: Action.DROP})
     call = begin(running, prompt(30))
     await call.read_tokens(1)
     await until(lambda: not running.prefill.servicer.num_live)
@@ -110,7 +111,7 @@ async def test_a_cancel_leaves_nothing_behind(reach: Callable[[Cluster], Awaitab
         call.cancel()
         running.prefill.model.gate.open()
         running.decode.model.gate.open()
-        running.prefill.faults.plan = ScriptedFaults()
+        running.prefill.faults.plan = scripted()
         running.prefill.faults.resume()
         await running.settled()
         answer = await generate(running, prompt(30))
@@ -138,7 +139,7 @@ async def test_blocks_of_a_stalled_push_stay_in_quarantine_until_it_ended() -> N
         assert (running.decode.servicer.num_live, running.prefill.servicer.num_live) == (0, 1)
         running.prefill.faults.resume()
         await running.settled()
-        assert running.decode.counted("stale_notices") == 4
+        await until(lambda: running.decode.counted("stale_notices") == 4)
         assert running.decode.counted("quarantined_blocks") == 8
 
 
@@ -147,7 +148,7 @@ async def test_quarantined_blocks_are_not_given_to_others() -> None:
         call = await has_a_stalled_push(running)
         call.cancel()
         await until(lambda: not running.decode.servicer.num_live)
-        running.prefill.faults.plan = ScriptedFaults()
+        running.prefill.faults.plan = scripted()
         others = [await generate(running, prompt(20, seed=seed)) for seed in range(1, 4)]
         assert (await running.decode.ledger()).quarantined == 8
         running.prefill.faults.resume()
@@ -161,7 +162,7 @@ async def test_bytes_that_land_late_harm_nobody() -> None:
     async with cluster(shape=Shape(num_blocks=24)) as running:
         call = await has_a_stalled_push(running)
         call.cancel()
-        running.prefill.faults.plan = ScriptedFaults()
+        running.prefill.faults.plan = scripted()
         running.decode.model.gate.close()
         other = begin(running, prompt(30, seed=2))
         await other.read_tokens(1)

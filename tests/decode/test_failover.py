@@ -14,11 +14,12 @@ from services.errors import (
     PeerStalled,
     TokenDivergence,
 )
+from services.faults.plan import Action
 from services.kv.sampling import SamplingParams
 from services.rpc import tandem_pb2 as pb
-from services.transfer.faults import NoticeFault, PushFault, ScriptedFaults
 from tests.inprocess.client import GREEDY, SEEDED, Answer, begin, expected_ids, generate, prompt
 from tests.inprocess.cluster import Cluster, Shape, Worker, cluster, until
+from tests.inprocess.faults import scripted
 from tests.inprocess.hash_model import layout
 
 SOON = {"prefill_step_timeout_s": 0.2}
@@ -40,17 +41,17 @@ class TestWhatArrives:
     @pytest.mark.parametrize("number", range(4))
     async def test_a_flipped_bit_is_counted_and_computed_again(self, number: int) -> None:
         async with cluster() as running:
-            running.prefill.faults.plan = ScriptedFaults(pushes={number: PushFault.CORRUPT})
+            running.prefill.faults.plan = scripted(pushes={number: Action.CORRUPT})
             answer = await generate(running, prompt(30))
             assert (answer.proof.path, answer.proof.reason) == ("fallback", PayloadDigestMismatch.code)
-            assert running.prefill.faults.injected == {PushFault.CORRUPT: 1}
+            assert running.prefill.faults.injected == {Action.CORRUPT: 1}
             await assert_same(running, answer)
             assert running.decode.counted("integrity_failures", kind=PayloadDigestMismatch.code) == 1
             assert running.decode.counted("fallbacks", reason=PayloadDigestMismatch.code) == 1
 
     async def test_what_arrived_before_a_flipped_bit_is_kept(self) -> None:
         async with cluster() as running:
-            running.prefill.faults.plan = ScriptedFaults(pushes={2: PushFault.CORRUPT})
+            running.prefill.faults.plan = scripted(pushes={2: Action.CORRUPT})
             answer = await generate(running, prompt(30))
             assert (answer.proof.transferred_tokens, answer.proof.recomputed_tokens) == (16, 14)
             assert running.decode.model.num_computed_tokens == 14 + GREEDY.max_tokens - 1
@@ -58,7 +59,7 @@ class TestWhatArrives:
 
     async def test_a_dropped_notice_is_a_stall(self) -> None:
         async with cluster(decode=SOON) as running:
-            running.decode.faults.plan = ScriptedFaults(notices={1: NoticeFault.DROP})
+            running.decode.faults.plan = scripted(notices={1: Action.DROP})
             answer = await generate(running, prompt(30))
             assert (answer.proof.path, answer.proof.reason) == ("fallback", PeerStalled.code)
             assert (answer.proof.transferred_tokens, answer.proof.recomputed_tokens) == (8, 22)
@@ -66,25 +67,25 @@ class TestWhatArrives:
 
     async def test_a_duplicate_notice_changes_nothing(self) -> None:
         async with cluster() as running:
-            running.decode.faults.plan = ScriptedFaults(notices=dict.fromkeys(range(3), NoticeFault.DUPLICATE))
+            running.decode.faults.plan = scripted(notices=dict.fromkeys(range(3), Action.DUPLICATE))
             answer = await generate(running, prompt(30))
             assert (answer.proof.path, answer.proof.transferred_tokens) == ("pd", 30)
-            assert running.decode.faults.injected == {NoticeFault.DUPLICATE: 3}
+            assert running.decode.faults.injected == {Action.DUPLICATE: 3}
             assert running.decode.counted("stale_notices") == 0
             await assert_same(running, answer)
 
     async def test_a_notice_that_comes_after_the_end_is_counted_as_stale(self) -> None:
         async with cluster() as running:
-            running.decode.faults.plan = ScriptedFaults(notices={3: NoticeFault.DUPLICATE})
+            running.decode.faults.plan = scripted(notices={3: Action.DUPLICATE})
             answer = await generate(running, prompt(30))
-            await until(lambda: running.decode.faults.injected == {NoticeFault.DUPLICATE: 1})
+            await until(lambda: running.decode.faults.injected == {Action.DUPLICATE: 1})
             assert answer.proof.path == "pd"
             await assert_same(running, answer)
             assert running.decode.counted("stale_notices") <= 1
 
     async def test_late_notices_of_an_attempt_that_was_left_are_counted_and_change_nothing(self) -> None:
         async with cluster(decode=SOON) as running:
-            running.prefill.faults.plan = ScriptedFaults(pushes=dict.fromkeys(range(4), PushFault.STALL))
+            running.prefill.faults.plan = scripted(pushes=dict.fromkeys(range(4), Action.STALL))
             answer = await generate(running, prompt(30))
             assert (answer.proof.path, answer.proof.reason) == ("fallback", PeerStalled.code)
             assert (await running.decode.ledger()).quarantined == 8
@@ -92,14 +93,16 @@ class TestWhatArrives:
             await assert_same(running, answer)
             await until(lambda: running.decode.counted("stale_notices") == 4)
 
-    @pytest.mark.parametrize("fault", [PushFault.FAIL, PushFault.MISREPORT])
-    async def test_a_push_that_failed_fails_its_attempt_and_is_counted(self, fault: PushFault) -> None:
+    @pytest.mark.parametrize("fault", [{"pushes": {0: Action.DROP}}, {"ends": {0: Action.CORRUPT}}])
+    async def test_a_push_that_failed_fails_its_attempt_and_is_counted(
+        self, fault: dict[str, dict[int, Action]]
+    ) -> None:
         async with cluster() as running:
-            running.prefill.faults.plan = ScriptedFaults(pushes={0: fault})
+            running.prefill.faults.plan = scripted(**fault)
             answer = await generate(running, prompt(30))
             assert running.prefill.counted("push_failures", code="peer_gone") == 1
             assert answer.proof.path in ("pd", "fallback")
-            assert fault is PushFault.MISREPORT or answer.proof.path == "fallback"
+            assert "ends" in fault or answer.proof.path == "fallback"
             await assert_same(running, answer)
 
     async def test_digests_can_be_turned_off_and_the_answer_says_so(self) -> None:
@@ -125,7 +128,7 @@ class TestNextCandidate:
 
     async def test_it_follows_a_flipped_bit(self) -> None:
         async with cluster(prefills=2) as running:
-            running.prefill.faults.plan = ScriptedFaults(pushes={1: PushFault.CORRUPT})
+            running.prefill.faults.plan = scripted(pushes={1: Action.CORRUPT})
             answer = await generate(running, prompt(30), SEEDED)
             assert answer.proof.prefill == running.prefills[1].node.member_id
             assert running.decode.counted("integrity_failures", kind=PayloadDigestMismatch.code) == 1
@@ -178,7 +181,7 @@ class TestNextCandidate:
             answer = await generate(running, prompt(30))
             assert answer.proof.prefill == friend.node.member_id
             assert stranger.model.num_computed_tokens == 0
-            assert not stranger.faults._num_pushes
+            assert not stranger.faults.num_pushes
             assert running.decode.counted("quarantined_blocks") == 0
             await assert_same(running, answer)
 
@@ -229,7 +232,7 @@ class TestNextCandidate:
 class TestNobodyLeft:
     async def test_after_failures_the_prompt_is_computed_here_and_the_first_token_sent_once(self) -> None:
         async with cluster() as running:
-            running.prefill.faults.plan = ScriptedFaults(pushes=dict.fromkeys(range(9), PushFault.STALL))
+            running.prefill.faults.plan = scripted(pushes=dict.fromkeys(range(9), Action.STALL))
             call = begin(running, prompt(30))
             await call.read_tokens(1)
             await running.prefill.stop()
@@ -283,7 +286,7 @@ class TestNobodyLeft:
             with pytest.raises(NoPrefillWorker):
                 await generate(running, prompt(30), candidates=(), require_prefill=True)
             await running.settled()
-            running.decode.faults.plan = ScriptedFaults()
+            running.decode.faults.plan = scripted()
             with pytest.raises(IncompatiblePeer):
                 ghost = pb.PrefillCandidate(member_id="prefill-earlier", address=running.prefill.address)
                 await generate(running, prompt(30), prefill_candidates=[ghost], require_prefill=True)
@@ -298,7 +301,7 @@ class TestNobodyLeft:
     async def test_without_blocks_for_another_attempt_the_prompt_waits_to_be_computed_here(self) -> None:
         async with cluster(prefills=3, shape=Shape(num_blocks=12), decode=SOON) as running:
             for worker in running.prefills:
-                worker.faults.plan = ScriptedFaults(pushes=dict.fromkeys(range(1, 9), PushFault.STALL))
+                worker.faults.plan = scripted(pushes=dict.fromkeys(range(1, 9), Action.STALL))
             call = begin(running, prompt(30))
             await until(lambda: running.decode.node.engine.load.num_waiting)
             assert (await running.decode.ledger()).quarantined == 6
@@ -313,8 +316,8 @@ class TestAWrongFirstToken:
     async def test_computed_again_here_it_ends_the_request(self) -> None:
         async with cluster() as running:
             running.prefill.model.salt = b"another model"
-            running.decode.faults.plan = ScriptedFaults()
-            running.prefill.faults.plan = ScriptedFaults(pushes={3: PushFault.CORRUPT})
+            running.decode.faults.plan = scripted()
+            running.prefill.faults.plan = scripted(pushes={3: Action.CORRUPT})
             call = begin(running, prompt(30))
             with pytest.raises(TokenDivergence):
                 await call.finish()
@@ -324,7 +327,7 @@ class TestAWrongFirstToken:
     async def test_computed_again_by_the_next_candidate_it_ends_the_request(self) -> None:
         async with cluster(prefills=2) as running:
             running.prefill.model.salt = b"another model"
-            running.prefill.faults.plan = ScriptedFaults(pushes={3: PushFault.CORRUPT})
+            running.prefill.faults.plan = scripted(pushes={3: Action.CORRUPT})
             call = begin(running, prompt(30))
             with pytest.raises(TokenDivergence):
                 await call.finish()

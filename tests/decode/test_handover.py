@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from services.errors import Draining, PayloadDigestMismatch
+from services.faults.plan import Action
 from services.kv.sampling import SamplingParams
 from services.rpc import tandem_pb2 as pb
 from services.rpc.errors import translated
-from services.transfer.faults import PushFault, ScriptedFaults
 from tests.inprocess.client import GREEDY, SEEDED, Answer, GenerateCall, begin, expected, generate, prompt
 from tests.inprocess.cluster import Cluster, Shape, Worker, cluster, until
+from tests.inprocess.faults import scripted
 from tests.inprocess.hash_model import BLOCK_SIZE, DEADLINE_S
 
 AT_ONCE = {"handover_after_s": 0.0}
@@ -272,17 +273,17 @@ class TestKeptBlocks:
 
 
 class TestAFetchThatFails:
-    @pytest.mark.parametrize("fault", [PushFault.CORRUPT, PushFault.FAIL, PushFault.STALL])
-    async def test_is_an_ordinary_replay(self, fault: PushFault) -> None:
+    @pytest.mark.parametrize("fault", [Action.CORRUPT, Action.DROP, Action.STALL])
+    async def test_is_an_ordinary_replay(self, fault: Action) -> None:
         async with two_decoders(prefill_step_timeout_s=0.2, handover_keep_s=0.5) as (running, first, second):
             call = begin(running, prompt(30), SEEDED)
             draining = await handed_over(running, call, first, 4)
-            first.faults.plan = ScriptedFaults(pushes={0: fault})
+            first.faults.plan = scripted(pushes={0: fault})
             answer = await going_on(running, call, source_of(first, call.answer), second).finish()
             assert call.answer.tokens + answer.tokens == expected(prompt(30), SEEDED)
             assert (answer.proof.path, answer.proof.kv_source) == ("pd", "")
             assert second.counted("kv_fetches", outcome="unknown") == 1
-            is_corrupt = fault is PushFault.CORRUPT
+            is_corrupt = fault is Action.CORRUPT
             assert second.counted("integrity_failures", kind=PayloadDigestMismatch.code) == is_corrupt
             first.faults.resume()
             first.model.gate.open()

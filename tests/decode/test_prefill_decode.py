@@ -7,11 +7,12 @@ from functools import partial
 import pytest
 
 from services.errors import InvalidRequest
+from services.faults.plan import Action
 from services.kv.sampling import SamplingParams
 from services.rpc import tandem_pb2 as pb
-from services.transfer.faults import PushFault, ScriptedFaults
 from tests.inprocess.client import GREEDY, SEEDED, begin, expected, expected_ids, generate, prompt
 from tests.inprocess.cluster import Worker, cluster, until
+from tests.inprocess.faults import scripted
 
 NUM_BLOCKS_OF_30 = 8
 
@@ -88,11 +89,11 @@ async def test_chunks_are_pushed_while_the_next_one_is_computed() -> None:
 
 async def test_the_first_token_does_not_wait_for_the_data() -> None:
     async with cluster() as running:
-        running.prefill.faults.plan = ScriptedFaults(pushes=dict.fromkeys(range(9), PushFault.STALL))
+        running.prefill.faults.plan = scripted(pushes=dict.fromkeys(range(9), Action.STALL))
         call = begin(running, prompt(30))
         await call.read_tokens(1)
         assert running.decode.model.num_computed_tokens == 0
-        await until(lambda: running.prefill.faults.injected[PushFault.STALL] == 4)
+        await until(lambda: running.prefill.faults.injected[Action.STALL] == 4)
         running.prefill.faults.resume()
         assert (await call.finish()).ids == expected_ids(prompt(30))
         await running.settled()

@@ -7,11 +7,13 @@ from contextlib import asynccontextmanager
 from services.decode.attempt import Peer
 from services.decode.settling import Settling
 from services.engine.request import AttemptKey, NewRequest, Outcome
+from services.faults.plan import Action
 from services.kv.hashes import cache_seed
 from services.rpc import tandem_pb2 as pb
-from services.transfer.faults import PushFault, ScriptedFaults
+from services.telemetry.clock import SystemClock
 from tests.inprocess.client import GREEDY, begin, generate, prompt
 from tests.inprocess.cluster import Cluster, cluster, until, until_async
+from tests.inprocess.faults import scripted
 
 ATTEMPT = AttemptKey("request", 1)
 
@@ -53,7 +55,7 @@ async def test_the_peers_word_ends_it() -> None:
 async def test_after_a_failed_push_the_peers_word_ends_it_after_the_grace_period() -> None:
     """What the failed push had sent may be on its way still."""
     async with cluster(decode={"settle_grace_s": 3600.0}) as running:
-        running.prefill.faults.plan = ScriptedFaults(pushes={0: PushFault.FAIL})
+        running.prefill.faults.plan = scripted(pushes={0: Action.DROP})
         await generate(running, prompt(30))
         await running.settled([running.prefill])
         await asyncio.sleep(0.05)
@@ -62,6 +64,42 @@ async def test_after_a_failed_push_the_peers_word_ends_it_after_the_grace_period
             pb.SettleRequest(request_id="unknown", epoch=1, member_id=running.prefill.node.member_id)
         )
         assert not reply.push_failed
+
+
+async def test_of_the_grace_period_no_standstill_of_ours_takes_more_than_one_step() -> None:
+    """Whatever lay in our own kernel meanwhile is taken in before its blocks are free."""
+    async with cluster(decode={"settle_grace_s": 1000.0}) as running:
+        clock = SteppedClock()
+        running.decode.node.clock = clock
+        running.prefill.faults.plan = scripted(pushes={0: Action.DROP})
+        await generate(running, prompt(30))
+        for _ in range(9):
+            await until(lambda: clock.asleep)
+            clock.stand_still(5000.0)
+        await until(lambda: clock.asleep)
+        assert await num_quarantined(running) == 8
+        clock.stand_still(5000.0)
+        await freed(running)
+
+
+class SteppedClock(SystemClock):
+    """Each longer sleep lasts until the process stood still for longer than it."""
+
+    def __init__(self) -> None:
+        self.asleep: list[tuple[float, asyncio.Event]] = []
+
+    async def sleep(self, delay_s: float) -> None:
+        if delay_s < 50.0:
+            return await super().sleep(delay_s)
+        ended = asyncio.Event()
+        self.asleep.append((delay_s, ended))
+        await ended.wait()
+
+    def stand_still(self, duration_s: float) -> None:
+        asleep, self.asleep = self.asleep, []
+        for delay_s, ended in asleep:
+            assert duration_s > delay_s
+            ended.set()
 
 
 async def test_another_process_at_the_address_ends_it() -> None:
@@ -111,10 +149,10 @@ async def test_a_peer_that_takes_connections_but_does_not_answer_keeps_it() -> N
 
 async def test_a_channel_that_is_closed_under_the_question_does_not_lose_it() -> None:
     async with cluster() as running:
-        running.prefill.faults.plan = ScriptedFaults(pushes=dict.fromkeys(range(4), PushFault.STALL))
+        running.prefill.faults.plan = scripted(pushes=dict.fromkeys(range(4), Action.STALL))
         call = begin(running, prompt(30))
         await call.read_tokens(1)
-        await until(lambda: running.prefill.faults.injected[PushFault.STALL] == 4)
+        await until(lambda: running.prefill.faults.injected[Action.STALL] == 4)
         call.cancel()
         await until(lambda: not running.decode.servicer.num_live)
         await asyncio.sleep(0.05)

@@ -1,4 +1,4 @@
-"""Who joins is greeted; who leaves keeps its connection for as long as a call over it may last."""
+"""Who joins is greeted; of who leaves the connection is given up."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -18,21 +18,6 @@ from services.transfer.transport import Endpoint
 from services.worker.node import Node
 from tests.cluster.samples import CARD, member
 
-LONGEST_CALL_S = 600.0
-
-
-class GatedClock(ManualClock):
-    """Sleeps until the test says that the time is over."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.slept: list[float] = []
-        self.is_over = asyncio.Event()
-
-    async def sleep(self, delay_s: float) -> None:
-        self.slept.append(delay_s)
-        await self.is_over.wait()
-
 
 @dataclass
 class RecordingChannels:
@@ -40,7 +25,7 @@ class RecordingChannels:
 
     silent: str = ""
     greeted: list[str] = field(default_factory=list)
-    forgotten: list[str] = field(default_factory=list)
+    kept: list[set[str]] = field(default_factory=list)
 
     def prefill(self, address: str) -> Any:
         async def connect(request: pb.ConnectRequest, timeout: float) -> pb.ConnectReply:
@@ -51,14 +36,13 @@ class RecordingChannels:
 
         return SimpleNamespace(Connect=connect)
 
-    async def forget(self, address: str) -> None:
-        self.forgotten.append(address)
+    def keep_only(self, addresses: set[str]) -> None:
+        self.kept.append(addresses)
 
 
 @dataclass
 class Rig:
     channels: RecordingChannels
-    clock: GatedClock
     registry: MemoryRegistry
     view: MemberView
 
@@ -78,15 +62,15 @@ class Rig:
 
 @asynccontextmanager
 async def warm_pairs(silent: str = "") -> AsyncIterator[Rig]:
-    clock, channels = GatedClock(), RecordingChannels(silent)
+    channels = RecordingChannels(silent)
     registry = MemoryRegistry(ManualClock())
-    rig = Rig(channels, clock, registry, MemberView(registry, ManualClock()))
+    rig = Rig(channels, registry, MemberView(registry, ManualClock()))
     node = SimpleNamespace(
-        clock=clock,
+        clock=ManualClock(),
         layout=SimpleNamespace(fingerprint=CARD.fingerprint),
         transfers=SimpleNamespace(endpoint=Endpoint("inproc", "decode", CARD.fingerprint, b"")),
     )
-    pairs = WarmPairs(cast(Node, node), cast(Channels, channels), rig.view, longest_call_s=LONGEST_CALL_S)
+    pairs = WarmPairs(cast(Node, node), cast(Channels, channels), rig.view)
     async with pairs:
         yield rig
 
@@ -108,24 +92,11 @@ async def test_only_prefill_workers_of_the_same_layout_are_greeted() -> None:
         assert rig.channels.greeted == []
 
 
-async def test_the_connection_of_who_left_is_closed_after_the_longest_call() -> None:
+async def test_only_connections_to_members_are_kept_when_one_left() -> None:
     async with warm_pairs() as rig:
         left = prefill("prefill-1", "here:1")
         await rig.join(left)
+        await rig.join(prefill("prefill-2", "here:2"))
+        assert rig.channels.kept == []
         await rig.leave(left)
-        assert rig.clock.slept == [LONGEST_CALL_S]
-        assert rig.channels.forgotten == []
-        rig.clock.is_over.set()
-        await rig.refresh()
-        assert rig.channels.forgotten == ["here:1"]
-
-
-async def test_a_connection_to_an_address_in_use_again_stays() -> None:
-    async with warm_pairs() as rig:
-        left = prefill("prefill-1", "here:1")
-        await rig.join(left)
-        await rig.leave(left)
-        await rig.join(prefill("prefill-2", "here:1"))
-        rig.clock.is_over.set()
-        await rig.refresh()
-        assert rig.channels.forgotten == []
+        assert rig.channels.kept == [{"here:2"}]

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from services.parent_death import die_with_parent
+from services.parent_death import dying_with_parent
 from tests.deploy.chart import Manifest
 from tests.deploy.sandbox import Sandbox
 
@@ -173,14 +173,15 @@ class LocalPod:
     async def _spawn(self, words: list[str], *, with_output: bool = False) -> Process:
         with self._log.open("ab") as log:
             return await asyncio.create_subprocess_exec(
-                *self._sandbox.command(words),
+                *dying_with_parent(
+                    self._sandbox.command(words), signal.SIGKILL, path=self._sandbox.environment["PATH"]
+                ),
                 env=self._sandbox.environment,
                 cwd=self._sandbox.folder,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE if with_output else log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=die_with_parent(signal.SIGKILL),
             )
 
     def _running(self) -> Process:

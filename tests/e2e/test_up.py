@@ -66,6 +66,71 @@ def test_the_second_time_the_same_prompt_is_cached_and_answered_the_same(up: Up)
     assert second.usage.prompt_tokens_details.cached_tokens >= second.usage.prompt_tokens - 16
 
 
+CITY = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "maxLength": 20}, "is_capital": {"type": "boolean"}},
+    "required": ["city", "is_capital"],
+    "additionalProperties": False,
+}
+
+
+def test_an_answer_is_what_its_schema_describes_whoever_samples_it(up: Up) -> None:
+    wanted = {"type": "json_schema", "json_schema": {"name": "city", "schema": CITY, "strict": True}}
+    for messages, path in ((None, "local"), (_fresh(), "pd")):
+        answer = up.chat(messages, response_format=wanted, max_tokens=60, temperature=1, seed=7)
+        city = json.loads(answer.choices[0].message.content)
+        assert city.keys() == {"city", "is_capital"}
+        assert answer.choices[0].finish_reason == "stop"
+        assert answer.usage.tandem["path"] == path, answer.usage.tandem
+
+
+def test_a_schema_that_cannot_be_enforced_is_the_callers_mistake(up: Up) -> None:
+    endless = {"allOf": [{"type": "integer", "multipleOf": factor} for factor in (101, 103, 107, 109)]}
+    for schema, problem in (({"not": {}}, r"Unimplemented keys: \[\"not\"\]"), (endless, "longer than 1 s to compile")):
+        with pytest.raises(openai.BadRequestError) as raised:
+            up.chat(
+                response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
+            )
+        assert raised.value.param == "response_format"
+        assert re.search(problem, str(raised.value.body["message"]))  # type: ignore[index]
+    assert "Paris" in up.chat().choices[0].message.content
+
+
+WEATHER: Any = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "Get the current weather of a city.",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "city": {"type": "string", "maxLength": 30},
+                "unit": {"type": "string", "enum": ["celsius", "fahrenheit"]},
+            },
+            "required": ["city", "unit"],
+        },
+    },
+}
+
+
+def test_a_small_model_that_has_to_call_a_tool_calls_it_with_valid_arguments(up: Up) -> None:
+    question = [{"role": "user", "content": "What is the weather in Paris in celsius?"}]
+    options = {"tools": [WEATHER], "tool_choice": "required", "parallel_tool_calls": False, "max_tokens": 80}
+    with up.chat(question, stream=True, **options) as stream:
+        chunks = [chunk.choices[0] for chunk in stream]
+    begin, *rest = [call for chunk in chunks for call in chunk.delta.tool_calls or ()]
+    arguments = "".join(call.function.arguments for call in rest)
+    assert (begin.function.name, begin.function.arguments) == ("get_weather", "")
+    assert json.loads(arguments) == {"city": "Paris", "unit": "celsius"}
+    assert chunks[-1].finish_reason == "tool_calls"
+    call = {"id": begin.id, "type": "function", "function": {"name": "get_weather", "arguments": arguments}}
+    result = {"role": "tool", "tool_call_id": begin.id, "content": "21 degrees, sunny"}
+    history = [*question, {"role": "assistant", "content": None, "tool_calls": [call]}, result]
+    answer = up.chat(history, tools=[WEATHER]).choices[0]
+    assert answer.message.content
+    assert not answer.message.tool_calls
+
+
 def test_the_timeline_of_a_request_can_be_read_afterwards(up: Up) -> None:
     answer = httpx.post(f"{up.url}/v1/chat/completions", json={"model": MODEL, "messages": FRANCE, "max_tokens": 4})
     timeline = httpx.get(f"{up.url}/v1/requests/{answer.headers['x-request-id']}/timeline")

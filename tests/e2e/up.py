@@ -44,7 +44,7 @@ class Up:
 
     def chat(self, messages: list[Any] | None = None, **options: Any) -> Any:
         return self.caller.chat.completions.create(
-            model=MODEL, messages=messages or FRANCE, temperature=0, max_tokens=24, **options
+            model=MODEL, messages=messages or FRANCE, **{"temperature": 0, "max_tokens": 24, **options}
         )
 
     def tandem(self, *arguments: str) -> str:

@@ -7,6 +7,7 @@ from services.engine.output import FinalBlocks, Ledger, SampledToken, StepOutput
 from services.engine.request import AttemptKey, NewRequest, Request
 from services.engine.schedule import Schedule
 from services.engine.scheduler import Scheduler, SchedulerConfig
+from services.errors import TandemError
 from services.kv.hashes import cache_seed
 from services.kv.sampling import SamplingParams
 
@@ -57,6 +58,8 @@ class World:
         self.tokens: dict[str, list[int]] = {}
         self.outputs: list[StepOutput] = []
         self.schedules: list[Schedule] = []
+        self.failing: dict[str, TandemError] = {}
+        """What to say instead of the next token of a request."""
 
     def step(self) -> StepOutput:
         schedule = self.scheduler.next()
@@ -66,7 +69,10 @@ class World:
             end = sequence.start + len(sequence.new_token_ids)
             assert list(sequence.new_token_ids) == request.token_ids[sequence.start : end]
             self.write(sequence.block_table, request.token_ids, sequence.start, end)
-        sampled = [SampledToken(next_token(request.token_ids)) for request in schedule.sampled]
+        sampled = [
+            self.failing.get(request.request_id, SampledToken(next_token(request.token_ids)))
+            for request in schedule.sampled
+        ]
         output = self.scheduler.commit(schedule, sampled)
         for token in output.tokens:
             self.tokens.setdefault(token.request_id, []).append(token.token.token_id)

@@ -51,9 +51,6 @@ class HistoryModel:
 class GreedySampler:
     """Takes the most likely token."""
 
-    def check(self, spec: NewRequest) -> None:
-        """Anything goes."""
-
     def sample(self, logits: torch.Tensor, requests: Sequence[Request]) -> list[SampledToken]:
         assert logits.shape == (len(requests), VOCAB_SIZE)
         return [SampledToken(int(token)) for token in logits.argmax(dim=-1)]

@@ -145,7 +145,7 @@ def test_a_model_multiplies_by_the_given_products_everywhere() -> None:
 def test_operands_that_do_not_fit_are_a_defect(make: Make) -> None:
     rows, weight, bias = operands(4, (8, 16), torch.float32)
     for wrong in ((rows[:, :12], weight, bias), (rows, weight[:, :12], bias), (rows, weight, bias[:7])):
-        with pytest.raises(InternalError, match="a product of rows"):
+        with pytest.raises(InternalError, match="a product of"):
             make("native").linear(*wrong)
     strided = torch.stack((bias, bias), 1)[:, 0]
     assert torch.equal(make("native").linear(rows, weight, strided), make("native").linear(rows, weight, bias))

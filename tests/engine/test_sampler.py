@@ -37,7 +37,7 @@ def random_logits(rows: int, vocab: int = VOCAB, *, seed: int = 0, scale: float 
 
 
 def sample(logits: torch.Tensor, requests: list[Request]) -> list[SampledToken]:
-    return list(BatchSampler().sample(logits, requests))
+    return [token for token in BatchSampler().sample(logits, requests) if isinstance(token, SampledToken)]
 
 
 def sample_one(logits: list[float], **params: Any) -> int:

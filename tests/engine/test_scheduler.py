@@ -462,3 +462,22 @@ def test_exported_requests_do_not_give_way() -> None:
         w.scheduler.release(final.hold)
     w.run()
     assert w.tokens["a"] == alone([1] * 7, 20)
+
+
+# -- requests without a next token ------------------------------------------------------------------
+
+
+def test_a_request_whose_token_cannot_be_chosen_ends_alone_and_gives_its_blocks_back() -> None:
+    w = world()
+    for request_id in ("a", "b"):
+        w.scheduler.add(spec(request_id, range(9), max_tokens=6))
+    w.step()
+    w.failing["a"] = InvalidRequest("no way on", param="grammar")
+    output = w.step()
+    (failed,) = output.failures
+    assert (failed.request_id, failed.error) == ("a", w.failing["a"])
+    assert [token.request_id for token in output.tokens] == ["b"]
+    w.run()
+    assert w.tokens["b"] == alone(range(9), 6)
+    assert check_ledger(w.scheduler).is_idle
+    w.scheduler.add(spec("a", range(9)))  # the name is free again

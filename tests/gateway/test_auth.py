@@ -13,13 +13,16 @@ class Store(MemoryKeyStore):
 
     def __init__(self, clock: ManualClock) -> None:
         super().__init__(clock)
+        self._manual_clock = clock
         self.is_reachable = True
         self.num_reads = 0
+        self.read_s = 0.0
         self.answers = asyncio.Event()
         self.answers.set()
 
     async def projects(self) -> "dict[str, str]":
         self.num_reads += 1
+        self._manual_clock.advance(self.read_s)
         await self.answers.wait()
         if not self.is_reachable:
             raise StateUnavailable("away")
@@ -126,6 +129,16 @@ async def test_unknown_keys_do_not_make_the_store_busy() -> None:
             await gate.project_of("unknown")
 
     assert gate.store.num_reads == 1
+
+
+async def test_the_slower_the_store_the_rarer_it_is_read_for_unknown_keys() -> None:
+    gate = Gate()
+    gate.store.read_s, began_s = 0.02, gate.clock.now()
+    for _ in range(3):
+        assert await gate.project_of("dummy") == DEFAULT_PROJECT
+
+    assert gate.store.num_reads == 3
+    assert gate.clock.now() - began_s == pytest.approx(2 * 0.2 + 0.02)
 
 
 async def test_a_key_made_right_after_a_read_is_known_at_once() -> None:

@@ -13,6 +13,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from services.cluster.redis_registry import RedisRegistry
+from services.telemetry.clock import SystemClock
+from tests.gateway.decode_server import SECRET
 from tests.gateway.process import gateway
 from tests.gateway.twins import END_ID, Script, card, chat_body, events, tokens
 
@@ -204,3 +207,18 @@ async def _until_refused(url: str) -> None:
             except httpx.ConnectError:
                 return
             await asyncio.sleep(0.02)
+
+
+async def test_the_channel_to_a_worker_that_left_is_closed(tmp_path: Path) -> None:
+    async with gateway(tmp_path, "--members-interval-s", "0.1") as running:
+        async with httpx.AsyncClient(base_url=running.url) as client:
+            await client.post("/v1/chat/completions", json=chat_body())
+        registry = RedisRegistry(running.redis.url, SECRET, SystemClock())
+        (left,) = await registry.members()
+        await registry.leave(left.member_id)
+        await registry.close()
+        assert running.process.stderr is not None
+        async with asyncio.timeout(30):
+            while "channel.closed" not in (line := (await running.process.stderr.readline()).decode()):
+                assert line, "the gateway ended before it closed the channel"
+        assert left.address in line

@@ -22,11 +22,15 @@ class Store(MemoryTimelineStore):
         self.answers = asyncio.Event()
         self.is_reachable = True
         self.num_written = 0
+        self.num_defects = 0
 
     async def put(self, record: TimelineRecord) -> None:
         await self.answers.wait()
         if not self.is_reachable:
             raise StateUnavailable("away")
+        if self.num_defects:
+            self.num_defects -= 1
+            raise ValueError("a defect")
         self.num_written += 1
         await super().put(record)
 
@@ -40,7 +44,7 @@ class Books:
     def __init__(self, close_timeout_s: float = 30.0) -> None:
         self.store = Store()
         self.num_lost = 0
-        self.recorder = TimelineRecorder(self.store, close_timeout_s=close_timeout_s, on_lost=self._lose)
+        self.recorder = TimelineRecorder(self.store, ManualClock(), close_timeout_s=close_timeout_s, on_lost=self._lose)
 
     def record(self) -> Exchange:
         exchange = open_exchange(new_token(), "team", ManualClock(), started_s=0.0, timeout_s=60.0)
@@ -127,3 +131,14 @@ async def test_an_answer_does_not_wait_for_its_timeline(stream: bool, monkeypatc
         release.set()
 
     assert (response.status_code, timeline.status_code) == (200, 200)
+
+
+async def test_a_defect_costs_one_timeline_and_not_those_behind_it(caplog: pytest.LogCaptureFixture) -> None:
+    books = Books()
+    books.store.num_defects = 1
+    books.store.answers.set()
+    async with books.recorder:
+        for _ in range(3):
+            books.record()
+    assert (books.num_lost, books.store.num_written) == (1, 2)
+    assert [record.message for record in caplog.records if record.exc_info] == ["timeline.defect"]

@@ -1,7 +1,7 @@
 """A cluster without workers: a tiny tokenizer, a model card, members, and a decode twin that plays scripts."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -23,6 +23,8 @@ from services.gateway.admission.ledger import MemoryShareLedger
 from services.gateway.embeddings.client import EmbeddingClient
 from services.gateway.keys import MemoryKeyStore
 from services.gateway.redis_state import RedisState
+from services.gateway.runs.model_turns import ModelTurns, TurnServices
+from services.gateway.runs.turns import Turns
 from services.gateway.settings import GatewaySettings
 from services.gateway.store.object_store import ObjectStore
 from services.gateway.timeline import MemoryTimelineStore
@@ -263,15 +265,16 @@ async def world(
     client_host: str = "127.0.0.1",
     objects: ObjectStore | None = None,
     embedder: EmbeddingClient | None = None,
+    turns: Callable[[TurnServices], Turns] = ModelTurns,
     clock: ManualClock | None = None,
     **changes: Any,
 ) -> AsyncIterator[World]:
-    """A running gateway; ``changes`` are settings."""
+    """A running gateway; ``changes`` are settings. Its runs are swept only when a test says so."""
     clock = clock or ManualClock()
     decode = DecodeTwin()
     registry = MemoryRegistry(clock, lease_s=1e9)
     view = MemberView(registry, clock)
-    listed = [member("d1"), member("p1", Role.PREFILL)] if members is None else members
+    listed = [member("d1", model=model), member("p1", Role.PREFILL, model)] if members is None else members
     for each in listed:
         await registry.join(each, model or card())
     await view.refresh()
@@ -291,8 +294,12 @@ async def world(
             metrics=GatewayMetrics(metrics),
             clock=clock,
             random=Random(1),
+            turns=turns,
         )
         gateway = build(GatewaySettings(serve_admin_on_main=True, **changes), around)
         transport = httpx.ASGITransport(gateway.app, client=(client_host, 5000))
         async with gateway.recorder, httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
-            yield World(gateway, client, decode, registry, view, keys, timelines, clock, metrics)
+            try:
+                yield World(gateway, client, decode, registry, view, keys, timelines, clock, metrics)
+            finally:
+                await gateway.runs.close()

@@ -20,7 +20,6 @@ from services.rpc.errors import translated
 from services.transfer.memory import allocate
 from services.worker.convert import token_from_message
 from tests.inprocess.cluster import CONTEXT_LENGTH, Cluster, Shape, Worker
-from tests.inprocess.fake_grammar import FakeGrammars
 from tests.inprocess.hash_model import BLOCK_SIZE, DEADLINE_S, VOCAB_SIZE, HashModel
 
 GREEDY = SamplingParams(seed=1, max_tokens=12, temperature=0.0)
@@ -131,19 +130,20 @@ async def generate(
     return await begin(cluster, token_ids, params, **fields).finish()
 
 
-def expected(token_ids: Sequence[int], params: SamplingParams = GREEDY) -> list[SampledToken]:
+def expected(
+    token_ids: Sequence[int], params: SamplingParams = GREEDY, shape: Shape | None = None
+) -> list[SampledToken]:
     """Return what one engine answers that has never met another."""
-    shape = Shape()
+    shape = shape or Shape()
     model = HashModel(allocate(shape.num_blocks, shape.layout.block_bytes))
-    engine = Engine(
-        model, BatchSampler(FakeGrammars()), Scheduler(SchedulerConfig(shape.num_blocks, BLOCK_SIZE, CONTEXT_LENGTH))
-    )
-    engine.scheduler.add(NewRequest("alone", tuple(token_ids), params, cache_seed("alone", "")))
+    engine = Engine(model, BatchSampler(), Scheduler(SchedulerConfig(shape.num_blocks, BLOCK_SIZE, CONTEXT_LENGTH)))
+    grammar = None if params.grammar is None else shape.grammars.compile(params.grammar)
+    engine.scheduler.add(NewRequest("alone", tuple(token_ids), params, cache_seed("alone", ""), grammar=grammar))
     tokens: list[SampledToken] = []
     while engine.scheduler.has_work:
         tokens += [output.token for output in engine.step().tokens]
     return tokens
 
 
-def expected_ids(token_ids: Sequence[int], params: SamplingParams = GREEDY) -> list[int]:
-    return [token.token_id for token in expected(token_ids, params)]
+def expected_ids(token_ids: Sequence[int], params: SamplingParams = GREEDY, shape: Shape | None = None) -> list[int]:
+    return [token.token_id for token in expected(token_ids, params, shape)]

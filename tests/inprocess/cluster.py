@@ -1,14 +1,12 @@
 """A whole cluster in one process: real engines, threads, servicers and gRPC; only model and fabric are twins."""
 
 import asyncio
-import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
-from prometheus_client import CollectorRegistry
 
 from services.cluster.registry import Role
 from services.decode.__main__ import prompt_services
@@ -17,15 +15,7 @@ from services.decode.handover import Handover
 from services.decode.prompt import PromptServices
 from services.decode.service import DecodeServicer
 from services.decode.settings import DecodeSettings
-from services.engine.engine import Engine
-from services.engine.limits import SchedulerConfig
 from services.engine.output import Ledger
-from services.engine.sampler import BatchSampler
-from services.engine.scheduler import Scheduler
-from services.faults.armed import ArmedFaults
-from services.faults.plan import FaultPlan
-from services.kv.card import ModelCard
-from services.kv.layout import KVLayout
 from services.prefill.service import PrefillServicer
 from services.prefill.settings import PrefillSettings
 from services.rpc import tandem_pb2 as pb
@@ -33,40 +23,20 @@ from services.rpc import tandem_pb2_grpc
 from services.rpc.channel import Channels
 from services.rpc.faults import client_interceptors, server_interceptors
 from services.rpc.server import new_server
-from services.telemetry.clock import SystemClock
-from services.telemetry.metrics import WorkerMetrics, counter_values
-from services.transfer.faults import FaultyTransport, Scratch, ScriptedFaults
-from services.transfer.inproc import InProcessFabric, InProcessTransport
-from services.transfer.loop import NoticeHandler, TransferThread
-from services.transfer.memory import KVMemory, allocate
-from services.transfer.step_faults import with_faults
+from services.telemetry.metrics import counter_values
+from services.transfer.inproc import InProcessFabric
+from services.transfer.loop import NoticeHandler
 from services.worker.admin import AdminServicer, Service
-from services.worker.engine_thread import EngineThread
 from services.worker.exporter import Exporter
 from services.worker.kept_blocks import KeptBlocks
 from services.worker.kv_service import KVServicer
 from services.worker.node import Node
-from services.worker.seal import Sealer
-from services.worker.settings import WorkerSettings
-from services.worker.step_metrics import StepMetrics
-from services.worker.throughput import Throughput
-from tests.inprocess.fake_grammar import FakeGrammars
-from tests.inprocess.hash_model import BLOCK_SIZE, DEADLINE_S, SLOT_BYTES, VOCAB_SIZE, HashModel, layout
+from tests.inprocess.hash_model import DEADLINE_S
+from tests.inprocess.parts import Built, Parts, build, new_metrics
+from tests.inprocess.parts import Shape as Shape
 
 SECRET = b"the cluster secret"
 CONTEXT_LENGTH = 512
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What differs between the workers of two tests."""
-
-    num_blocks: int = 64
-    layout: KVLayout = field(default_factory=layout)
-    slot_bytes: int = SLOT_BYTES
-    max_step_tokens: int = 8
-    """Two blocks, so that prompts have many chunks."""
-    max_running: int = 64
 
 
 @dataclass(frozen=True)
@@ -77,26 +47,35 @@ class Moving:
     kept: KeptBlocks
 
 
-@dataclass
 class Worker:
     """One worker incarnation with all its parts."""
 
-    node: Node
-    address: str
-    server: grpc.aio.Server
-    servicer: Service
-    admin: AdminServicer
-    model: HashModel
-    memory: KVMemory
-    faults: FaultyTransport
-    channels: Channels
-    metrics: WorkerMetrics
-    prometheus: CollectorRegistry
-    defects: list[str]
-    arrivals: Arrivals
-    moving: Moving
-    steps: ArmedFaults
-    """What happens at the protocol steps of this worker."""
+    def __init__(
+        self,
+        built: Built,
+        address: str,
+        server: grpc.aio.Server,
+        servicer: Service,
+        admin: AdminServicer,
+        channels: Channels,
+        moving: Moving,
+    ) -> None:
+        self.node = built.node
+        self.address = address
+        self.server = server
+        self.servicer = servicer
+        self.admin = admin
+        self.channels = channels
+        self.moving = moving
+        self.model = built.model
+        self.memory = built.memory
+        self.faults = built.faults
+        self.steps = built.steps
+        """What happens at the protocol steps of this worker."""
+        self.defects = built.defects
+        self.metrics = built.parts.metrics
+        self.prometheus = built.parts.prometheus
+        self.arrivals = built.parts.arrivals
 
     @property
     def candidate(self) -> pb.PrefillCandidate:
@@ -155,8 +134,8 @@ class Cluster:
 
     async def add_prefill(self, shape: Shape | None = None, **settings: Any) -> Worker:
         known = PrefillSettings(**{"model": "hash", **settings})
-        metrics, prometheus = _metrics()
-        parts = _Parts(Role.PREFILL, shape or Shape(), known, metrics, prometheus)
+        metrics, prometheus = new_metrics()
+        parts = Parts(Role.PREFILL, shape or Shape(), known, metrics, prometheus)
         worker = await self._start(
             parts,
             on_notice=lambda agent, notice: metrics.stale_notices.inc(),
@@ -175,9 +154,9 @@ class Cluster:
             "settle_grace_s": 0.0,
         }
         known = DecodeSettings(**{**values, **settings})
-        metrics, prometheus = _metrics()
+        metrics, prometheus = new_metrics()
         arrivals = Arrivals(metrics)
-        parts = _Parts(Role.DECODE, shape or Shape(), known, metrics, prometheus, known.max_reserved_share, arrivals)
+        parts = Parts(Role.DECODE, shape or Shape(), known, metrics, prometheus, known.max_reserved_share, arrivals)
         worker = await self._start(
             parts,
             on_notice=arrivals.on_notice,
@@ -214,101 +193,49 @@ class Cluster:
 
     async def _start(
         self,
-        parts: "_Parts",
+        parts: Parts,
         *,
         on_notice: NoticeHandler,
         serve: Callable[[Node, grpc.aio.Server, Channels, Moving], Service],
     ) -> Worker:
-        settings, shape, defects = parts.settings, parts.shape, list[str]()
-        memory = allocate(shape.num_blocks + 1, shape.layout.block_bytes)
-        model = HashModel(memory, shape.slot_bytes)
-        sealer, throughput, clock = Sealer(memory.block, enabled=settings.payload_digests), Throughput(), SystemClock()
-        engine = EngineThread(
-            Engine(model, BatchSampler(FakeGrammars()), _scheduler(parts)),
-            clock=clock,
-            seal=sealer.seal,
-            on_step=StepMetrics(parts.metrics, throughput),
-            on_defect=lambda: defects.append("engine"),
-        )
-        self.stack.push_async_callback(engine.close, DEADLINE_S)
-        self.stack.callback(model.gate.open)
-        member_id = f"{parts.role.value}-{secrets.token_hex(4)}"
-        faults = FaultyTransport(
-            InProcessTransport(
-                agent=member_id, fingerprint=shape.layout.fingerprint, memory=memory, fabric=self.fabric
-            ),
-            ScriptedFaults(),
-            clock=clock,
-            scratch=Scratch(memory, shape.num_blocks),
-        )
-        steps = ArmedFaults(FaultPlan())
-        transfers = TransferThread(with_faults(faults, steps, memory, clock), on_notice=on_notice)
-        transfers.start()
-        self.stack.push_async_callback(transfers.close, DEADLINE_S)
-        node = Node(
-            member_id=member_id,
-            role=parts.role,
-            card=_card(shape),
-            layout=shape.layout,
-            engine=engine,
-            transfers=transfers,
-            sealer=sealer,
-            throughput=throughput,
-            clock=clock,
-        )
-        channels = Channels(SECRET, interceptors=client_interceptors(steps, clock))
+        built = build(parts, self.fabric, on_notice)
+        node, steps = built.node, built.steps
+        self.stack.push_async_callback(node.engine.close, DEADLINE_S)
+        self.stack.callback(built.model.gate.open)
+        self.stack.push_async_callback(node.transfers.close, DEADLINE_S)
+        channels = Channels(SECRET, interceptors=client_interceptors(steps, node.clock))
         self.stack.push_async_callback(channels.close)
-        server = new_server(SECRET, interceptors=server_interceptors(steps, clock))
+        server = new_server(SECRET, interceptors=server_interceptors(steps, node.clock))
         port = server.add_insecure_port("127.0.0.1:0")
-        moving = Moving(
-            Exporter(node, parts.metrics, push_timeout_s=settings.push_timeout_s),
-            KeptBlocks(node),
-        )
-        self.stack.push_async_callback(moving.kept.close)
-        tandem_pb2_grpc.add_KVServicer_to_server(KVServicer(node, moving.exporter, moving.kept), server)
+        moving = self._moving(parts, node, server)
         servicer = serve(node, server, channels, moving)
         admin = AdminServicer(
             node,
             servicer,
             announce=_say_nothing,
-            drain_timeout_s=settings.drain_timeout_s,
+            drain_timeout_s=parts.settings.drain_timeout_s,
             counters=lambda: counter_values(parts.prometheus),
         )
         tandem_pb2_grpc.add_AdminServicer_to_server(admin, server)
         await server.start()
         self.stack.push_async_callback(server.stop, None)
-        return Worker(
-            node=node,
-            address=f"127.0.0.1:{port}",
-            server=server,
-            servicer=servicer,
-            admin=admin,
-            model=model,
-            memory=memory,
-            faults=faults,
-            channels=channels,
-            metrics=parts.metrics,
-            prometheus=parts.prometheus,
-            defects=defects,
-            arrivals=parts.arrivals,
-            moving=moving,
-            steps=steps,
+        return Worker(built, f"127.0.0.1:{port}", server, servicer, admin, channels, moving)
+
+    def _moving(self, parts: Parts, node: Node, server: grpc.aio.Server) -> Moving:
+        settings = parts.settings
+        moving = Moving(
+            Exporter(node, parts.metrics, push_timeout_s=settings.push_timeout_s),
+            KeptBlocks(node),
         )
+        self.stack.push_async_callback(moving.exporter.close, 0.0)
+        self.stack.push_async_callback(moving.kept.close)
+        kv = KVServicer(node, moving.exporter, moving.kept, max_waiting=settings.max_waiting)
+        tandem_pb2_grpc.add_KVServicer_to_server(kv, server)
+        return moving
 
 
 async def _say_nothing() -> None:
     """Nobody here asks a registry."""
-
-
-@dataclass(frozen=True)
-class _Parts:
-    role: Role
-    shape: Shape
-    settings: WorkerSettings
-    metrics: WorkerMetrics
-    prometheus: CollectorRegistry
-    max_reserved_share: float = 0.0
-    arrivals: Arrivals = field(default_factory=lambda: Arrivals(_metrics()[0]))
 
 
 @asynccontextmanager
@@ -349,42 +276,7 @@ async def until_async(condition: Callable[[], Awaitable[bool]], otherwise: str) 
         raise AssertionError(otherwise) from None
 
 
-def _metrics() -> tuple[WorkerMetrics, CollectorRegistry]:
-    prometheus = CollectorRegistry()
-    return WorkerMetrics(prometheus), prometheus
-
-
 def _serve_prefill(node: Node, server: grpc.aio.Server, settings: PrefillSettings, moving: Moving) -> Service:
     servicer = PrefillServicer(node, settings, moving.exporter)
     tandem_pb2_grpc.add_PrefillServicer_to_server(servicer, server)
     return servicer
-
-
-def _scheduler(parts: _Parts) -> Scheduler:
-    return Scheduler(
-        SchedulerConfig(
-            num_blocks=parts.shape.num_blocks,
-            block_size=BLOCK_SIZE,
-            context_length=CONTEXT_LENGTH,
-            max_step_tokens=parts.shape.max_step_tokens,
-            max_mixed_prefill_tokens=min(parts.shape.max_step_tokens, parts.settings.max_mixed_prefill_tokens),
-            max_running=parts.shape.max_running,
-            max_waiting=parts.settings.max_waiting,
-            max_reserved_share=parts.max_reserved_share,
-        )
-    )
-
-
-def _card(shape: Shape) -> ModelCard:
-    return ModelCard(
-        model_name="hash",
-        fingerprint=shape.layout.fingerprint,
-        numerics_class=shape.layout.numerics_class,
-        context_length=CONTEXT_LENGTH,
-        vocab_size=VOCAB_SIZE,
-        block_size=BLOCK_SIZE,
-        block_bytes=shape.layout.block_bytes,
-        eos_token_ids=(),
-        tokenizer_json="{}",
-        chat_template=None,
-    )

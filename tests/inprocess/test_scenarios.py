@@ -8,19 +8,21 @@ from dataclasses import dataclass, replace
 import pytest
 
 from services.errors import TandemError
-from services.transfer.faults import NoticeFault, PushFault, ScriptedFaults, SeededFaults
+from services.faults.plan import Action, FaultPlan, ScriptedFault
 from tests.inprocess.client import SEEDED, begin, expected_ids, prompt
 from tests.inprocess.cluster import Cluster, Shape, Worker, cluster
+from tests.inprocess.faults import STALL_S, scripted
 
 NUM_REQUESTS = 24
-PUSHES = {
-    PushFault.DELAY: 0.1,
-    PushFault.STALL: 0.05,
-    PushFault.FAIL: 0.05,
-    PushFault.MISREPORT: 0.05,
-    PushFault.CORRUPT: 0.1,
+SHARES = {
+    Action.DELAY: 0.1,
+    Action.STALL: 0.05,
+    Action.DROP: 0.05,
+    Action.CORRUPT: 0.1,
+    Action.DUPLICATE: 0.1,
 }
-NOTICES = {NoticeFault.DELAY: 0.1, NoticeFault.DROP: 0.05, NoticeFault.DUPLICATE: 0.1}
+STEPS = ("transfer.push.posted", "transfer.notice.received")
+MISREPORTED = ScriptedFault(step="transfer.push.done", action=Action.CORRUPT, nth=5, times=3)
 HONEST = {"rate_limit_exceeded", "pool_exhausted"}
 """What a request may end with although nobody cancelled it: fullness."""
 
@@ -76,7 +78,7 @@ async def play(running: Cluster, plan: Plan, order: list[Worker]) -> str:
 async def resume_now_and_then(running: Cluster) -> None:
     while True:
         await asyncio.sleep(0.02)
-        for worker in running.prefills:
+        for worker in [running.decode, *running.prefills]:
             worker.faults.resume()
 
 
@@ -93,7 +95,9 @@ async def test_nobody_gets_a_wrong_token_and_nothing_is_left_behind(seed: int) -
     decode = {"prefill_step_timeout_s": 0.25, "local_prefill_tokens": 8, "reserve_timeout_s": 20.0}
     async with cluster(prefills=2, shape=shape, decode=decode) as running:
         for index, worker in enumerate([running.decode, *running.prefills]):
-            worker.faults.plan = SeededFaults(10 * seed + index, PUSHES, NOTICES)
+            worker.faults.plan = FaultPlan(
+                faults=(MISREPORTED,), seed=10 * seed + index, shares=SHARES, steps=STEPS, stall_s=STALL_S
+            )
         helpers = [asyncio.create_task(resume_now_and_then(running))]
         if seed % 2:
             helpers.append(asyncio.create_task(replace_a_prefill_worker(running, randomness.random() * 0.2)))
@@ -103,7 +107,7 @@ async def test_nobody_gets_a_wrong_token_and_nothing_is_left_behind(seed: int) -
             await asyncio.gather(*(play(running, plan, order) for plan, order in zip(plans, orders, strict=True)))
         )
         for worker in [running.decode, *running.prefills]:
-            worker.faults.plan = ScriptedFaults()
+            worker.faults.plan = scripted()
         await running.settled([running.decode, *running.prefills[seed % 2 :]])
         helpers[0].cancel()
         await asyncio.gather(*helpers, return_exceptions=True)

@@ -16,17 +16,18 @@ from services.errors import (
     PeerStalled,
     StaleEpoch,
 )
+from services.faults.plan import Action
 from services.kv.digests import payload_digest
 from services.rpc import tandem_pb2 as pb
 from services.rpc.errors import translated
-from services.transfer.faults import PushFault, ScriptedFaults
 from services.worker.convert import endpoint_to_message
 from tests.inprocess.client import GREEDY, begin, expected_ids, prompt
 from tests.inprocess.cluster import Shape, cluster, until
-from tests.inprocess.hash_model import BLOCK_SIZE, layout
+from tests.inprocess.faults import scripted
+from tests.inprocess.hash_model import BLOCK_SIZE, DEADLINE_S, layout
 from tests.prefill.decode_twin import decode_twin, digests
 
-ALL_STALLED = ScriptedFaults(pushes=dict.fromkeys(range(99), PushFault.STALL))
+ALL_STALLED = scripted(pushes=dict.fromkeys(range(99), Action.STALL))
 NOBODY = Claim(Reason.USED, "nobody")
 
 
@@ -120,7 +121,7 @@ class TestRun:
 
     async def test_a_failed_push_ends_the_call_before_the_prompt_is_computed(self) -> None:
         async with cluster() as running, decode_twin(running) as twin:
-            running.prefill.faults.plan = ScriptedFaults(pushes={0: PushFault.FAIL})
+            running.prefill.faults.plan = scripted(pushes={0: Action.DROP})
             running.prefill.model.gate.close()
             call = twin.run(prompt(30))
             running.prefill.model.gate.allow(1)
@@ -251,7 +252,7 @@ class TestSettle:
             running.prefill.faults.plan = ALL_STALLED
             call = twin.run(prompt(30))
             await call.read_until("first_token")
-            await until(lambda: running.prefill.faults.injected[PushFault.STALL] == 4)
+            await until(lambda: running.prefill.faults.injected[Action.STALL] == 4)
             call.cancel()
             await until(lambda: not running.prefill.node.engine._streams)
             settling = asyncio.create_task(twin.settle_directly(call))
@@ -276,6 +277,64 @@ class TestSettle:
             assert twin.ranges == [(0, 2)]
             await running.settled()
 
+    async def test_once_the_transport_was_closed_under_a_push_nobody_is_told_that_it_ended(self) -> None:
+        async with cluster() as running, decode_twin(running) as twin:
+            running.prefill.faults.plan = ALL_STALLED
+            call = twin.run(prompt(30))
+            await call.read_until("first_token")
+            call.cancel()
+            await running.prefill.node.transfers.close(DEADLINE_S)
+            for _ in range(2):
+                with pytest.raises(PeerStalled):
+                    await twin.settle(call)
+
+
+async def test_a_drain_waits_for_pushes_that_are_outstanding_and_the_published_load_tells_them() -> None:
+    async with cluster() as running, decode_twin(running) as twin:
+        worker = running.prefill
+        worker.faults.plan = ALL_STALLED
+        call = twin.run(prompt(30))
+        await call.read_until("first_token")
+        await until(lambda: worker.faults.injected[Action.STALL] == 4)
+        call.cancel()
+        await until(lambda: not worker.node.engine._streams)
+        draining = asyncio.create_task(worker.admin.drain(DEADLINE_S))
+        await until(lambda: worker.node.is_draining)
+        load = worker.node.load_with(worker.servicer.num_live)
+        assert (load.running, load.waiting, load.live, load.is_closed) == (0, 0, 1, True)
+        assert not draining.done()
+        worker.faults.resume()
+        assert await draining == 0
+        assert worker.node.load_with(worker.servicer.num_live).live == 0
+
+
+async def test_closing_waits_so_long_for_pushes_and_then_gives_them_up() -> None:
+    async with cluster() as running, decode_twin(running) as twin:
+        exporter = running.prefill.moving.exporter
+        running.prefill.faults.plan = ALL_STALLED
+        call = twin.run(prompt(30))
+        await call.read_until("first_token")
+        await until(lambda: running.prefill.faults.injected[Action.STALL] == 4)
+        call.cancel()
+        await until(lambda: exporter._settling)
+        closing = asyncio.create_task(exporter.close(DEADLINE_S))
+        await asyncio.sleep(0.01)
+        assert not closing.done()
+        running.prefill.faults.resume()
+        await closing
+        assert not exporter.num_live
+
+        running.prefill.faults.plan = ALL_STALLED
+        call = twin.run(prompt(30, seed=1), request_id="again")
+        await call.read_until("first_token")
+        call.cancel()
+        await until(lambda: exporter._settling)
+        before = asyncio.all_tasks()
+        await exporter.close(0.0)
+        gone = [task.get_name() for task in before - asyncio.all_tasks()]
+        assert {name.partition(" ")[0] for name in gone} >= {"settle", "push", "hold"}
+        running.prefill.faults.resume()
+
 
 async def test_connect_makes_the_pair_known() -> None:
     async with cluster() as running, decode_twin(running) as twin:
@@ -290,10 +349,10 @@ async def test_a_large_push_does_not_stop_the_event_loop() -> None:
     slot_bytes = (1 << 20) // BLOCK_SIZE
     shape = Shape(num_blocks=52, layout=layout("large", slot_bytes), slot_bytes=slot_bytes, max_step_tokens=512)
     async with cluster(shape=shape) as running:
-        running.prefill.faults.plan = ScriptedFaults(pushes={0: PushFault.STALL})
+        running.prefill.faults.plan = scripted(pushes={0: Action.STALL})
         call = begin(running, prompt(192), replace(GREEDY, max_tokens=2))
         await call.read_tokens(1)
-        await until(lambda: running.prefill.faults.injected[PushFault.STALL] == 1)
+        await until(lambda: running.prefill.faults.injected[Action.STALL] == 1)
         ticks = 0
         running.prefill.faults.resume()
         arrival = next(iter(running.decode.arrivals._open.values()))

@@ -1,5 +1,6 @@
 """Who may talk to whom when TLS is on, over real connections with real certificates."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -143,6 +144,9 @@ async def test_rotated_certificates_are_used_for_new_connections(authority: Auth
         authority.issue("gateway")
         authority.issue("worker")
         second = await ask(channels, address)
+        async with asyncio.timeout(DEADLINE_S):
+            while channels.num_open > 1:
+                await asyncio.sleep(0)
         await channels.close()
     assert first != second == caller.paths[1].read_text()
 

@@ -4,16 +4,17 @@ import base64
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from services.transfer.inproc import InProcessFabric
+from services.transfer.inproc import InProcessFabric, InProcessTransport
 from services.transfer.memory import KVMemory, allocate
 from services.transfer.nixl import NixlOptions
 from services.transfer.open import TransportOptions, open_transport
@@ -113,6 +114,10 @@ class InProcessPeer:
         self.progress()
         return answer
 
+    def join(self, fabric: InProcessFabric) -> None:
+        assert isinstance(self._transport, InProcessTransport)
+        fabric.members[self.endpoint.agent] = self._transport
+
     def progress(self) -> None:
         if not self._is_stopped:
             self._peer.poll()
@@ -155,6 +160,7 @@ class Harness:
     ucx: dict[str, str] = field(default_factory=dict)
     fabric: InProcessFabric = field(default_factory=InProcessFabric)
     count: int = 0
+    foreign_sockets: set[str] = field(default_factory=lambda: set(_sockets()))
 
     def open(self, agent: str = "", **changes: Any) -> Side:
         shape = {"num_blocks": NUM_BLOCKS, "block_bytes": BLOCK_BYTES} | changes
@@ -187,9 +193,37 @@ class Harness:
         }
         return self.stack.enter_context(closing(ProcessPeer(settings | changes)))
 
+    def sever(self, peer: RemotePeer) -> None:
+        """Break every connection of our transports while ``peer``, which stands for all peers, lives on."""
+        if self.name == "inproc":
+            del self.fabric.members[peer.endpoint.agent]
+        for name, number in _sockets().items():
+            if name not in self.foreign_sockets:
+                with socket.socket(fileno=os.dup(number)) as connection, suppress(OSError):  # or one that only listens
+                    connection.getpeername()
+                    connection.shutdown(socket.SHUT_RDWR)
+
+    def mend(self, peer: RemotePeer) -> None:
+        """Let ``peer`` be found again after ``sever``."""
+        if isinstance(peer, InProcessPeer):
+            peer.join(self.fabric)
+
     def _new_name(self, stem: str) -> str:
         self.count += 1
         return f"{stem}-{self.count}-{os.getpid()}"
+
+
+def _sockets() -> dict[str, int]:
+    """Return the sockets of this process, whoever opened them: a name that is not used twice, and the descriptor."""
+    links = {number: _link(number) for number in os.listdir("/proc/self/fd")}
+    return {name: int(number) for number, name in links.items() if name.startswith("socket:")}
+
+
+def _link(descriptor: str) -> str:
+    try:
+        return os.readlink(f"/proc/self/fd/{descriptor}")
+    except FileNotFoundError:  # the one that listed the folder
+        return ""
 
 
 @contextmanager

@@ -59,6 +59,8 @@ class Peer:
                 return self._notices
             case "digests":
                 return digests(self._memory, list(range(self._memory.num_blocks)))
+            case "fill":
+                self._memory.view[:] = bytes([question["fill"]]) * self._memory.num_bytes
             case "connect":
                 self._transport.connect(decode_endpoint(question["endpoint"]))
             case "push":

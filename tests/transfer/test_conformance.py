@@ -83,6 +83,12 @@ def push_fails(side: Side, peer: RemotePeer) -> PeerError:
     return failure.error
 
 
+def is_still(peer: RemotePeer) -> bool:
+    """Whether nothing lands at ``peer`` while it is asked a hundred times."""
+    first = peer.ask("digests")
+    return all(peer.ask("digests") == first for _ in range(100))
+
+
 class TestPush:
     def test_blocks_arrive_bit_exact_in_any_order_and_number(self, here: Side, there: RemotePeer) -> None:
         randomness = random.Random(11)
@@ -232,6 +238,42 @@ class TestDeath:
         drive(here, lambda: len(notices(restarted)) == 1, [restarted])
         with pytest.raises(PeerGone):
             push(here, there, ALL_BLOCKS)
+
+
+class TestBrokenConnection:
+    """The peer lives on, and uses its memory for something else once it was told that a push failed."""
+
+    def test_once_a_push_failed_no_byte_of_it_leaves(self, kind: Harness, here: Side, there: RemotePeer) -> None:
+        push_and_wait(here, there, ALL_BLOCKS)  # else the connection may still be under way, and is made anew
+        there.stop()
+        for _ in range(8):
+            push(here, there, ALL_BLOCKS)
+        kind.sever(there)
+        push_fails(here, there)
+        drive(here, lambda: len([*here.of(PushDone), *here.of(PushFailed)]) >= 9 and here.of(PeerLost))
+        there.resume()
+        drive(here, lambda: is_still(there), [there])
+
+        there.ask("fill", fill=7)
+        filled = there.ask("digests")
+        here.memory.view[:] = bytes(here.memory.num_bytes)
+        other = kind.peer()
+        connect(here, other)
+        push_and_wait(here, other, ALL_BLOCKS)
+        for _ in range(200):
+            here.poll()
+            there.progress()
+        assert there.ask("digests") == filled
+
+    def test_whoever_lives_on_can_be_connected_again(self, kind: Harness, here: Side, there: RemotePeer) -> None:
+        push_and_wait(here, there, ALL_BLOCKS)
+        kind.sever(there)
+        push_fails(here, there)
+        kind.mend(there)
+        connect(here, there)
+        push_and_wait(here, there, ALL_BLOCKS, b"again")
+        drive(here, lambda: len(notices(there)) == 2, [there])
+        assert there.ask("digests") == [digest(here, index) for index in range(NUM_BLOCKS)]
 
 
 class TestStandstill:

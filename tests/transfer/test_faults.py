@@ -1,225 +1,257 @@
-"""What the fault-injecting decorator does to pushes and notices, over the in-process transport."""
+"""Each step of a transport can be late, lost, doubled, wrong, or the last thing that a process does."""
 
-import random
-from collections.abc import Iterator, Sequence
+import signal
 from contextlib import ExitStack, closing
+from typing import Any
 
 import pytest
 
-from services.errors import ConfigurationError, IncompatiblePeer, InvalidRequest, PeerGone
+from services.errors import ConfigurationError, InvalidRequest
+from services.faults.armed import ArmedFaults
+from services.faults.plan import Action, FaultPlan
 from services.telemetry.clock import ManualClock
-from services.transfer.faults import (
-    FaultPlan,
-    FaultyTransport,
-    NoticeFault,
-    PushFault,
-    Scratch,
-    ScriptedFaults,
-    SeededFaults,
-)
+from services.transfer.faults import with_faults
 from services.transfer.inproc import InProcessFabric, InProcessTransport
 from services.transfer.memory import KVMemory, allocate
 from services.transfer.transport import (
     BlockPair,
-    Endpoint,
     NoticeArrived,
     PeerConnected,
+    PeerLost,
     PushDone,
     PushFailed,
     PushId,
     TransferEvent,
 )
 
-NUM_BLOCKS, BLOCK_BYTES, DELAY_S = 8, 64, 1.5
-PAIRS = [BlockPair(0, 3), BlockPair(1, 2)]
+NUM_BLOCKS, BLOCK_BYTES = 4, 64
+NOTICE = b"the notice"
 
 
 class Side:
-    """A decorated transport with its memory, whose last block is the scratch block."""
-
-    def __init__(self, stack: ExitStack, fabric: InProcessFabric, agent: str) -> None:
-        self.memory: KVMemory = allocate(NUM_BLOCKS + 1, BLOCK_BYTES)
-        self.memory.view[:] = random.Random(agent).randbytes(self.memory.num_bytes)
+    def __init__(self, fabric: InProcessFabric, agent: str) -> None:
+        self.memory = allocate(NUM_BLOCKS + 1, BLOCK_BYTES)
+        self.memory.view[:] = (agent.encode() * 99)[:1] * self.memory.num_bytes
         self.clock = ManualClock()
+        self.signals: list[signal.Signals] = []
+        self.events_at_signal: list[TransferEvent] = []
+        self.faults = ArmedFaults(FaultPlan(), signal_process=self.signals.append)
         inner = InProcessTransport(agent=agent, fingerprint="layout", memory=self.memory, fabric=fabric)
-        self.transport = FaultyTransport(
-            inner, ScriptedFaults(), clock=self.clock, delay_s=DELAY_S, scratch=Scratch(self.memory, NUM_BLOCKS)
-        )
-        stack.enter_context(closing(self.transport))
+        self.transport = with_faults(inner, self.faults, self.memory, self.clock)
+
+    def plan(self, step: str, action: str, **more: Any) -> None:
+        line = {"step": f"transfer.{step}", "action": action, **more}
+        self.faults.plan = FaultPlan.model_validate({"faults": [line]})
 
     def poll(self) -> list[TransferEvent]:
         return list(self.transport.poll())
 
 
-class Pair:
-    def __init__(self, stack: ExitStack) -> None:
-        fabric = InProcessFabric()
-        self.here, self.there = Side(stack, fabric, "here"), Side(stack, fabric, "there")
-        self.here.transport.connect(self.there.transport.endpoint())
-        assert self.here.poll() == [PeerConnected("there")]
-
-    def push(self, notice: bytes = b"note", pairs: Sequence[BlockPair] = PAIRS) -> PushId:
-        return self.here.transport.push("there", pairs, notice)
-
-    def num_differing_bits(self, pairs: Sequence[BlockPair] = PAIRS) -> int:
-        return sum(
-            (ours ^ theirs).bit_count()
-            for pair in pairs
-            for ours, theirs in zip(
-                self.here.memory.block(pair.local), self.there.memory.block(pair.remote), strict=True
-            )
-        )
-
-
 @pytest.fixture
-def pair() -> Iterator[Pair]:
+def sides() -> Any:
     with ExitStack() as stack:
-        yield Pair(stack)
+        fabric = InProcessFabric()
+        pair = Side(fabric, "here"), Side(fabric, "there")
+        for side in pair:
+            stack.enter_context(closing(side.transport))
+        yield pair
 
 
-def notices(events: Sequence[TransferEvent]) -> list[bytes]:
-    return [event.notice for event in events if isinstance(event, NoticeArrived)]
+def connect(here: Side, there: Side) -> None:
+    here.transport.connect(there.transport.endpoint())
+    assert here.poll() == [PeerConnected("there")]
 
 
-def test_without_faults_nothing_changes(pair: Pair) -> None:
-    push = pair.push()
-    assert pair.here.poll() == [PushDone(push)]
-    assert notices(pair.there.poll()) == [b"note"]
-    assert pair.num_differing_bits() == 0
-    assert not pair.here.transport.injected
+def push(here: Side) -> PushId:
+    return here.transport.push("there", [BlockPair(0, 3), BlockPair(1, 2)], NOTICE)
 
 
-def test_a_delayed_push_is_posted_when_its_time_has_come(pair: Pair) -> None:
-    pair.here.transport.plan = ScriptedFaults(pushes={0: PushFault.DELAY})
-    late, punctual = pair.push(b"late"), pair.push(b"punctual")
-    assert pair.here.poll() == [PushDone(punctual)]
-    pair.here.clock.advance(DELAY_S)
-    assert pair.here.poll() == [PushDone(late)]
-    assert notices(pair.there.poll()) == [b"punctual", b"late"]
+def push_to_its_end(here: Side) -> None:
+    number = push(here)
+    assert here.poll() == [PushDone(number)]
 
 
-def test_a_stalled_push_waits_for_resume(pair: Pair) -> None:
-    pair.here.transport.plan = ScriptedFaults(pushes={0: PushFault.STALL, 1: PushFault.STALL})
-    first = pair.push(b"first")
-    pair.here.clock.advance(3600)
-    assert pair.here.poll() == []
-    pair.here.transport.resume()
-    second = pair.push(b"second")
-    assert pair.here.poll() == [PushDone(first)]
-    pair.here.transport.resume()
-    assert pair.here.poll() == [PushDone(second)]
+def differing_bits(here: Side, there: Side) -> int:
+    pairs = zip(bytes(here.memory.block(0)), bytes(there.memory.block(3)), strict=True)
+    others = zip(bytes(here.memory.block(1)), bytes(there.memory.block(2)), strict=True)
+    return sum((ours ^ theirs).bit_count() for ours, theirs in [*pairs, *others])
 
 
-def test_a_failed_push_is_never_posted(pair: Pair) -> None:
-    pair.here.transport.plan = ScriptedFaults(pushes={0: PushFault.FAIL})
-    before = bytes(pair.there.memory.view)
-    push = pair.push()
-    (event,) = pair.here.poll()
-    assert isinstance(event, PushFailed) and event.push == push and isinstance(event.error, PeerGone)
-    assert pair.there.poll() == [] and bytes(pair.there.memory.view) == before
+def test_without_faults_nothing_is_decorated() -> None:
+    memory = allocate(NUM_BLOCKS, BLOCK_BYTES)
+    inner = InProcessTransport(agent="a", fingerprint="layout", memory=memory, fabric=InProcessFabric())
+    with closing(inner):
+        assert with_faults(inner, None, memory, ManualClock()) is inner
 
 
-def test_a_misreported_push_arrives(pair: Pair) -> None:
-    pair.here.transport.plan = ScriptedFaults(pushes={0: PushFault.MISREPORT})
-    push = pair.push()
-    (event,) = pair.here.poll()
-    assert isinstance(event, PushFailed) and event.push == push
-    assert notices(pair.there.poll()) == [b"note"]
-    assert pair.num_differing_bits() == 0
+def test_a_connection_that_is_lost_is_never_answered(sides: tuple[Side, Side]) -> None:
+    here, there = sides
+    here.plan("connect", "drop")
+    here.transport.connect(there.transport.endpoint())
+    assert here.poll() == []
+    connect(here, there)
 
 
-def test_corruption_flips_one_bit_on_the_way_and_none_at_the_sender(pair: Pair) -> None:
-    pair.here.transport.plan = ScriptedFaults(pushes={0: PushFault.CORRUPT})
-    before = bytes(pair.here.memory.view[: NUM_BLOCKS * BLOCK_BYTES])
-    push = pair.push()
-    assert pair.here.poll() == [PushDone(push)]
-    assert pair.num_differing_bits() == 1
-    assert bytes(pair.here.memory.view[: NUM_BLOCKS * BLOCK_BYTES]) == before
+def test_a_late_connection_is_made_later_or_fails_then(sides: tuple[Side, Side]) -> None:
+    here, there = sides
+    here.plan("connect", "stall", times=2)
+    endpoint = there.transport.endpoint()
+    here.transport.connect(endpoint)
+    assert here.poll() == []
+    here.clock.advance(30.0)
+    assert here.poll() + here.poll() == [PeerConnected("there")]
+    there.transport.close()
+    here.transport.connect(endpoint)
+    here.clock.advance(30.0)
+    assert [type(event) for event in here.poll() + here.poll()] in ([PeerLost], [PeerConnected])
 
 
-def test_one_push_is_corrupted_at_a_time(pair: Pair) -> None:
-    pair.here.transport.plan = ScriptedFaults(pushes=dict.fromkeys(range(3), PushFault.CORRUPT))
-    others = [BlockPair(4, 4)]
-    pair.push()
-    pair.push(pairs=others)
-    pair.here.poll()
-    assert (pair.num_differing_bits(), pair.num_differing_bits(others)) == (1, 0)
-    pair.push(pairs=others)
-    pair.here.poll()
-    assert pair.num_differing_bits(others) == 1
-    assert pair.here.transport.injected == {PushFault.CORRUPT: 2}
+@pytest.mark.parametrize("action", ["delay", "stall"])
+def test_a_push_can_be_late(sides: tuple[Side, Side], action: str) -> None:
+    here, there = sides
+    connect(here, there)
+    here.plan("push.posted", action, seconds=2.0)
+    number = push(here)
+    assert (here.poll(), there.poll()) == ([], [])
+    here.clock.advance(2.0)
+    assert here.poll() + here.poll() == [PushDone(number)]
+    assert there.poll() == [NoticeArrived("here", NOTICE)]
+    assert differing_bits(here, there) == 0
 
 
-def test_without_a_scratch_block_nothing_is_corrupted(pair: Pair) -> None:
-    plain = FaultyTransport(pair.here.transport, ScriptedFaults(pushes={0: PushFault.CORRUPT}), clock=pair.here.clock)
-    plain.push("there", PAIRS, b"")
-    plain.poll()
-    assert pair.num_differing_bits() == 0
-    assert not plain.injected
+def test_a_lost_push_fails_and_writes_nothing(sides: tuple[Side, Side]) -> None:
+    here, there = sides
+    connect(here, there)
+    here.plan("push.posted", "drop")
+    push(here)
+    assert [type(event) for event in here.poll()] == [PushFailed]
+    assert there.poll() == []
+    assert there.memory.block(3)[0] == ord("t")
 
 
-def test_memory_out_of_reach_of_the_cpu_cannot_be_scratch() -> None:
+def test_a_corrupted_push_differs_in_one_bit_and_the_sender_keeps_its_own(sides: tuple[Side, Side]) -> None:
+    here, there = sides
+    connect(here, there)
+    here.plan("push.posted", "corrupt")
+    number = push(here)
+    assert here.poll() == [PushDone(number)]
+    assert there.poll() == [NoticeArrived("here", NOTICE)]
+    assert differing_bits(here, there) == 1
+    assert bytes(here.memory.block(0)) == b"h" * BLOCK_BYTES
+
+
+def test_the_end_of_a_push_can_be_late_lost_or_told_wrongly(sides: tuple[Side, Side]) -> None:
+    here, there = sides
+    connect(here, there)
+    here.plan("push.done", "delay")
+    number = push(here)
+    assert here.poll() == []
+    here.clock.advance(0.05)
+    assert here.poll() == [PushDone(number)]
+    here.faults = ArmedFaults(FaultPlan())
+    for action, expected in (("drop", []), ("corrupt", [PushFailed])):
+        plan_again(sides, "push.done", action)
+        push(here)
+        assert [type(event) for event in here.poll()] == expected
+    assert [type(event) for event in there.poll()] == [NoticeArrived] * 3
+
+
+def plan_again(sides: tuple[Side, Side], step: str, action: str) -> None:
+    """Plan for every occurrence: the count goes on."""
+    sides[0].transport._faults.plan = FaultPlan.model_validate(  # type: ignore[attr-defined]
+        {"faults": [{"step": f"transfer.{step}", "action": action, "times": 99}]}
+    )
+
+
+@pytest.mark.parametrize(("action", "num_notices"), [("drop", 0), ("duplicate", 2)])
+def test_a_notice_can_be_lost_or_come_twice(sides: tuple[Side, Side], action: str, num_notices: int) -> None:
+    here, there = sides
+    connect(here, there)
+    there.plan("notice.received", action)
+    push_to_its_end(here)
+    assert there.poll() == [NoticeArrived("here", NOTICE)] * num_notices
+
+
+def test_a_notice_can_be_late_or_differ_in_one_bit(sides: tuple[Side, Side]) -> None:
+    here, there = sides
+    connect(here, there)
+    there.plan("notice.received", "delay")
+    push_to_its_end(here)
+    assert there.poll() == []
+    there.clock.advance(0.05)
+    assert there.poll() == [NoticeArrived("here", NOTICE)]
+    there.plan("notice.received", "corrupt", nth=2)
+    push_to_its_end(here)
+    (event,) = there.poll()
+    assert isinstance(event, NoticeArrived)
+    assert sum((a ^ b).bit_count() for a, b in zip(event.notice, NOTICE, strict=True)) == 1
+    assert there.faults.injected == {Action.DELAY: 1, Action.CORRUPT: 1}
+
+
+def test_who_is_killed_at_a_post_has_posted(sides: tuple[Side, Side]) -> None:
+    here, there = sides
+    connect(here, there)
+    here.plan("push.posted", "kill")
+    number = push(here)
+    assert here.signals == [signal.SIGKILL]
+    assert here.poll() == [PushDone(number)]
+    assert there.poll() == [NoticeArrived("here", NOTICE)]
+
+
+def test_two_blocks_of_a_push_can_change_places(sides: tuple[Side, Side]) -> None:
+    here, there = sides
+    connect(here, there)
+    here.memory.block(1)[:] = b"2" * BLOCK_BYTES
+    here.plan("push.posted", "swap")
+    push_to_its_end(here)
+    assert bytes(there.memory.block(3)) == bytes(here.memory.block(1))
+    assert bytes(there.memory.block(2)) == bytes(here.memory.block(0))
+
+
+def test_one_push_is_corrupted_at_a_time(sides: tuple[Side, Side]) -> None:
+    here, there = sides
+    connect(here, there)
+    here.plan("push.posted", "corrupt", times=3)
+    for block in (0, 1):
+        here.transport.push("there", [BlockPair(2, block)], NOTICE)
+    assert [type(event) for event in here.poll()] == [PushDone] * 2
+    ours = bytes(here.memory.block(2))
+    assert [bytes(there.memory.block(block)) == ours for block in (0, 1)] == [False, True]
+    push_to_its_end(here)
+    assert differing_bits(here, there) == 1
+
+
+def test_memory_out_of_reach_of_the_cpu_cannot_be_corrupted() -> None:
     memory = KVMemory(1 << 30, NUM_BLOCKS, BLOCK_BYTES, memoryview(b""), device="cuda:0")
-    with pytest.raises(ConfigurationError):
-        Scratch(memory, 0)
+    inner = InProcessTransport(agent="a", fingerprint="layout", memory=memory, fabric=InProcessFabric())
+    with closing(inner), pytest.raises(ConfigurationError):
+        with_faults(inner, ArmedFaults(FaultPlan()), memory, ManualClock())
 
 
-@pytest.mark.parametrize(
-    ("fault", "at_once", "later"),
-    [
-        (NoticeFault.DROP, [], []),
-        (NoticeFault.DUPLICATE, [b"note", b"note"], []),
-        (NoticeFault.DELAY, [], [b"note"]),
-    ],
-)
-def test_notices_are_dropped_duplicated_or_late(
-    pair: Pair, fault: NoticeFault, at_once: list[bytes], later: list[bytes]
-) -> None:
-    pair.there.transport.plan = ScriptedFaults(notices={0: fault})
-    pair.push()
-    pair.here.poll()
-    assert notices(pair.there.poll()) == at_once
-    assert pair.num_differing_bits() == 0
-    pair.there.clock.advance(DELAY_S)
-    assert notices(pair.there.poll()) == later
-    assert pair.there.transport.injected == {fault: 1}
-
-
-def test_a_refused_push_is_refused_as_before(pair: Pair) -> None:
+def test_a_refused_push_is_refused_as_before(sides: tuple[Side, Side]) -> None:
+    here, there = sides
+    connect(here, there)
     with pytest.raises(InvalidRequest):
-        pair.push(pairs=[BlockPair(0, 999)])
-    with pytest.raises(IncompatiblePeer):
-        pair.here.transport.connect(Endpoint("inproc", "there", "another layout", b""))
+        here.transport.push("there", [BlockPair(0, 999)], NOTICE)
 
 
-def test_a_held_push_that_is_refused_in_the_end_fails(pair: Pair) -> None:
-    pair.here.transport.plan = ScriptedFaults(pushes={0: PushFault.STALL, 1: PushFault.STALL})
-    refused = pair.push(pairs=[BlockPair(0, 999)])
-    orphan = pair.push()
-    pair.there.transport.close()
-    pair.here.transport.resume()
-    failures = [event for _ in range(2) for event in pair.here.poll() if isinstance(event, PushFailed)]
+def test_a_held_push_that_is_refused_in_the_end_fails(sides: tuple[Side, Side]) -> None:
+    here, there = sides
+    connect(here, there)
+    here.plan("push.posted", "stall", times=2)
+    refused = here.transport.push("there", [BlockPair(0, 999)], NOTICE)
+    orphan = push(here)
+    there.transport.close()
+    here.clock.advance(30.0)
+    failures = [event for _ in range(2) for event in here.poll() if isinstance(event, PushFailed)]
     assert sorted(failure.push for failure in failures) == [refused, orphan]
 
 
-def test_closing_forgets_what_is_held(pair: Pair) -> None:
-    pair.here.transport.plan = ScriptedFaults(pushes={0: PushFault.STALL, 1: PushFault.FAIL})
-    pair.push()
-    pair.push()
-    pair.here.transport.close()
-    pair.here.transport.resume()
-    assert pair.here.poll() == []
-
-
-def drawn(plan: FaultPlan, numbers: Sequence[int]) -> list[PushFault | None]:
-    return [plan.of_push(number) for number in numbers]
-
-
-def test_seeded_faults_depend_on_seed_and_number_alone() -> None:
-    shares = {PushFault.FAIL: 0.25, PushFault.STALL: 0.25}
-    plan = SeededFaults(7, pushes=shares)
-    forwards, backwards = drawn(plan, range(400)), drawn(SeededFaults(7, pushes=shares), range(399, -1, -1))
-    assert forwards == backwards[::-1]
-    assert forwards != drawn(SeededFaults(8, pushes=shares), range(400))
-    assert 60 < forwards.count(PushFault.FAIL) < 140 and 60 < forwards.count(PushFault.STALL) < 140
-    assert {plan.of_notice(number) for number in range(100)} == {None}
+def test_closing_forgets_what_is_held(sides: tuple[Side, Side]) -> None:
+    here, there = sides
+    connect(here, there)
+    here.plan("push.posted", "stall")
+    push(here)
+    here.transport.close()
+    here.clock.advance(30.0)
+    assert here.poll() == []

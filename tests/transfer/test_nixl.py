@@ -9,7 +9,7 @@ from services.errors import ConfigurationError, IncompatiblePeer, PeerGone
 from services.transfer.memory import KVMemory, allocate
 from services.transfer.nixl import NixlOptions, NixlTransport
 from services.transfer.signature import SIGNATURE_BYTES, signed
-from services.transfer.transport import BlockPair, Endpoint, PeerConnected, PeerLost
+from services.transfer.transport import BlockPair, Endpoint, PeerConnected, PeerLost, PushDone, PushFailed
 from tests.transfer.harness import FINGERPRINT, Harness, connect, drive, harness
 
 
@@ -108,6 +108,26 @@ def test_idle_dead_peers_are_found_when_another_one_joins(nixl: Harness) -> None
     assert {event.agent for event in here.of(PeerLost)} == {peer.endpoint.agent for peer in dead}
     with pytest.raises(PeerGone):
         here.transport.push(dead[0].endpoint.agent, [BlockPair(0, 0)], b"")
+
+
+def test_a_failure_is_told_only_after_the_peer_was_removed(nixl: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, peer = nixl.open(), nixl.peer()
+    connect(here, peer)
+    assert isinstance(here.transport, NixlTransport)
+    remove, told_before = here.transport._agent.remove_remote_agent, []
+
+    def removed(agent: str) -> None:
+        told_before.append((agent, here.of(PushFailed)))
+        remove(agent)
+
+    monkeypatch.setattr(here.transport._agent, "remove_remote_agent", removed)
+    peer.stop()
+    for _ in range(3):
+        here.transport.push(peer.endpoint.agent, [BlockPair(0, 0)], b"")
+    peer.kill()
+    drive(here, lambda: here.of(PeerLost))
+    assert told_before == [(peer.endpoint.agent, [])]
+    assert len(here.of(PushFailed)) + len(here.of(PushDone)) == 3
 
 
 def _tries_a_new_peer(

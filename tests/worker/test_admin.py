@@ -5,11 +5,12 @@ import asyncio
 import pytest
 
 from services.errors import DeadlineExceeded, Draining, IncompatiblePeer, InternalError, Unavailable
+from services.faults.plan import Action
 from services.rpc import tandem_pb2 as pb
 from services.rpc.errors import translated
-from services.transfer.faults import PushFault, ScriptedFaults
 from tests.inprocess.client import GREEDY, begin, expected_ids, generate, prompt
 from tests.inprocess.cluster import Cluster, Worker, cluster, until
+from tests.inprocess.faults import scripted
 from tests.inprocess.hash_model import DEADLINE_S
 
 
@@ -87,10 +88,10 @@ async def test_a_drain_that_is_meant_for_an_earlier_process_is_refused() -> None
 
 async def test_a_prefill_worker_that_leaves_waits_for_the_writes_that_it_posted() -> None:
     async with cluster() as running:
-        running.prefill.faults.plan = ScriptedFaults(pushes=dict.fromkeys(range(9), PushFault.STALL))
+        running.prefill.faults.plan = scripted(pushes=dict.fromkeys(range(9), Action.STALL))
         call = begin(running, prompt(30))
         await call.read_tokens(1)
-        await until(lambda: running.prefill.faults.injected[PushFault.STALL] == 4)
+        await until(lambda: running.prefill.faults.injected[Action.STALL] == 4)
         draining = asyncio.create_task(drain(running, running.prefill))
         await until(lambda: running.prefill.node.is_draining)
         call.cancel()

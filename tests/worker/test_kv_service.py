@@ -6,19 +6,20 @@ from typing import Any
 
 import pytest
 
-from services.errors import IncompatiblePeer, InvalidRequest, PeerGone, StaleEpoch
+from services.errors import IncompatiblePeer, InvalidRequest, Overloaded, PeerGone, StaleEpoch
+from services.faults.plan import Action
 from services.kv.digests import payload_digest
 from services.kv.hashes import block_hashes, cache_seed
 from services.rpc import tandem_pb2 as pb
 from services.rpc.errors import translated
-from services.transfer.faults import PushFault, ScriptedFaults
 from services.worker.convert import endpoint_to_message
 from tests.inprocess.client import begin, generate, prompt
 from tests.inprocess.cluster import Cluster, Shape, Worker, cluster, until
+from tests.inprocess.faults import scripted
 from tests.inprocess.hash_model import BLOCK_SIZE, DEADLINE_S, layout
 from tests.prefill.decode_twin import NUM_BLOCKS, DecodeTwin, decode_twin
 
-ALL_STALLED = ScriptedFaults(pushes=dict.fromkeys(range(99), PushFault.STALL))
+ALL_STALLED = scripted(pushes=dict.fromkeys(range(99), Action.STALL))
 LARGE = Shape(num_blocks=128, max_step_tokens=64)
 """Room for a prompt that moves in several pushes."""
 
@@ -113,6 +114,27 @@ class TestFetch:
             await call.finish()
             await running.settled()
 
+    async def test_calls_beyond_those_that_may_run_and_wait_are_refused_before_anything_is_posted(self) -> None:
+        async with (
+            cluster(shape=Shape(max_running=1), decode={"max_waiting": 1}) as running,
+            decode_twin(running) as twin,
+        ):
+            await generate(running, prompt(30))
+            running.decode.faults.plan = ALL_STALLED
+            calls = [
+                asyncio.create_task(FetchCall(twin, running.decode, names(prompt(30)), epoch=epoch).finish())
+                for epoch in (1, 2)
+            ]
+            await until(lambda: running.decode.moving.exporter.num_live == 2)
+            third = FetchCall(twin, running.decode, names(prompt(30)), epoch=3)
+            with pytest.raises(Overloaded) as refused:
+                await third.finish()
+            assert refused.value.retry_after_s == 1.0
+            assert not (await settle(twin, running.decode, third)).anything_posted
+            running.decode.faults.resume()
+            await asyncio.gather(*calls)
+            await running.settled()
+
     @pytest.mark.parametrize("hashes", [names(prompt(30, seed=5)), names(prompt(30), "other"), [b"?"], []])
     async def test_what_is_not_here_is_said_and_nothing_posted(self, hashes: list[bytes]) -> None:
         async with cluster() as running, decode_twin(running) as twin:
@@ -147,7 +169,7 @@ class TestFetch:
             call = FetchCall(twin, running.decode, names(prompt(30)), fingerprint="another")
             with pytest.raises(IncompatiblePeer):
                 await call.finish()
-            assert not running.decode.faults._num_pushes
+            assert not running.decode.faults.num_pushes
 
     async def test_a_peer_that_is_gone_fails_it_and_leaves_nothing(self) -> None:
         async with cluster() as running, decode_twin(running) as twin:
@@ -165,7 +187,7 @@ class TestLeaving:
             await generate(running, token_ids)
             running.decode.faults.plan = ALL_STALLED
             call = FetchCall(twin, running.decode, names(token_ids))
-            await until(lambda: running.decode.faults.injected[PushFault.STALL] == 1)
+            await until(lambda: running.decode.faults.injected[Action.STALL] == 1)
             assert await num_leased(running) == 64
             call.call.cancel()
             await until(lambda: not running.decode.node.engine._streams)
@@ -179,9 +201,10 @@ class TestLeaving:
             await generate(running, token_ids)
             running.decode.faults.plan = ALL_STALLED
             call = FetchCall(twin, running.decode, names(token_ids))
-            await until(lambda: running.decode.faults.injected[PushFault.STALL] == 1)
+            await until(lambda: running.decode.faults.injected[Action.STALL] == 1)
             settling = asyncio.create_task(settle(twin, running.decode, call))
-            await until(lambda: running.decode.moving.exporter._live)
+            [outgoing] = running.decode.moving.exporter._live.values()
+            await until(lambda: outgoing._is_closed)  # the question has arrived
             assert not settling.done() and not twin.notices
             running.decode.faults.resume()
             assert (await settling).anything_posted
@@ -204,7 +227,7 @@ class TestLeaving:
     async def test_a_failed_push_is_told(self) -> None:
         async with cluster() as running, decode_twin(running) as twin:
             await generate(running, prompt(30))
-            running.decode.faults.plan = ScriptedFaults(pushes={0: PushFault.FAIL})
+            running.decode.faults.plan = scripted(pushes={0: Action.DROP})
             call = FetchCall(twin, running.decode, names(prompt(30)))
             with pytest.raises(PeerGone):
                 await call.finish()

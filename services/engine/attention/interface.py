@@ -63,6 +63,11 @@ def answering(runner: LayerRunner) -> Iterator[None]:
         _current.reset(token)
 
 
+def current_runner() -> LayerRunner:
+    """Return who answers the current forward pass."""
+    return _current.get()
+
+
 def _attention_function(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -76,7 +81,7 @@ def _attention_function(
     if attention_mask is not None:
         raise InternalError("the model built an attention mask, which paged attention cannot follow")
     arguments = LayerArguments(scaling, others.get("sliding_window"), others.get("softcap"), others.get("s_aux"))
-    attended = _current.get().attend(module, _rows(query), _rows(key), _rows(value), arguments)
+    attended = current_runner().attend(module, _rows(query), _rows(key), _rows(value), arguments)
     return attended[None], None
 
 

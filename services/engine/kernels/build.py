@@ -13,7 +13,7 @@ from pathlib import Path
 
 from services.errors import ConfigurationError, DeadlineExceeded
 
-UNITS = ("paged_attention.cpp", "linear.cpp")
+UNITS = ("paged_attention.cpp", "linear.cpp", "rows.cpp")
 HEADERS = ("elements.h", "parallel.h", "scratch.h", "vector16.h")
 COMPILERS = ("g++", "clang++", "c++")
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fno-strict-aliasing", "-fPIC", "-shared")

@@ -1,4 +1,4 @@
-// The element types of a KV cache: how they are read, multiplied and laid out for sixteen tokens at a time.
+// The element types of weights, rows and a KV cache: how they are read, multiplied and laid out for sixteen at a time.
 #pragma once
 
 #include <algorithm>
@@ -12,6 +12,10 @@ namespace tandem {
 struct Float32 {
   using Element = float;
   static constexpr int kPerUnit = 1;
+  // Sixteen units as a factor of a product, and sum + a x b in each lane.
+  using Factor = Vector;
+  static Factor load_factor(const float* p) { return load(p); }
+  static Vector multiply_add(const Factor& a, const Factor& b, Vector sum) { return fma(a, b, sum); }
   static Vector dot(Vector sum, const uint32_t* query, const uint32_t* keys) {
     return fma(broadcast(*reinterpret_cast<const float*>(query)), load(reinterpret_cast<const float*>(keys)), sum);
   }
@@ -24,6 +28,24 @@ struct Float32 {
 struct BFloat16 {
   using Element = uint16_t;
   static constexpr int kPerUnit = 2;
+#if defined(TANDEM_AVX512) && defined(__AVX512BF16__)
+  using Factor = __m512i;
+  static Factor load_factor(const uint16_t* p) { return _mm512_loadu_si512(p); }
+  static Vector multiply_add(const Factor& a, const Factor& b, Vector sum) {
+    return {_mm512_dpbf16_ps(sum.v, (__m512bh)a, (__m512bh)b)};
+  }
+#else
+  struct Factor {
+    Vector low, high;
+  };
+  static Factor load_factor(const uint16_t* p) {
+    const uint32_t* units = reinterpret_cast<const uint32_t*>(p);
+    return {low_halves(units), high_halves(units)};
+  }
+  static Vector multiply_add(const Factor& a, const Factor& b, Vector sum) {
+    return fma(a.high, b.high, fma(a.low, b.low, sum));
+  }
+#endif
   static Vector dot(Vector sum, const uint32_t* query, const uint32_t* keys) {
 #if defined(TANDEM_AVX512) && defined(__AVX512BF16__)
     return {_mm512_dpbf16_ps(sum.v, (__m512bh)_mm512_set1_epi32(static_cast<int>(*query)), (__m512bh)_mm512_loadu_si512(keys))};
@@ -54,6 +76,31 @@ struct BFloat16 {
 #endif
   }
 };
+
+// The first `present` of sixteen elements; zeros behind them.
+template <class D>
+Vector load_part(const typename D::Element* p, int present) {
+  if (present == kLanes) return D::load_values(p);
+  alignas(64) typename D::Element lanes[kLanes] = {};
+  std::memcpy(lanes, p, present * sizeof(*p));
+  return D::load_values(lanes);
+}
+
+template <class D>
+void store_part(typename D::Element* p, Vector x, int present) {
+  if (present == kLanes) return D::store(p, x);
+  alignas(64) typename D::Element lanes[kLanes];
+  D::store(lanes, x);
+  std::memcpy(p, lanes, present * sizeof(*p));
+}
+
+// What is left of x when it is stored as an element.
+template <class D>
+Vector rounded(Vector x) {
+  alignas(64) typename D::Element lanes[kLanes];
+  D::store(lanes, x);
+  return D::load_values(lanes);
+}
 
 #if defined(TANDEM_AVX512)
 // rows[i] = 16 units of token i  ->  rows[u] = unit u of 16 tokens

@@ -3,6 +3,7 @@
 import ctypes
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -31,8 +32,39 @@ class LinearCall(ctypes.Structure):
     """``TandemLinear`` of ``linear.cpp``."""
 
     _fields_ = (
-        *((name, _POINTER) for name in ("rows", "weight", "bias", "output", "parallel")),
+        *((name, _POINTER) for name in ("rows", "weight", "bias", "addend", "output", "parallel")),
         *((name, _LONG) for name in ("weight_stride", "num_rows", "columns", "inner")),
+        *((name, _INT) for name in ("dtype", "num_threads")),
+    )
+
+
+class NormCall(ctypes.Structure):
+    """``TandemNorm`` of ``rows.cpp``."""
+
+    _fields_ = (
+        *((name, _POINTER) for name in ("rows", "weight", "output", "parallel")),
+        *((name, _LONG) for name in ("num_rows", "width")),
+        ("epsilon", _FLOAT),
+        *((name, _INT) for name in ("dtype", "num_threads")),
+    )
+
+
+class RotateCall(ctypes.Structure):
+    """``TandemRotate`` of ``rows.cpp``."""
+
+    _fields_ = (
+        *((name, _POINTER) for name in ("rows", "cos", "sin", "parallel")),
+        *((name, _LONG) for name in ("num_rows", "heads", "width")),
+        *((name, _INT) for name in ("dtype", "num_threads")),
+    )
+
+
+class GateCall(ctypes.Structure):
+    """``TandemGate`` of ``rows.cpp``."""
+
+    _fields_ = (
+        *((name, _POINTER) for name in ("gate", "up", "output", "parallel")),
+        *((name, _LONG) for name in ("num_rows", "width")),
         *((name, _INT) for name in ("dtype", "num_threads")),
     )
 
@@ -42,12 +74,13 @@ class Kernels:
 
     def __init__(self, library: Path, *, num_threads: int = 1) -> None:
         loaded = ctypes.CDLL(str(library))
-        self.attend = loaded.tandem_attend
-        self.attend.argtypes, self.attend.restype = (ctypes.POINTER(AttentionCall),), None
+        self.attend = _function(loaded.tandem_attend, AttentionCall)
+        self.linear = _function(loaded.tandem_linear, LinearCall)
+        self.norm = _function(loaded.tandem_norm, NormCall)
+        self.rotate = _function(loaded.tandem_rotate, RotateCall)
+        self.gate = _function(loaded.tandem_gate, GateCall)
         self.store = loaded.tandem_store
         self.store.argtypes, self.store.restype = (_POINTER, _POINTER, _POINTER, *(_LONG,) * 7), None
-        self.linear = loaded.tandem_linear
-        self.linear.argtypes, self.linear.restype = (ctypes.POINTER(LinearCall),), None
         loaded.tandem_instruction_set.restype = ctypes.c_char_p
         self.instruction_set: str = loaded.tandem_instruction_set().decode()
         self.num_threads = num_threads
@@ -58,6 +91,11 @@ class Kernels:
         """Name of the arithmetic, e.g. ``native-avx512_bf16-1f0c5a72``: other sources may give other bits."""
         digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources())).hexdigest()
         return f"native-{self.instruction_set}-{digest[:8]}"
+
+
+def _function(symbol: Any, call: type[ctypes.Structure]) -> Any:
+    symbol.argtypes, symbol.restype = (ctypes.POINTER(call),), None
+    return symbol
 
 
 def _openmp_parallel() -> int | None:

@@ -1,18 +1,19 @@
-// Matrix products on CPU in which no row depends on another: output = rows x weight^T + bias.
+// Matrix products on CPU in which no row depends on another: output = rows x weight^T + bias, and then + addend.
 //
-// A piece of work is a panel of columns with some rows. The panel is transposed to [group][unit][column] first, as
-// attention does with keys; then each output is one chain of sums over the inner dimension in a lane of its own:
+// An output is sixteen chains of sums: lane l of a register adds up every sixteenth unit of the inner dimension from
+// the l-th on, and the lanes are added in a fixed order in the end. Tiles of some rows and columns share loads only:
 //
-//     weight [columns, inner] -> packed -> rows x groups of sixteen columns in registers -> output
+//     row    [unit 0..15][unit 16..31] ...
+//              x             x              -> sixteen lanes -> one output
+//     column [unit 0..15][unit 16..31] ...
 //
-// Tiles share loads only, so a row's bits are the same for any number of rows, any place among them and any number
-// of threads. Weights are read as they lie in the file (memory-mapped); the packed panel lives for one call.
+// so a row's bits are the same for any number of rows, any place among them and any number of threads. Weights are
+// read as they lie in the file (memory-mapped), each once if all rows fit a tile.
 #include <algorithm>
 #include <atomic>
 
 #include "elements.h"
 #include "parallel.h"
-#include "scratch.h"
 
 extern "C" {
 
@@ -21,6 +22,7 @@ struct TandemLinear {
   const void* rows;         // [num_rows, inner], contiguous; inner fills whole units
   const void* weight;       // [columns, inner], last stride 1
   const void* bias;         // [columns] or null
+  const void* addend;       // [num_rows, columns], contiguous, or null; added to what was rounded already
   void* output;             // [num_rows, columns], contiguous
   TandemParallel parallel;  // or null
   int64_t weight_stride, num_rows, columns, inner;
@@ -33,110 +35,136 @@ namespace tandem {
 
 using Product = TandemLinear;
 
-// Rows and groups of columns of a tile: as many sums as registers hold.
+// Registers hold kSums sums at once: those of kTileRows rows with as many columns, which takes the fewest loads.
+// Fewer rows meet one column after the other, so that weights are read from memory in one stream, as hardware
+// expects it; a tile has the next columns fetched in such a stream.
 #if defined(TANDEM_AVX512)
-constexpr int kProductRows = 6, kGroups = 4;
-#elif defined(TANDEM_AVX2)
-constexpr int kProductRows = 3, kGroups = 2;
+constexpr int kSums = 16, kTileRows = 4;
 #else
-constexpr int kProductRows = 2, kGroups = 1;
+constexpr int kSums = 4, kTileRows = 2;
 #endif
-constexpr int kPanelColumns = kGroups * kLanes;
+constexpr int64_t kLineBytes = 64;
+constexpr int kPanelColumns = 4 * kLanes;
 constexpr int64_t kPiecesPerThread = 4;  // for an even share
 
+// Has a stretch of memory brought into the second-level cache, some lines at a time.
+struct Fetching {
+  const char* next;
+  const char* end;
+  int lines;  // at each step
+
+  void step() {
+    for (int line = 0; line < lines && next < end; ++line, next += kLineBytes) __builtin_prefetch(next, 0, 2);
+  }
+};
+
+// Sixteen columns; where fewer are left, the last one stands in for the rest, and is not stored again.
 template <class D>
-struct Panel {
+struct Columns {
   using Element = typename D::Element;
+  static constexpr int64_t kStep = kLanes * D::kPerUnit;  // elements of a factor
+
   const Product& product;
-  const int64_t first_column, num_columns;
-  const int64_t units;
-  const uint32_t* rows;
-  uint32_t* packed;  // [kGroups][units][16]
+  const int64_t first, present;
+  const Element* weights[kLanes];
 
-  Panel(const Product& p, int64_t column, Scratch& scratch)
-      : product(p), first_column(column), num_columns(std::min<int64_t>(kPanelColumns, p.columns - column)), units(p.inner / D::kPerUnit), rows(static_cast<const uint32_t*>(p.rows)) {
-    scratch.reset(kGroups * units * kLanes * sizeof(uint32_t));
-    packed = scratch.take<uint32_t>(kGroups * units * kLanes);
+  Columns(const Product& p, int64_t column) : product(p), first(column), present(std::min<int64_t>(kLanes, p.columns - column)) {
+    for (int64_t at = 0; at < kLanes; ++at)
+      weights[at] = static_cast<const Element*>(p.weight) + (first + std::min(at, present - 1)) * p.weight_stride;
   }
 
-  const Element* column(int64_t index) const {
-    return static_cast<const Element*>(product.weight) + index * product.weight_stride;
+  // results[r][c] of R rows with kSums / R columns from `column` on, S of them at a time.
+  template <int R, int S>
+  void tile(const Element* rows, int column, float (*results)[kLanes], Fetching& fetching) const {
+    constexpr int C = kSums / R;
+    Vector sums[kSums];
+    for (int c = 0; c < C; c += S) add_up<R, S, C>(rows, column + c, sums + c, fetching);
+    float totals[kSums];
+    if constexpr (kSums == kLanes) {
+      reduce_add_each(sums, totals);
+    } else {
+      for (int i = 0; i < kSums; ++i) totals[i] = reduce_add(sums[i]);
+    }
+    for (int r = 0; r < R; ++r) std::memcpy(results[r] + column, totals + r * C, C * sizeof(float));
   }
 
-  void pack() const {
-    for (int64_t at = 0; at < num_columns; at += kLanes) {
-      uint32_t* out = packed + at * units;
-      const int present = static_cast<int>(std::min<int64_t>(kLanes, num_columns - at));
-      if (present == kLanes) {
-        pack_keys<D, true>(column(first_column + at), product.weight_stride, product.inner, out);
-      } else {
-        for (int lane = 0; lane < kLanes; ++lane)
-          for (int64_t unit = 0; unit < units; ++unit) {
-            uint32_t bits = 0;
-            if (lane < present) std::memcpy(&bits, column(first_column + at + lane) + unit * D::kPerUnit, sizeof bits);
-            out[unit * kLanes + lane] = bits;
-          }
+  // chains[r * C + c] of R rows with the S columns from `column` on.
+  template <int R, int S, int C>
+  void add_up(const Element* rows, int column, Vector* chains, Fetching& fetching) const {
+    Vector sums[S * R];
+    TANDEM_UNROLL
+    for (int i = 0; i < S * R; ++i) sums[i] = broadcast(0.0f);
+    int64_t at = 0;
+    for (; at + kStep <= product.inner; at += kStep) {
+      if (S > 1) fetching.step();
+      typename D::Factor factors[R];
+      TANDEM_UNROLL
+      for (int r = 0; r < R; ++r) factors[r] = D::load_factor(rows + r * product.inner + at);
+      TANDEM_UNROLL
+      for (int c = 0; c < S; ++c) {
+        const typename D::Factor weight = D::load_factor(weights[column + c] + at);
+        TANDEM_UNROLL
+        for (int r = 0; r < R; ++r) sums[c * R + r] = D::multiply_add(factors[r], weight, sums[c * R + r]);
       }
     }
-  }
-
-  template <int R, int G>
-  void tile(int64_t first_row, int group) const {
-    Vector sums[R][G];
+    if (at < product.inner) add_rest<R, S>(rows + at, column, at, sums);
     TANDEM_UNROLL
     for (int r = 0; r < R; ++r)
       TANDEM_UNROLL
-      for (int g = 0; g < G; ++g) sums[r][g] = broadcast(0.0f);
-    const uint32_t* a = rows + first_row * units;
-    const uint32_t* b = packed + group * units * kLanes;
-    for (int64_t unit = 0; unit < units; ++unit)
-      TANDEM_UNROLL
-      for (int r = 0; r < R; ++r)
-        TANDEM_UNROLL
-        for (int g = 0; g < G; ++g) sums[r][g] = D::dot(sums[r][g], a + r * units + unit, b + (g * units + unit) * kLanes);
-    alignas(64) float results[R][G * kLanes];
-    TANDEM_UNROLL
-    for (int r = 0; r < R; ++r)
-      TANDEM_UNROLL
-      for (int g = 0; g < G; ++g) store(results[r] + g * kLanes, sums[r][g]);
-    const int64_t column = group * kLanes;
-    for (int r = 0; r < R; ++r) put(results[r], first_row + r, column, std::min<int64_t>(G * kLanes, num_columns - column));
+      for (int c = 0; c < S; ++c) chains[r * C + c] = sums[c * R + r];
   }
 
-  void put(const float* results, int64_t row, int64_t column, int64_t count) const {
-    column += first_column;
-    Element* to = static_cast<Element*>(product.output) + row * product.columns + column;
-    const Element* bias = product.bias == nullptr ? nullptr : static_cast<const Element*>(product.bias) + column;
-    for (int64_t at = 0; at < count; at += kLanes) {
-      const int present = static_cast<int>(std::min<int64_t>(kLanes, count - at));
-      alignas(64) float addends[kLanes] = {};
-      if (bias != nullptr)
-        for (int lane = 0; lane < present; ++lane) addends[lane] = D::to_float(bias[at + lane]);
-      alignas(64) Element rounded[kLanes];
-      D::store(rounded, add(load(results + at), load(addends)));
-      std::memcpy(to + at, rounded, present * sizeof(Element));
+  // The last elements of the inner dimension, fewer than a factor has.
+  template <int R, int S>
+  void add_rest(const Element* rows, int column, int64_t at, Vector* sums) const {
+    const int64_t bytes = (product.inner - at) * sizeof(Element);
+    alignas(64) Element row[kStep] = {}, weight[kStep] = {};
+    for (int r = 0; r < R; ++r)
+      for (int c = 0; c < S; ++c) {
+        std::memcpy(row, rows + r * product.inner, bytes);
+        std::memcpy(weight, weights[column + c] + at, bytes);
+        sums[c * R + r] = D::multiply_add(D::load_factor(row), D::load_factor(weight), sums[c * R + r]);
+      }
+  }
+
+  void put(const float* results, int64_t row) const {
+    const int count = static_cast<int>(present);
+    const int64_t place = row * product.columns + first;
+    Vector sums = load(results);
+    if (product.bias != nullptr) sums = add(sums, load_part<D>(static_cast<const Element*>(product.bias) + first, count));
+    if (product.addend != nullptr)
+      sums = add(load_part<D>(static_cast<const Element*>(product.addend) + place, count), rounded<D>(sums));
+    store_part<D>(static_cast<Element*>(product.output) + place, sums, count);
+  }
+
+  // As many of the rows as fill groups of R, S columns at a time; then the rest.
+  template <int R, int S>
+  void run_groups(int64_t row, int64_t end_row, Fetching& fetching) const {
+    alignas(64) float results[R][kLanes];
+    for (; row + R <= end_row; row += R) {
+      const Element* rows = static_cast<const Element*>(product.rows) + row * product.inner;
+      for (int column = 0; column < kLanes; column += kSums / R) tile<R, S>(rows, column, results, fetching);
+      for (int r = 0; r < R; ++r) put(results[r], row + r);
     }
-  }
-
-  template <int R>
-  void some_rows(int64_t row) const {
-    const int groups = static_cast<int>((num_columns + kLanes - 1) / kLanes);
-    if (groups == kGroups) return tile<R, kGroups>(row, 0);
-    for (int group = 0; group < groups; ++group) tile<R, 1>(row, group);
-  }
-
-  template <int R>
-  void last_rows(int64_t row, int64_t end_row) const {
-    if (row + R == end_row) return some_rows<R>(row);
-    if constexpr (R > 1) last_rows<R - 1>(row, end_row);
+    if constexpr (R > 1)
+      if (row < end_row) run_groups<R / 2, 1>(row, end_row, fetching);
   }
 
   void run(int64_t row, int64_t end_row) const {
-    pack();
-    for (; row + kProductRows <= end_row; row += kProductRows) some_rows<kProductRows>(row);
-    last_rows<kProductRows - 1>(row, end_row);
+    const char* from = reinterpret_cast<const char*>(weights[0] + kLanes * product.weight_stride);
+    const bool is_last = first + 2 * kLanes > product.columns;
+    const int64_t num_tiles = std::max<int64_t>(1, (end_row - row) / kTileRows);
+    const int lines = static_cast<int>((kTileRows + num_tiles - 1) / num_tiles);
+    Fetching fetching{from, from + (is_last ? 0 : kLanes * product.weight_stride * sizeof(Element)), lines};
+    run_groups<kTileRows, kSums / kTileRows>(row, end_row, fetching);
   }
 };
+
+template <class D>
+void run_panel(const Product& product, int64_t column, int64_t row, int64_t end_row) {
+  const int64_t end_column = std::min(column + kPanelColumns, product.columns);
+  for (; column < end_column; column += kLanes) Columns<D>(product, column).run(row, end_row);
+}
 
 struct ProductWork {
   const Product* product;
@@ -145,17 +173,13 @@ struct ProductWork {
 };
 
 inline void multiply(void* data) {
-  static thread_local Scratch scratch;
   ProductWork& work = *static_cast<ProductWork*>(data);
   const Product& product = *work.product;
   for (int64_t index = work.next++; index < work.total; index = work.next++) {
     const int64_t column = index / work.row_panels * kPanelColumns, row = index % work.row_panels * work.panel_rows;
     const int64_t end_row = std::min(row + work.panel_rows, product.num_rows);
-    if (product.dtype == kFloat32) {
-      Panel<Float32>(product, column, scratch).run(row, end_row);
-    } else {
-      Panel<BFloat16>(product, column, scratch).run(row, end_row);
-    }
+    product.dtype == kFloat32 ? run_panel<Float32>(product, column, row, end_row)
+                              : run_panel<BFloat16>(product, column, row, end_row);
   }
 }
 
@@ -171,7 +195,7 @@ void tandem_linear(const TandemLinear* product) {
   if (product->num_rows == 0) return;
   const int64_t column_panels = ceil_div(product->columns, kPanelColumns);
   const int64_t wanted = column_panels < kPiecesPerThread * product->num_threads ? product->num_threads : 1;
-  const int64_t panel_rows = ceil_div(ceil_div(product->num_rows, wanted), kProductRows) * kProductRows;
+  const int64_t panel_rows = ceil_div(ceil_div(product->num_rows, wanted), kTileRows) * kTileRows;
   const int64_t row_panels = ceil_div(product->num_rows, panel_rows);
   ProductWork work{product, panel_rows, row_panels, row_panels * column_panels, {0}};
   run_parallel(product->parallel, &multiply, &work, product->num_threads, work.total);

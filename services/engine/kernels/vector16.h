@@ -45,6 +45,10 @@ inline Vector round(Vector a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_
 inline Vector times_power_of_two(Vector a, Vector n) { return {_mm512_scalef_ps(a.v, n.v)}; }
 inline float reduce_max(Vector a) { return _mm512_reduce_max_ps(a.v); }
 inline float reduce_add(Vector a) { return _mm512_reduce_add_ps(a.v); }
+// a where x is negative, elsewhere b.
+inline Vector where_negative(Vector x, Vector a, Vector b) {
+  return {_mm512_mask_mov_ps(b.v, _mm512_cmp_ps_mask(x.v, _mm512_setzero_ps(), _CMP_LT_OQ), a.v)};
+}
 // Lanes [first, last) of a, the others of b.
 inline Vector select(int first, int last, Vector a, Vector b) {
   __mmask16 below_last = static_cast<__mmask16>(last >= 16 ? 0xffff : (last <= 0 ? 0 : (1u << last) - 1));
@@ -96,6 +100,10 @@ inline float reduce_add(Vector x) {
   _mm256_store_ps(lanes, _mm256_add_ps(x.a, x.b));
   return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
 }
+inline __m256 where_negative(__m256 x, __m256 a, __m256 b) {
+  return _mm256_blendv_ps(b, a, _mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_LT_OQ));
+}
+inline Vector where_negative(Vector x, Vector a, Vector b) { return {where_negative(x.a, a.a, b.a), where_negative(x.b, a.b, b.b)}; }
 inline __m256 lane_mask(int first, int last) {
   const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
   __m256i low = _mm256_cmpgt_epi32(lane, _mm256_set1_epi32(first - 1));
@@ -160,6 +168,9 @@ inline float reduce_add(const Vector& a) {
   for (int i = 0; i < 4; ++i) sums[i] = (a.v[i] + a.v[i + 8]) + (a.v[i + 4] + a.v[i + 12]);
   return (sums[0] + sums[2]) + (sums[1] + sums[3]);
 }
+inline Vector where_negative(const Vector& x, const Vector& a, const Vector& b) {
+  return each([&](int i) { return x.v[i] < 0.0f ? a.v[i] : b.v[i]; });
+}
 inline Vector select(int first, int last, const Vector& a, const Vector& b) {
   return each([&](int i) { return i >= first && i < last ? a.v[i] : b.v[i]; });
 }
@@ -168,6 +179,27 @@ inline Vector low_halves(const uint32_t* p) { return each([=](int i) { return fr
 inline Vector high_halves(const uint32_t* p) { return each([=](int i) { return from_bits(p[i] & 0xffff0000u); }); }
 
 #endif
+
+// The sum of each of sixteen vectors, every one in the order of reduce_add: lanes eight, four, two and one apart.
+inline void reduce_add_each(const Vector* a, float* sums) {
+#if defined(TANDEM_AVX512)
+  __m512 t[16];
+  TANDEM_UNROLL
+  for (int i = 0; i < 8; ++i)
+    t[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a[i].v, a[i + 8].v, 0x44), _mm512_shuffle_f32x4(a[i].v, a[i + 8].v, 0xee));
+  TANDEM_UNROLL
+  for (int i = 0; i < 4; ++i)
+    t[i] = _mm512_add_ps(_mm512_shuffle_f32x4(t[i], t[i + 4], 0x88), _mm512_shuffle_f32x4(t[i], t[i + 4], 0xdd));
+  TANDEM_UNROLL
+  for (int i = 0; i < 2; ++i)
+    t[i] = _mm512_add_ps(_mm512_shuffle_ps(t[i], t[i + 2], 0x44), _mm512_shuffle_ps(t[i], t[i + 2], 0xee));
+  t[0] = _mm512_add_ps(_mm512_shuffle_ps(t[0], t[1], 0x88), _mm512_shuffle_ps(t[0], t[1], 0xdd));
+  const __m512i order = _mm512_setr_epi32(0, 2, 1, 3, 8, 10, 9, 11, 4, 6, 5, 7, 12, 14, 13, 15);
+  _mm512_storeu_ps(sums, _mm512_permutexvar_ps(order, t[0]));
+#else
+  for (int i = 0; i < kLanes; ++i) sums[i] = reduce_add(a[i]);
+#endif
+}
 
 // e**x for x <= 0 with exp(0) == 1 exactly; below -87 it stays at e**-87. Polynomial of Cephes' expf.
 inline Vector exponential(Vector x) {
@@ -182,6 +214,14 @@ inline Vector exponential(Vector x) {
   p = fma(p, r, broadcast(5.0000001201e-1f));
   p = add(fma(p, mul(r, r), r), broadcast(1.0f));
   return times_power_of_two(p, n);
+}
+
+// x / (1 + e**-x), by the exponential of -|x|.
+inline Vector sigmoid_linear_unit(Vector x) {
+  const Vector zero = broadcast(0.0f), one = broadcast(1.0f);
+  const Vector magnitude = max(x, sub(zero, x));
+  const Vector e = exponential(sub(zero, magnitude));
+  return div(mul(x, where_negative(x, e, one)), add(one, e));
 }
 
 // tanh by the exponential of -2|x|.

@@ -34,11 +34,12 @@ class Linear(torch.nn.Module):
         if isinstance(layer, Conv1D):  # stored as [inner, columns]
             weight = torch.nn.Parameter(weight.detach().t().contiguous(), requires_grad=False)  # type: ignore[operator]
         self.weight, self.bias = weight, bias
-        self._products = products
+        self.product = products.with_weight(self.weight.detach(), None if bias is None else bias.detach())  # type: ignore[operator]
+        """Called with rows ``[..., inner]``, and perhaps what to add."""
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """Return ``[..., columns]``."""
-        return self._products.linear(rows, self.weight, self.bias)  # type: ignore[arg-type]
+        return self.product(rows)
 
 
 class _Redirected(TorchFunctionMode):

@@ -5,6 +5,13 @@ from typing import Protocol
 import torch
 
 
+class Product(Protocol):
+    """Multiplies rows with one weight."""
+
+    def __call__(self, rows: torch.Tensor, addend: torch.Tensor | None = None) -> torch.Tensor:
+        """Return ``rows @ weight.T + bias``, ``[..., columns]``, rounded, and then ``+ addend`` of the same shape."""
+
+
 class Products(Protocol):
     """Multiplies rows with weights. On CPU a row's result depends on that row alone, bitwise."""
 
@@ -15,6 +22,19 @@ class Products(Protocol):
         the result has, too; sums are float32.
         """
 
+    def with_weight(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Product:
+        """Return the product with one weight, for many calls; it stays where it is in memory."""
+
+
+def by_linear(products: Products, weight: torch.Tensor, bias: torch.Tensor | None) -> Product:
+    """Return a product that calls ``products.linear``."""
+
+    def multiply(rows: torch.Tensor, addend: torch.Tensor | None = None) -> torch.Tensor:
+        result = products.linear(rows, weight, bias)
+        return result if addend is None else addend + result
+
+    return multiply
+
 
 class TorchProducts:
     """Torch's own, whatever it does: for GPUs."""
@@ -22,3 +42,7 @@ class TorchProducts:
     def linear(self, rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """Multiply."""
         return torch.nn.functional.linear(rows, weight, bias)
+
+    def with_weight(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Product:
+        """Return the product with one weight."""
+        return by_linear(self, weight, bias)

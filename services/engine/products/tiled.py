@@ -6,6 +6,8 @@ sees ``TILE_ROWS`` rows, on one thread.
 
 import torch
 
+from services.engine.products.product import Product, by_linear
+
 TILE_ROWS = 16
 
 
@@ -24,3 +26,7 @@ class TiledProducts:
         finally:
             torch.set_num_threads(threads)
         return torch.cat(tiles)[: flat.shape[0]].view(*rows.shape[:-1], weight.shape[0])
+
+    def with_weight(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Product:
+        """Return the product with one weight."""
+        return by_linear(self, weight, bias)

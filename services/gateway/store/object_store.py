@@ -136,10 +136,11 @@ class Objects:
         """
         await self.apply([Delete(ref, parent=parent)])
 
-    async def apply(self, operations: Sequence[Operation]) -> Sequence[Done]:
+    async def apply(self, operations: Sequence[Operation], *, token: str | None = None) -> Sequence[Done]:
         """Make one change of several operations, all or none; return what each did.
 
         Operations are checked in their order; one may name as a parent what an earlier one creates.
+        A caller that got no answer may call again with the same ``token`` (24 hex digits), within a minute.
 
         Raises:
             TandemError: what the first operation that cannot be done says about it.
@@ -149,7 +150,7 @@ class Objects:
                 raise operation.refusal("absent", operation.ref.id)
         payloads = Payloads(_FIRST_PAYLOAD)
         change = orjson.dumps([operation.encoded(payloads) for operation in operations])
-        arguments: list[str | bytes] = [secrets.token_hex(12), change, *payloads.values]
+        arguments: list[str | bytes] = [token or secrets.token_hex(12), change, *payloads.values]
         async with self._state.reaching() as client:
             reply = orjson.loads(await client.register_script(APPLY)(keys=[self._prefix], args=arguments))
         if "refused" in reply:

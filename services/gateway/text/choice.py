@@ -1,6 +1,6 @@
 """The text of one answer: from tokens to what may be shown now."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from services.gateway.sequence import GeneratedToken
@@ -43,9 +43,17 @@ class Piece:
 class ChoiceText:
     """Detokenises one sequence, cuts it at stop strings, and keeps tokens and text in step."""
 
-    def __init__(self, tokenizer: ModelTokenizer, sampling: SamplingParams, stops: Sequence[str]) -> None:
+    def __init__(
+        self,
+        tokenizer: ModelTokenizer,
+        sampling: SamplingParams,
+        stops: Sequence[str],
+        *,
+        shown: Collection[str] = (),
+    ) -> None:
+        """``shown`` are special tokens that are text here; others give none."""
         self._vocabulary = tokenizer.vocabulary
-        self._detokenizer = Detokenizer(tokenizer.raw)
+        self._detokenizer = Detokenizer(tokenizer.raw, tokenizer.special_ids(shown))
         self._stops = StopStrings(stops)
         self._sampling = sampling
         self._pending: list[tuple[TokenText, int]] = []

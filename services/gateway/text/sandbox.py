@@ -1,86 +1,26 @@
 """A Jinja sandbox whose templates end: steps, time and text are counted, since nobody can stop a thread.
 
-A step is an iteration of a loop, a loop filter's question or a call (of a macro, a function, a recursive loop).
-What usual operations can make out of nothing (``'x' * n``, ``2 ** n``, texts doubled by ``+`` and ``~``) is bounded,
-too; one that is not known here may still cost more than its step. Templates come with models, never from clients.
+A step is an iteration of a loop, a loop filter's question, a filter or a call (of a macro, a function, a recursive
+loop). What operations can make out of little (``'x' * n``, ``2 ** n``, texts doubled by ``+`` and ``~``) is bounded
+(``bounds.py``). Templates come with models, never from clients.
 """
 
-import re
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any
 
-from jinja2 import TemplateError, nodes, pass_context
+from jinja2 import nodes, pass_context
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
-from services.errors import DeadlineExceeded
-from services.telemetry.clock import Clock
+from services.gateway.text.bounds import FILTERS, GLOBALS, OPERATOR_BOUNDS, TEXT_BOUNDS, bound_format, is_offered
+from services.gateway.text.meter import Meter
 
 _STEP = "tandem_step"
 _CONCATENATED = "tandem_concatenated"
-_MAX_INTEGER_BITS = 4096
-
-
-@dataclass(frozen=True)
-class RenderLimits:
-    """How much one conversation may cost."""
-
-    max_characters: int
-    """Of the rendered text, and of any text on the way there."""
-    max_steps: int = 1_000_000
-    timeout_s: float = 10.0
-
-
-class RenderTooLarge(TemplateError):
-    """The text became longer than any prompt can be."""
-
-
-class Meter(threading.local):
-    """What the rendering on this thread has used up."""
-
-    def __init__(self, limits: RenderLimits, clock: Clock) -> None:
-        self._limits = limits
-        self._clock = clock
-        self._num_steps = 0
-        self._deadline_s = 0.0
-
-    def start(self) -> None:
-        """Begin a rendering."""
-        self._num_steps = 0
-        self._deadline_s = self._clock.now() + self._limits.timeout_s
-
-    def step(self) -> None:
-        """Count a step.
-
-        Raises:
-            TemplateError: there were too many.
-            DeadlineExceeded: the rendering took too long.
-        """
-        self._num_steps += 1
-        if self._num_steps > self._limits.max_steps:
-            raise TemplateError(f"it takes more than {self._limits.max_steps} steps")
-        if self._clock.now() > self._deadline_s:
-            raise DeadlineExceeded("The prompt could not be rendered in time.")
-
-    def require_room(self, num_characters: int) -> None:
-        """Refuse a text, or a list, that is longer than any prompt."""
-        if num_characters > self._limits.max_characters:
-            raise RenderTooLarge(f"it makes more than {self._limits.max_characters} characters")
-
-    def joined(self, pieces: Iterable[str]) -> str:
-        """Return all pieces as one text."""
-        return "".join(self._counted(pieces))
-
-    def _counted(self, pieces: Iterable[str]) -> Iterator[str]:
-        num_characters = 0
-        for piece in pieces:
-            num_characters += len(piece)
-            self.require_room(num_characters)
-            yield piece
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
@@ -89,10 +29,11 @@ class Sandbox(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset(("+", "*", "**", "%"))
 
     def __init__(self, meter: Meter, **options: Any) -> None:
-        super().__init__(**options)
+        super().__init__(finalize=_finalize(meter), **options)
         self._meter = meter
-        for name in _TEXT_BOUNDS.keys() & self.filters.keys():
-            self.filters[name] = _bounded_filter(meter, name, self.filters[name])
+        self.filters = {name: _bounded_filter(meter, name, self.filters[name]) for name in FILTERS}
+        self.filters["tojson"] = _json_filter(meter)
+        self.globals = {name: self.globals[name] for name in GLOBALS} | {"namespace": _Namespace}
         self.filters[_STEP] = _step_filter(meter)
         self.filters[_CONCATENATED] = _concatenate_filter(meter)
 
@@ -110,9 +51,15 @@ class Sandbox(ImmutableSandboxedEnvironment):
         """Call ``obj`` as the sandbox does; each call is a step."""
         self._meter.step()
         text, name = getattr(obj, "__self__", None), getattr(obj, "__name__", "")
-        if isinstance(text, str) and name in _TEXT_BOUNDS:
-            _TEXT_BOUNDS[name](self._meter, text, *args, **kwargs)
+        if isinstance(text, str) and name == "join" and args:
+            args = ([*args[0]], *args[1:])
+        if isinstance(text, str) and name in TEXT_BOUNDS:
+            TEXT_BOUNDS[name](self._meter, text, *args, **kwargs)
         return super().call(context, obj, *args, **kwargs)
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        """Return whether a template may see an attribute."""
+        return is_offered(obj, attr) and super().is_safe_attribute(obj, attr, value)
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         """Return the sandbox's own form of ``str.format``, with bounded widths; None if ``value`` is not that."""
@@ -122,14 +69,14 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
         @wraps(formatted)
         def bounded(*args: Any, **kwargs: Any) -> str:
-            _bound_format(self._meter, value.__self__)
+            bound_format(self._meter, value.__self__)
             return formatted(*args, **kwargs)
 
         return bounded
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """Compute ``left operator right`` unless its result would be out of proportion."""
-        _BOUNDS[operator](self._meter, left, right)
+        OPERATOR_BOUNDS[operator](self._meter, left, right)
         return super().call_binop(context, operator, left, right)
 
 
@@ -166,7 +113,7 @@ def _step_filter(meter: Meter) -> Callable[[Context, bool], bool]:
 def _concatenate_filter(meter: Meter) -> Callable[[Context, Sequence[Any]], str]:
     @pass_context
     def concatenate(context: Context, values: Sequence[Any]) -> str:
-        return meter.joined(str(value) for value in values)
+        return meter.joined(meter.as_text(value) for value in values)
 
     return concatenate
 
@@ -177,84 +124,48 @@ def _bounded_filter(meter: Meter, name: str, apply: Callable[..., Any]) -> Calla
     @wraps(apply)
     def bounded(*args: Any, **kwargs: Any) -> Any:
         own = args[1:] if hasattr(apply, "jinja_pass_arg") else args
-        _TEXT_BOUNDS[name](meter, *own, **kwargs)
+        meter.step()
+        if name == "join" and own and not isinstance(own[0], str):
+            own = ([*own[0]], *own[1:])  # what is counted here could be read only once
+            args = (*args[: len(args) - len(own)], *own)
+        if name in TEXT_BOUNDS:
+            TEXT_BOUNDS[name](meter, *own, **kwargs)
         return apply(*args, **kwargs)
 
     return bounded
 
 
-def _bound_sum(meter: Meter, left: Any, right: Any) -> None:
-    if _has_length(left) and _has_length(right):
-        meter.require_room(len(left) + len(right))
+def _finalize(meter: Meter) -> Callable[[Context, Any], Any]:
+    """Return what looks at everything that is printed."""
+
+    @pass_context
+    def finalize(context: Context, value: Any) -> Any:
+        return value if isinstance(value, str) else meter.as_text(value)
+
+    return finalize
 
 
-def _bound_product(meter: Meter, left: Any, right: Any) -> None:
-    for value, times in ((left, right), (right, left)):
-        if _has_length(value) and isinstance(times, int):
-            meter.require_room(len(value) * max(times, 0))
-    if isinstance(left, int) and isinstance(right, int):
-        _require_small(left.bit_length() + right.bit_length())
+def _json_filter(meter: Meter) -> Callable[..., str]:
+    def to_json(
+        value: Any,
+        ensure_ascii: bool = False,
+        indent: int | str | None = None,
+        separators: tuple[str, str] | None = None,
+        sort_keys: bool = False,
+    ) -> str:
+        # Unlike Jinja's own filter this escapes nothing for HTML.
+        meter.step()
+        weight = meter.weigh(value)
+        num_columns = len(indent) if isinstance(indent, str) else int(indent or 0)
+        between = sum(map(len, separators or ()))
+        meter.require_room(weight.num_characters + weight.num_elements * (weight.depth * num_columns + between))
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+    return to_json
 
 
-def _bound_power(meter: Meter, left: Any, right: Any) -> None:
-    if isinstance(left, int) and isinstance(right, int):
-        _require_small(left.bit_length() * max(right, 0))
+class _Namespace(Namespace):
+    """One that does not print what it holds: that may be itself, and many times the same."""
 
-
-def _bound_format(meter: Meter, pattern: Any, *values: Any, **named: Any) -> None:
-    """A width stands in the pattern as digits, or is taken from the values."""
-    if isinstance(pattern, str):
-        for printf, braces in _WIDTHS.findall(pattern):
-            width = printf or braces
-            if "*" in width or "{" in width:
-                raise TemplateError("a width is taken from a value")
-            meter.require_room(sum(int(number[:9]) for number in _DIGITS.findall(width)))
-
-
-def _bound_width(meter: Meter, text: Any, width: Any = 0, *others: Any, **named: Any) -> None:
-    for value in (width, named.get("width", 0), named.get("tabsize", 0)):
-        if isinstance(value, int):
-            meter.require_room(value * (str(text).count("\t") + 1))
-
-
-def _bound_indent(meter: Meter, text: Any, width: Any = 4, *others: Any, **named: Any) -> None:
-    num_columns = len(width) if isinstance(width, str) else int(width)
-    meter.require_room(len(str(text)) + num_columns * (str(text).count("\n") + 1))
-
-
-def _bound_replace(meter: Meter, text: Any, old: Any = "", new: Any = "", *others: Any, **named: Any) -> None:
-    meter.require_room(len(str(text)) + str(text).count(str(old)) * len(str(new)))
-
-
-def _bound_joined(meter: Meter, values: Any, between: Any) -> None:
-    if _has_length(values) and isinstance(between, str):
-        meter.require_room(len(values) * len(between) + sum(len(value) for value in values if isinstance(value, str)))
-
-
-def _has_length(value: Any) -> bool:
-    return isinstance(value, str | list | tuple)
-
-
-def _require_small(num_bits: int) -> None:
-    if num_bits > _MAX_INTEGER_BITS:
-        raise TemplateError("a number becomes too large")
-
-
-_WIDTHS = re.compile(r"%(?:\([^)]*\))?[-+ #]*([0-9.*]+)|\{[^{}]*:([^{}]*[0-9{][^}]*)")
-_DIGITS = re.compile(r"[0-9]+")
-_TEXT_BOUNDS: dict[str, Callable[..., None]] = {
-    **dict.fromkeys(("center", "ljust", "rjust", "zfill", "expandtabs"), _bound_width),
-    "format": _bound_format,
-    "indent": _bound_indent,
-    "replace": _bound_replace,
-    "join": lambda meter, values, between="", *others, **named: (
-        _bound_joined(meter, between, values) if isinstance(values, str) else _bound_joined(meter, values, between)
-    ),
-}
-"""Methods of texts and filters of the same names that can make much out of little."""
-_BOUNDS: dict[str, Callable[[Meter, Any, Any], None]] = {
-    "+": _bound_sum,
-    "*": _bound_product,
-    "**": _bound_power,
-    "%": _bound_format,
-}
+    def __repr__(self) -> str:
+        return "<namespace>"

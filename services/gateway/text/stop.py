@@ -19,6 +19,11 @@ class StopStrings:
         self._stops = tuple(stop for stop in stops if stop)
         self._held = ""
 
+    @property
+    def is_holding(self) -> bool:
+        """Whether the end of the text may begin a stop string."""
+        return bool(self._held)
+
     def push(self, text: str) -> StopResult:
         """Return the part of all text so far that is safe to show and was not shown yet."""
         if not self._stops:
@@ -45,9 +50,10 @@ class StopStrings:
 
     def _num_held(self, text: str) -> int:
         """Return the length of the longest end of ``text`` that begins a stop string."""
-        return max((_overlap(text, stop) for stop in self._stops), default=0)
+        return max((overlap(text, stop) for stop in self._stops), default=0)
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
+    """Return the length of the longest end of ``text`` that begins ``stop`` and is not all of it."""
     longest = min(len(text), len(stop) - 1)
     return next((length for length in range(longest, 0, -1) if text.endswith(stop[:length])), 0)

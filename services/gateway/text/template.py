@@ -5,15 +5,18 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from jinja2 import Template, TemplateError, nodes
+from jinja2 import Template, TemplateError, UndefinedError, nodes
 from jinja2.ext import Extension, loopcontrols
+from jinja2.meta import find_undeclared_variables
 from jinja2.parser import Parser
 
 from services.errors import ContextLengthExceeded, InvalidRequest, ModelRefused
-from services.gateway.text.sandbox import Meter, RenderLimits, RenderTooLarge, Sandbox
+from services.gateway.text.meter import Meter, RenderLimits, RenderTooLarge
+from services.gateway.text.sandbox import Sandbox
 from services.gateway.validation import MAX_DEPTH, shallow
 from services.telemetry.clock import Clock
 
+_MAX_TIME_FORMAT = 256
 # What a template can raise on messages that it was not written for.
 _TEMPLATE_FAILURES = (
     TemplateError,
@@ -38,7 +41,9 @@ class ChatTemplate:
         self.source = source
         self._variables = dict(variables)
         self._meter = Meter(limits, clock)
-        self._template = _compile(source, clock, self._meter)
+        self._template, names = _compile(source, clock, self._meter)
+        self.knows_tools = "tools" in names
+        """Whether it tells the model of tools."""
 
     def render(
         self,
@@ -54,22 +59,33 @@ class ChatTemplate:
             ContextLengthExceeded: the text would be longer than any prompt.
             DeadlineExceeded: it took too long.
         """
-        self._meter.start()
+        variables = {
+            "messages": [plain_message(message) for message in messages],
+            "tools": list(tools) if tools else None,
+            "documents": None,
+            "add_generation_prompt": add_generation_prompt,
+        }
         try:
-            pieces = self._template.generate(
-                **self._variables,
-                messages=[plain_message(message) for message in messages],
-                tools=list(tools) if tools else None,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-            )
-            return self._meter.joined(pieces)
+            return self._rendered(variables)
         except RenderTooLarge as error:
             raise ContextLengthExceeded(f"These messages are too long: {error}.", param="messages") from error
         except _TEMPLATE_FAILURES as error:
             raise InvalidRequest(
                 f"The chat template of this model refuses these messages: {error}", param="messages"
             ) from error
+
+    def _rendered(self, variables: Mapping[str, Any]) -> str:
+        try:
+            return self._joined(variables)
+        except (TypeError, UndefinedError):
+            messages = variables["messages"]
+            if not any("tool_calls" in message for message in messages):
+                raise
+            return self._joined({**variables, "messages": [_with_text_only(message) for message in messages]})
+
+    def _joined(self, variables: Mapping[str, Any]) -> str:
+        self._meter.start()
+        return self._meter.joined(self._template.generate(**self._variables, **variables))
 
 
 def plain_message(message: Mapping[str, Any]) -> dict[str, Any]:
@@ -78,6 +94,21 @@ def plain_message(message: Mapping[str, Any]) -> dict[str, Any]:
     if "tool_calls" in kept:
         kept["tool_calls"] = [_plain_tool_call(call) for call in kept["tool_calls"]]
     return kept
+
+
+def _with_text_only(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a message with tool calls as templates expect it that put content and arguments together as texts."""
+    if "tool_calls" not in message:
+        return dict(message)
+    calls = [
+        {**call, "function": {**call["function"], "arguments": _json_text(call["function"].get("arguments", {}))}}
+        for call in message["tool_calls"]
+    ]
+    return {"content": "", **message, "tool_calls": calls}
+
+
+def _json_text(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _plain_tool_call(call: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,26 +135,16 @@ class _Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def _compile(source: str, clock: Clock, meter: Meter) -> Template:
+def _compile(source: str, clock: Clock, meter: Meter) -> tuple[Template, set[str]]:
+    """Return the template and the names of its variables."""
     environment = Sandbox(meter, trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation])
-    environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime(clock)
     try:
-        return environment.from_string(environment.metered(source))
+        names = find_undeclared_variables(environment.parse(source))
+        return environment.from_string(environment.metered(source)), names
     except TemplateError as error:
         raise ModelRefused(f"The chat template of the model is not valid: {error}") from error
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    # Unlike Jinja's own filter this escapes nothing for HTML.
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _raise_exception(message: str) -> None:
@@ -131,4 +152,9 @@ def _raise_exception(message: str) -> None:
 
 
 def _strftime(clock: Clock) -> Callable[[str], str]:
-    return lambda format_text: datetime.fromtimestamp(clock.wall()).strftime(format_text)
+    def strftime(format_text: str) -> str:
+        if len(format_text) > _MAX_TIME_FORMAT:  # a width in it can make 256 times as much
+            raise TemplateError("the format of a time is too long")
+        return datetime.fromtimestamp(clock.wall()).strftime(format_text)
+
+    return strftime

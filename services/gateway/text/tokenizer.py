@@ -1,7 +1,7 @@
 """Text to token ids with the model's own ``tokenizer.json``; user text never becomes control tokens."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Protocol
 
 from tokenizers import AddedToken, Tokenizer
 
@@ -11,6 +11,19 @@ from services.gateway.text.vocabulary import Vocabulary
 from services.kv.card import ModelCard
 
 Messages = Sequence[Mapping[str, Any]]
+Piece = tuple[str, bool]
+"""Text, and whether markers in it are ordinary text."""
+
+
+class Render(Protocol):
+    """From messages and tools to the text of a prompt."""
+
+    def __call__(self, messages: Messages, *, tools: Messages) -> str:
+        """Return the text.
+
+        Raises:
+            InvalidRequest: there is none for these messages.
+        """
 
 
 class ModelTokenizer:
@@ -35,6 +48,8 @@ class ModelTokenizer:
         added = self.raw.get_added_tokens_decoder()
         special = [token for token in added.values() if token.special]
         reserved = [token for token in added.values() if token.special or _is_written_in(token, card.chat_template)]
+        self.special = {token_id: token.content for token_id, token in added.items() if token.special}
+        """Special tokens by id."""
         self._special = Markers(special, self._normalized)
         self._reserved = Markers(reserved, self._normalized)
         self._reserved_ids = frozenset(
@@ -55,8 +70,8 @@ class ModelTokenizer:
             ids.insert(0, self._bos_id)
         return ids or [self._bos_id if self._bos_id is not None else self._end_ids[0]]
 
-    def encode_conversation(self, messages: Messages, render: Callable[[Messages], str]) -> list[int]:
-        """Render ``messages`` and return their ids; only what the template itself wrote is a control token.
+    def encode_conversation(self, messages: Messages, render: Render, tools: Messages = ()) -> list[int]:
+        """Render ``messages`` and ``tools`` and return their ids; only what the template wrote is a control token.
 
         Without control markers inside the messages the result is that of encoding the rendered text as a
         whole; markers inside them are encoded as ordinary text.
@@ -65,14 +80,37 @@ class ModelTokenizer:
             InvalidRequest: the template refuses the messages.
             ContextLengthExceeded: they are longer than any prompt can be.
         """
-        shield = Shield()
-        rendered = render([self._shielded(shield, message) for message in messages])
-        pieces = shield.pieces(rendered)
+        pieces = self.render_conversation(messages, render, tools)
         self._require_room(sum(len(text) for text, _ in pieces), "messages")
+        return self.encode_pieces(pieces)
+
+    def render_conversation(self, messages: Messages, render: Render, tools: Messages = ()) -> list[Piece]:
+        """Return the rendered text in order, each piece with whether it is to be encoded as ordinary text.
+
+        Raises:
+            InvalidRequest: the template refuses the messages.
+        """
+        shield = Shield()
+        rendered = render(
+            [self._shielded(shield, message) for message in messages],
+            tools=[shield.protect(tool, self._reserved) for tool in tools],
+        )
+        return shield.pieces(rendered)
+
+    def encode_pieces(self, pieces: Sequence[Piece]) -> list[int]:
+        """Return the ids of rendered pieces.
+
+        Raises:
+            InvalidRequest: a piece that is ordinary text cannot be encoded as such.
+        """
         ids: list[int] = []
         for text, is_literal in pieces:
             ids += self._encode_literally(text) if is_literal else self._encode_marked(text)
         return ids
+
+    def special_ids(self, texts: Collection[str]) -> dict[int, str]:
+        """Return those of ``texts`` that are special tokens, by id."""
+        return {token_id: text for token_id, text in self.special.items() if text in texts}
 
     def _require_room(self, num_characters: int, param: str) -> None:
         if num_characters > self.max_characters:

@@ -22,6 +22,7 @@ BAD_BODIES: list[tuple[str, bytes]] = [
     ("deep", b"[" * 200_000),
     ("deep object", b'{"model": ' * 5_000 + b"1" + b"}" * 5_000),
 ]
+TOOL = {"type": "function", "function": {"name": "f"}}
 BAD_FIELDS: list[tuple[dict[str, Any], str, int]] = [
     ({"model": "unknown"}, "model", 404),
     ({"model": None}, "model", 400),
@@ -73,8 +74,45 @@ BAD_FIELDS: list[tuple[dict[str, Any], str, int]] = [
     ({"top_logprobs": 2}, "top_logprobs", 400),
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", 400),
     ({"logprobs": 1}, "logprobs", 400),
-    ({"response_format": {"type": "json_object"}}, "response_format.type", 400),
-    ({"tools": [{"type": "function"}]}, "tools", 400),
+    ({"response_format": {"type": "yaml"}}, "response_format.type", 400),
+    ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", 400),
+    (
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "a b"}}},
+        "response_format.json_schema.name",
+        400,
+    ),
+    (
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"multipleOf": 7777}}}},
+        "response_format.json_schema.schema",
+        400,
+    ),
+    ({"response_format": {"type": "json_object"}, "ignore_eos": True}, "ignore_eos", 400),
+    ({"response_format": {"type": "json_object"}, "min_tokens": 2}, "min_tokens", 400),
+    ({"tools": [{"type": "function"}]}, "tools[0].function", 400),
+    ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools[0].type", 400),
+    ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name", 400),
+    ({"tools": [TOOL, TOOL]}, "tools[1].function.name", 400),
+    (
+        {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "string"}}}]},
+        "tools[0].function.parameters",
+        400,
+    ),
+    (
+        {"tools": [TOOL, {"type": "function", "function": {"name": "g", "parameters": {"multipleOf": 7777}}}]},
+        "tools[1].function.parameters",
+        400,
+    ),
+    ({"tools": [TOOL], "tool_choice": "sometimes"}, "tool_choice", 400),
+    ({"tools": [TOOL], "tool_choice": {"type": "function"}}, "tool_choice", 400),
+    ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice", 400),
+    (
+        {"tools": [TOOL], "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": []}}},
+        "tool_choice",
+        400,
+    ),
+    ({"tool_choice": "required"}, "tool_choice", 400),
+    ({"tools": [TOOL], "tool_choice": "required", "ignore_eos": True}, "ignore_eos", 400),
+    ({"tools": [TOOL], "min_tokens": 3}, "min_tokens", 400),
     ({"functions": [{}]}, "functions", 400),
     ({"modalities": ["audio"]}, "modalities", 400),
 ]
@@ -139,7 +177,7 @@ async def test_fields_that_are_null_or_unknown_are_ignored() -> None:
     )
     async with world() as w:
         response = await w.chat(**nothing, store=True, metadata={"a": "b"}, tool_choice="none", functions=[])
-        with_tools = await w.chat(tools=[{"type": "function"}], tool_choice="none")
+        with_tools = await w.chat(tools=[TOOL], tool_choice="none")
 
     assert (response.status_code, with_tools.status_code) == (200, 200)
 

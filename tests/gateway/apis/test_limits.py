@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from services.gateway.apis.openai.schemas import MAX_BIASES, MAX_MESSAGES, MAX_PARTS, MAX_TOOLS
+from services.gateway.structured.bounds import MAX_BYTES
 from services.gateway.validation import MAX_DEPTH
 from tests.gateway.apis.test_bad_input import check_shape
 from tests.gateway.twins import CHAT_ML, World, card, chat_body, member, world
@@ -26,6 +27,10 @@ def call(arguments: str = "{}", **changes: Any) -> dict[str, Any]:
     return {"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}, **changes}
 
 
+def tool(**parameters: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "f", "parameters": parameters}}
+
+
 TOO_MUCH: list[tuple[dict[str, Any], str]] = [
     ({"model": LONG}, "model"),
     ({"messages": [USER] * (MAX_MESSAGES + 1)}, "messages"),
@@ -38,9 +43,10 @@ TOO_MUCH: list[tuple[dict[str, Any], str]] = [
     ({"messages": [{"role": "assistant", "tool_calls": [call(id=LONG)]}]}, "messages[0].tool_calls[0].id"),
     ({"messages": [{"role": "assistant", "content": "", "tool_calls": [call("[" * 500_000)]}]}, "messages"),
     ({"messages": [{"role": "assistant", "content": "", "tool_calls": [call("[" * 900 + "]" * 900)]}]}, "messages"),
-    ({"tools": [{"type": "function"}] * (MAX_TOOLS + 1)}, "tools"),
-    ({"tools": [{"function": nested(MAX_DEPTH + 1)}], "tool_choice": "none"}, "tools[0].function"),
-    ({"tools": [{"function": nested(900)}], "tool_choice": "none"}, "tools[0].function"),
+    ({"tools": [tool()] * (MAX_TOOLS + 1)}, "tools"),
+    ({"tools": [tool(default=nested(MAX_DEPTH + 1))]}, "tools[0].function.parameters.default"),
+    ({"tools": [tool(default=nested(900))], "tool_choice": "none"}, "tools[0].function.parameters.default"),
+    ({"tools": [tool(description="x" * MAX_BYTES)]}, "tools[0].function.parameters"),
     ({"tool_choice": nested(900)}, "tool_choice"),
     ({"functions": [{}] * (MAX_TOOLS + 1)}, "functions"),
     ({"modalities": ["text"] * 9}, "modalities"),
@@ -100,8 +106,11 @@ async def test_of_a_key_that_is_given_twice_the_last_one_counts() -> None:
 
 async def test_as_much_as_is_allowed_is_answered() -> None:
     async with world() as w:
-        tools = [{"function": nested(MAX_DEPTH - 2)}]
-        response = await w.chat(tools=tools, tool_choice="none", logit_bias={str(index): 1 for index in range(300)})
+        response = await w.chat(
+            tools=[tool(default=nested(MAX_DEPTH - 2))],
+            tool_choice="none",
+            logit_bias={str(index): 1 for index in range(300)},
+        )
     assert response.status_code == 200
 
 

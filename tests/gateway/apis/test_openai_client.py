@@ -2,13 +2,14 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import httpx2
 import openai
 import pytest
 
 from services.errors import Overloaded
-from tests.gateway.twins import MODEL, Script, World, tokens, world
+from tests.gateway.twins import END_ID, MODEL, Script, World, card, tokens, world
 
 
 @asynccontextmanager
@@ -43,6 +44,32 @@ async def test_a_streamed_chat_through_the_helper() -> None:
     assert final.choices[0].finish_reason == "stop"
     assert "content.done" in kinds
     assert final.usage is not None
+
+
+async def test_streamed_tool_calls_through_the_helper() -> None:
+    model = card(context_length=8192)
+    parameters = {"type": "object", "properties": {}, "required": [], "additionalProperties": False}
+    tool: Any = {"type": "function", "function": {"name": "now", "strict": True, "parameters": parameters}}
+    async with (
+        world(model=model) as w,
+        client_of(w) as client,
+    ):
+        call = '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
+        w.decode.default = Script([*tokens(f"{call}\n{call}"), END_ID])
+        async with client.chat.completions.stream(
+            model=MODEL, messages=[{"role": "user", "content": "hello"}], tools=[tool], tool_choice="required"
+        ) as stream:
+            kinds = [event.type async for event in stream]
+            final = await stream.get_final_completion()
+
+    calls = final.choices[0].message.tool_calls
+    assert calls is not None
+    assert [(call.type, call.function.name, call.function.arguments) for call in calls] == [
+        ("function", "now", "{}")
+    ] * 2
+    assert len({call.id for call in calls}) == 2
+    assert final.choices[0].finish_reason == "tool_calls"
+    assert kinds.count("tool_calls.function.arguments.done") == 2
 
 
 async def test_completions_and_models() -> None:

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from services.errors import ContextLengthExceeded, DeadlineExceeded, InvalidRequest
-from services.gateway.text.sandbox import RenderLimits
+from services.errors import ContextLengthExceeded, DeadlineExceeded, InvalidRequest, ModelRefused
+from services.gateway.text.meter import RenderLimits
 from services.gateway.text.template import ChatTemplate
 from services.telemetry.clock import ManualClock
 
@@ -20,6 +20,8 @@ ENDLESS = {
     "a number": "{% set ns = namespace(x=2) %}{% for a in range(99) %}{% set ns.x = ns.x * ns.x %}{% endfor %}",
     "a power": "{{ 9 ** (9 ** 9) }}",
 }
+DOUBLED = "{% set ns = namespace(x='a') %}{% for a in range(99) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}"
+"""Short to write, since a list holds the same one twice."""
 GROWING = {
     "output": "{% for a in range(9000) %}{{ 'abcdefgh' }}{% endfor %}",
     "times": "{{ 'x' * 10000000000 }}",
@@ -38,8 +40,42 @@ GROWING = {
     "the filter replace": "{{ ('x' * 9000) | replace('x', 'y' * 9000) }}",
     "join": "{{ ('y' * 9000).join(['x'] * 9000) }}",
     "the filter join": "{{ (['x'] * 9000) | join('y' * 9000) }}",
+    "the filter join, of what is made on the way": "{{ range(9000) | map('string') | join('y' * 9000) }}",
+    "join, of what is made on the way": "{{ ('y' * 9000).join(range(9000) | map('string')) }}",
+    "a list of long texts": "{{ ['x' * 9000] * 9000 }}",
+    "tojson indented": "{{ [1] | tojson(indent=1000000000) }}",
+    "tojson indented by a text": "{{ [[[1]]] | tojson(indent='x' * 9000) }}",
+    "tojson with separators": "{{ ([1] * 9000) | tojson(separators=['y' * 9000, ':']) }}",
+    "tojson": DOUBLED + "{{ ns.x | tojson }}",
+    "a list printed": DOUBLED + "{{ ns.x }}",
+    "a list as text": DOUBLED + "{{ ns.x ~ '' }}",
+    "the filter string": DOUBLED + "{{ (ns.x | string) | length }}",
+    "format of a list": DOUBLED + "{{ '%s' % [ns.x] }}",
+    "the filter join, of lists": DOUBLED + "{{ [ns.x] | join }}",
+    "the filter replace, of a list": DOUBLED + "{{ ns.x | replace('a', 'b') }}",
+    "an object": DOUBLED.replace("[ns.x, ns.x]", "{'a': ns.x, 'b': ns.x}") + "{{ ns.x | tojson }}",
 }
+REFUSED = {
+    "a width from a value": "{{ '%*d' % (9, 1) }}",
+    "translate": "{{ 'x'.translate({120: 'y'}) }}",
+    "maketrans": "{{ ''.maketrans('a', 'b') }}",
+    "bytes": "{{ 'x'.encode() }}",
+    "bytes of a number": "{{ (1).to_bytes(1000000000, 'big') }}",
+    "fromkeys": "{{ {}.fromkeys([1]) }}",
+    "a sum of lists": "{{ [[1], [2]] | sum(start=[]) }}",
+    "digits": "{{ 1 | round(1000000000, 'ceil') }}",
+    "the format of a time": "{{ strftime_now('%Y' * 999) }}",
+    "lipsum": "{{ lipsum(100000) }}",
+    "cycler": "{{ cycler(1, 2) }}",
+}
+UNKNOWN_FILTERS = ["batch(9)", "slice(9)", "wordwrap(1)", "urlize", "xmlattr", "pprint", "random", "attr('x')"]
 ORDINARY = {
+    "{{ {'a': [1, 'ü']} | tojson }}{{ [1] | tojson(indent=2) }}": '{"a": [1, "ü"]}[\n  1\n]',
+    "{{ [1, 2.5] | sum }}{{ 2.55 | round(1) }}{{ 'ab' | string }}{{ [1, none] }}": "3.52.5ab[1, None]",
+    "{% set ns = namespace(a=1) %}{% set ns.b = ns %}{{ ns.a }}{{ ns }}": "1<namespace>",
+    "{{ ['b', 'a'] | sort | map('upper') | join('-') }}{{ '-'.join(['c'] | map('upper')) }}": "A-BC",
+    "{{ {'k': 1}.items() | list }}{{ {'k': 1}.get('z', 'no') }}{{ 'a b'.split()[1] }}": "[('k', 1)]nob",
+    "{% set j = joiner(',') %}{% for i in [1, 2] %}{{ j() }}{{ i }}{% endfor %}": "1,2",
     "{{ 'a' ~ 1 ~ none }}": "a1None",
     "{{ 'a' + 'b' * 3 }}": "abbb",
     "{{ 2 ** 10 + 3 * 4 % 5 }}": "1026",
@@ -70,6 +106,23 @@ def test_what_does_not_end_is_an_invalid_request(name: str) -> None:
 def test_what_grows_out_of_proportion_is_too_long(name: str) -> None:
     with pytest.raises(ContextLengthExceeded):
         rendered(GROWING[name])
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_no_model_uses_is_not_offered(name: str) -> None:
+    with pytest.raises(InvalidRequest):
+        rendered(REFUSED[name])
+
+
+@pytest.mark.parametrize("applied", UNKNOWN_FILTERS)
+def test_nor_are_filters_that_no_model_uses(applied: str) -> None:
+    with pytest.raises(ModelRefused, match=applied.partition("(")[0]):
+        rendered(f"{{{{ messages | {applied} }}}}")
+
+
+def test_a_filter_that_is_mapped_over_many_values_is_a_step_for_each() -> None:
+    with pytest.raises(InvalidRequest, match="steps"):
+        rendered("{{ range(99999) | map('upper') | list | length }}")
 
 
 @pytest.mark.parametrize("source", ORDINARY)

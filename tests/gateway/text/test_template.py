@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from services.errors import InvalidRequest, ModelRefused
-from services.gateway.text.sandbox import RenderLimits
+from services.gateway.text.meter import RenderLimits
 from services.gateway.text.template import ChatTemplate
 from services.telemetry.clock import ManualClock
 from tests.gateway.twins import CHAT_ML

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, normalizers
 
 from services.errors import InvalidRequest, ModelRefused
-from services.gateway.text.sandbox import RenderLimits
+from services.gateway.text.meter import RenderLimits
 from services.gateway.text.template import ChatTemplate
 from services.gateway.text.tokenizer import ModelTokenizer
 from services.telemetry.clock import ManualClock

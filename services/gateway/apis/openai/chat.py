@@ -1,14 +1,16 @@
 """``POST /v1/chat/completions``."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from services.errors import InvalidRequest
-from services.gateway.answers import AnswerPlan, ChoiceEnd
-from services.gateway.apis.openai.collected import CollectedChoice
+from services.gateway.answers import AnswerPlan
+from services.gateway.apis.openai.chat_form import ChatForm
+from services.gateway.apis.openai.response_format import answer_schema
 from services.gateway.apis.openai.sampling import (
     check_stream_options,
     choice_count,
@@ -19,7 +21,11 @@ from services.gateway.apis.openai.sampling import (
 from services.gateway.apis.openai.schemas import ChatBody, ContentPart, Message
 from services.gateway.apis.openai.service import Answering, OpenAIServices, answer_head
 from services.gateway.apis.openai.sse import ChunkStream
-from services.gateway.text.choice import Piece, TokenText
+from services.gateway.apis.openai.tools import definitions_of, tool_use
+from services.gateway.models import ServedModel
+from services.gateway.structured.definition import HeldSchema, json_grammar
+from services.gateway.structured.tool_grammar import SpecialTokens, tool_grammar
+from services.gateway.tools.format import ToolUse
 from services.gateway.validation import parse_body
 
 
@@ -39,14 +45,14 @@ class ChatCompletions:
         with exchange.timeline.step("encode"):
             plan = await self._plan(body)
         head = answer_head(exchange, plan, "chatcmpl", "chat.completion.chunk" if body.stream else "chat.completion")
+        must_call = plan.tools is not None and plan.tools.is_required
+        form = ChatForm(with_logprobs=bool(body.logprobs), must_call=must_call)
         if body.stream:
-            writer = ChatChunks(with_logprobs=bool(body.logprobs))
             return self._answering.stream(
-                exchange, plan, ChunkStream(plan, head, writer, include_usage=wants_usage(body))
+                exchange, plan, ChunkStream(plan, head, form, include_usage=wants_usage(body))
             )
-        with_logprobs = bool(body.logprobs)
         return await self._answering.whole(
-            request, exchange, plan, lambda choices: {**head, "choices": _choices(choices, with_logprobs)}
+            request, exchange, plan, lambda choices: {**head, "choices": form.choices(choices)}
         )
 
     async def _plan(self, body: ChatBody) -> AnswerPlan:
@@ -54,37 +60,35 @@ class ChatCompletions:
         num_choices = choice_count(body, 1, limits.max_choices)
         logprobs = _num_logprobs(body)
         messages = plain_messages(body.messages)
+        schema = answer_schema(body.response_format)
+        tools = tool_use(body.tools, body.tool_choice, body.parallel_tool_calls)
         model = await self._services.catalog.resolve(body.model)
         # The ranges are checked before the text is touched, with the largest output that could be meant.
         wanted = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
-        sampling_params(body, model.card, max_tokens=wanted or model.card.context_length, logprobs=logprobs)
-        prompt = await self._services.threads.run(lambda: model.encode_conversation(messages))
+        grammar = _grammar(model, schema, tools)
+        sampled = partial(sampling_params, body, model.card, logprobs=logprobs, grammar=grammar)
+        sampled(max_tokens=wanted or model.card.context_length)
+        prompt = await self._services.threads.run(lambda: model.encode_conversation(messages, definitions_of(tools)))
         max_tokens = room_for_output(model.card, [prompt], wanted, default=limits.default_max_tokens, param="messages")
-        sampling = sampling_params(body, model.card, max_tokens=max_tokens, logprobs=logprobs)
-        return AnswerPlan(model, (tuple(prompt),), sampling, num_choices, tuple(body.stop or ()), body.priority or 0)
+        sampling = sampled(max_tokens=max_tokens)
+        return AnswerPlan(
+            model,
+            (tuple(prompt),),
+            sampling,
+            num_choices,
+            stops=tuple(body.stop or ()),
+            priority=body.priority or 0,
+            grammar_param="response_format" if tools is None else "tools",
+            tools=tools,
+        )
 
 
-class ChatChunks:
-    """The chunks of a chat stream."""
-
-    def __init__(self, *, with_logprobs: bool) -> None:
-        self._with_logprobs = with_logprobs
-
-    def opening(self, index: int) -> dict[str, Any]:
-        """Return the chunk that names the role."""
-        return self._choice(index, {"role": "assistant", "content": "", "refusal": None})
-
-    def piece(self, index: int, piece: Piece) -> dict[str, Any]:
-        """Return more text."""
-        return self._choice(index, {"content": piece.text}, tokens=piece.tokens)
-
-    def ending(self, end: ChoiceEnd) -> dict[str, Any]:
-        """Return the end of a choice."""
-        return {**self._choice(end.index, {}), "finish_reason": end.reason}
-
-    def _choice(self, index: int, delta: dict[str, Any], *, tokens: Sequence[TokenText] = ()) -> dict[str, Any]:
-        logprobs = _logprobs(tokens) if self._with_logprobs and tokens else None
-        return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
+def _grammar(model: ServedModel, answer: HeldSchema | None, tools: ToolUse | None) -> str | None:
+    """Return what the whole output is held to."""
+    if tools is not None:
+        tokens = SpecialTokens(model.tokenizer.special, frozenset(model.card.eos_token_ids))
+        return tool_grammar(model.tool_format.syntax, tools, tokens, answer)
+    return None if answer is None else json_grammar(answer)
 
 
 def plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
@@ -121,14 +125,8 @@ def _part_text(part: ContentPart, path: str) -> str:
 
 def _check_supported(body: ChatBody) -> None:
     check_stream_options(body)
-    if body.tools and body.tool_choice != "none":
-        raise InvalidRequest("Tools are not supported yet.", param="tools")
     if body.functions:
-        raise InvalidRequest("Functions are not supported yet.", param="functions")
-    if body.response_format is not None and body.response_format.type != "text":
-        raise InvalidRequest(
-            f"The response format '{body.response_format.type}' is not supported yet.", param="response_format.type"
-        )
+        raise InvalidRequest("Functions are not supported: use 'tools'.", param="functions")
     if body.modalities is not None and body.modalities != ["text"]:
         raise InvalidRequest("This model writes text only.", param="modalities")
 
@@ -141,30 +139,3 @@ def _num_logprobs(body: ChatBody) -> int | None:
     if body.top_logprobs is not None and not 0 <= body.top_logprobs <= 20:
         raise InvalidRequest("'top_logprobs' must be between 0 and 20.", param="top_logprobs")
     return body.top_logprobs or 0
-
-
-def _choices(choices: Sequence[CollectedChoice], with_logprobs: bool) -> list[dict[str, Any]]:
-    return [
-        {
-            "index": index,
-            "message": {"role": "assistant", "content": choice.text, "refusal": None, "annotations": []},
-            "logprobs": _logprobs(choice.tokens) if with_logprobs else None,
-            "finish_reason": choice.finish_reason,
-        }
-        for index, choice in enumerate(choices)
-    ]
-
-
-def _logprobs(tokens: Sequence[TokenText]) -> dict[str, Any]:
-    content = [
-        {
-            **_logprob(token.data, token.logprob),
-            "top_logprobs": [_logprob(data, logprob) for data, logprob in token.top],
-        }
-        for token in tokens
-    ]
-    return {"content": content, "refusal": None}
-
-
-def _logprob(data: bytes, logprob: float) -> dict[str, Any]:
-    return {"token": data.decode(errors="replace"), "logprob": logprob, "bytes": list(data)}

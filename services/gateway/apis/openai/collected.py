@@ -6,8 +6,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from services.gateway.answers import AnswerEvent, AnswerPlan, ChoiceEnd, ChoicePiece
+from services.gateway.choice_output import OutputPiece
 from services.gateway.proof import proofs_json
-from services.gateway.text.choice import TokenText
+from services.gateway.text.choice import Piece, TokenText
+from services.gateway.tools.extraction import CallOpening, CallPiece
+
+
+@dataclass
+class CollectedCall:
+    """One tool call so far."""
+
+    call_id: str
+    name: str
+    arguments: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -16,12 +27,24 @@ class CollectedChoice:
 
     texts: list[str] = field(default_factory=list)
     tokens: list[TokenText] = field(default_factory=list)
+    calls: list[CollectedCall] = field(default_factory=list)
     end: ChoiceEnd | None = None
 
     @property
     def text(self) -> str:
         """The text of the choice."""
         return "".join(self.texts)
+
+    def add(self, piece: OutputPiece) -> None:
+        """Append what comes next."""
+        match piece:
+            case Piece():
+                self.texts.append(piece.text)
+                self.tokens.extend(piece.tokens)
+            case CallOpening():
+                self.calls.append(CollectedCall(piece.call_id, piece.name))
+            case CallPiece():
+                self.calls[piece.call_index].arguments.append(piece.arguments)
 
     @property
     def finish_reason(self) -> str | None:
@@ -35,8 +58,7 @@ async def collect(events: AsyncGenerator[AnswerEvent, None], num_choices: int) -
     async with aclosing(events) as stream:
         async for event in stream:
             if isinstance(event, ChoicePiece):
-                choices[event.index].texts.append(event.piece.text)
-                choices[event.index].tokens.extend(event.piece.tokens)
+                choices[event.index].add(event.piece)
             elif isinstance(event, ChoiceEnd):
                 choices[event.index].end = event
     return choices

@@ -20,6 +20,7 @@ from services.gateway.apis.openai.sampling import (
 from services.gateway.apis.openai.schemas import CompletionBody
 from services.gateway.apis.openai.service import Answering, OpenAIServices, answer_head
 from services.gateway.apis.openai.sse import ChunkStream
+from services.gateway.choice_output import OutputPiece
 from services.gateway.text.choice import Piece, TokenText
 from services.gateway.validation import parse_body
 from services.kv.sampling import MAX_LOGPROBS
@@ -82,8 +83,9 @@ class CompletionForm:
         """Return the echo of the prompt, if it was asked for."""
         return self._choice(index, self._echoes[index], ()) if self._echoes[index] else None
 
-    def piece(self, index: int, piece: Piece) -> dict[str, Any]:
+    def piece(self, index: int, piece: OutputPiece) -> dict[str, Any]:
         """Return more text."""
+        assert isinstance(piece, Piece)  # nobody can ask for tools here
         return self._choice(index, piece.text, piece.tokens)
 
     def ending(self, end: ChoiceEnd) -> dict[str, Any]:

@@ -12,12 +12,18 @@ from services.kv.sampling import MAX_SEED, SamplingParams
 _DRAWN_SEED_BITS = 53
 
 
-def sampling_params(body: SamplingFields, card: ModelCard, *, max_tokens: int, logprobs: int | None) -> SamplingParams:
+def sampling_params(
+    body: SamplingFields, card: ModelCard, *, max_tokens: int, logprobs: int | None, grammar: str | None = None
+) -> SamplingParams:
     """Return the parameters of a request; what it leaves open is what the model's authors advise.
 
     Raises:
         InvalidRequest: a value is out of range; ``param`` names it.
     """
+    if grammar is not None and body.ignore_eos:
+        raise InvalidRequest(
+            "What a schema or tools describe ends when it is whole: leave ignore_eos out.", param="ignore_eos"
+        )
     advised = card.generation_defaults
     return SamplingParams(
         seed=secrets.randbits(_DRAWN_SEED_BITS) if body.seed is None else body.seed % (MAX_SEED + 1),
@@ -33,6 +39,7 @@ def sampling_params(body: SamplingFields, card: ModelCard, *, max_tokens: int, l
         logit_bias=_logit_bias(body.logit_bias or {}, card.vocab_size),
         logprobs=logprobs,
         stop_token_ids=_stop_token_ids(body, card),
+        grammar=grammar,
     )
 
 

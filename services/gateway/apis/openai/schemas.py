@@ -13,6 +13,7 @@ MAX_NAME_LENGTH = 512
 MAX_MESSAGES = 8192
 MAX_PARTS = 1024
 MAX_TOOLS = 128
+MAX_DESCRIPTION_LENGTH = 16 * 2**10
 MAX_BIASES = 1024
 MAX_STOP_TOKENS = 1024
 _TEXT = f"{TAG_MARK}text"
@@ -98,6 +99,22 @@ class ToolCall(Body):
     function: FunctionCall
 
 
+class FunctionBody(Body):
+    """The function of a tool."""
+
+    name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
+    description: str | None = Field(default=None, max_length=MAX_DESCRIPTION_LENGTH)
+    parameters: dict[str, Json] | None = None
+    strict: bool | None = None
+
+
+class ToolBody(Body):
+    """One entry of ``tools``."""
+
+    type: Literal["function"]
+    function: FunctionBody
+
+
 class Message(Body):
     """One message of a conversation."""
 
@@ -109,10 +126,19 @@ class Message(Body):
     reasoning_content: str | None = None
 
 
+class JsonSchema(Body):
+    """``response_format.json_schema``."""
+
+    name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
+    body: dict[str, Json] | None = Field(default=None, alias="schema")
+    strict: bool | None = None
+
+
 class ResponseFormat(Body):
     """``response_format``."""
 
     type: str
+    json_schema: JsonSchema | None = None
 
 
 class ChatBody(SamplingFields):
@@ -123,8 +149,9 @@ class ChatBody(SamplingFields):
     logprobs: bool | None = None
     top_logprobs: int | None = None
     response_format: ResponseFormat | None = None
-    tools: list[dict[str, Json]] | None = Field(default=None, max_length=MAX_TOOLS)
+    tools: list[ToolBody] | None = Field(default=None, max_length=MAX_TOOLS)
     tool_choice: Json = None
+    parallel_tool_calls: bool | None = None
     functions: list[dict[str, Json]] | None = Field(default=None, max_length=MAX_TOOLS)
     modalities: list[str] | None = Field(default=None, max_length=8)
 

@@ -17,6 +17,8 @@ from services.gateway.file_services import FileServices
 from services.gateway.models import ModelCatalog
 from services.gateway.recorder import TimelineRecorder
 from services.gateway.replies import JsonReply
+from services.gateway.runs.reader import EventReader
+from services.gateway.runs.service import Runs
 from services.gateway.store.object_store import ObjectStore
 from services.gateway.stream import EventStream
 from services.gateway.text.threads import TextThreads
@@ -36,6 +38,17 @@ class OpenAILimits:
 
 
 @dataclass(frozen=True)
+class RunParts:
+    """What the endpoints of runs work with."""
+
+    service: Runs
+    reader: EventReader
+    expiry_s: float
+    queues_by_default: bool
+    """Whether a run waits for its turn unless the client says otherwise."""
+
+
+@dataclass(frozen=True)
 class OpenAIServices:
     """Finished collaborators of the endpoints."""
 
@@ -47,6 +60,7 @@ class OpenAIServices:
     limits: OpenAILimits
     objects: ObjectStore
     files: FileServices
+    runs: RunParts
     is_lenient: bool
     """Take ids of any form and any limit of a list, as tests written for a mock need it."""
 

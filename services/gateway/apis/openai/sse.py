@@ -9,8 +9,8 @@ import orjson
 from services.errors import TandemError
 from services.gateway.answers import AnswerEvent, AnswerPlan, ChoiceEnd, ChoicePiece, Started
 from services.gateway.apis.openai.collected import usage_json
+from services.gateway.choice_output import OutputPiece
 from services.gateway.errors import body_of
-from services.gateway.text.choice import Piece
 
 DONE = b"data: [DONE]\n\n"
 
@@ -21,8 +21,8 @@ class ChunkWriter(Protocol):
     def opening(self, index: int) -> dict[str, Any] | None:
         """Return what a choice begins with."""
 
-    def piece(self, index: int, piece: Piece) -> dict[str, Any]:
-        """Return more text."""
+    def piece(self, index: int, piece: OutputPiece) -> dict[str, Any]:
+        """Return more text, or more of a tool call."""
 
     def ending(self, end: ChoiceEnd) -> dict[str, Any]:
         """Return the end of a choice, without text."""

@@ -11,15 +11,15 @@ from services.errors import ObjectRefused
 from services.gateway.apis.openai.assistants.tools import CodeInterpreterTool, Id
 from services.gateway.apis.openai.objects import Metadata, ObjectEndpoint, deleted, listed
 from services.gateway.replies import JsonReply
-from services.gateway.store.changes import Create
+from services.gateway.runs.documents import RUN_LABEL
+from services.gateway.runs.operations import RequireIdleThread
+from services.gateway.store.changes import Create, Delete
 from services.gateway.store.kinds import MESSAGE, RUN, THREAD, Ref
 from services.gateway.validation import ClosedBody, type_tag
 
 MAX_TEXT_LENGTH = 256_000
 MAX_PARTS = 1024
 MAX_ATTACHMENTS = 1024
-RUN_LABEL = "run_id"
-"""Label of the messages that a run wrote."""
 
 Text = Annotated[str, Field(max_length=MAX_TEXT_LENGTH)]
 Detail = Literal["auto", "low", "high"]
@@ -144,7 +144,7 @@ class Messages(ObjectEndpoint):
         thread = self._ref(request, THREAD)
         body = await self._body(request, CreateMessage)
         [creation] = new_messages(thread, [body], call.exchange.created)
-        await call.objects.create(creation)
+        await call.objects.apply([RequireIdleThread(thread), creation])
         return JsonReply(creation.body)
 
     async def list(self, request: Request) -> Response:
@@ -173,8 +173,8 @@ class Messages(ObjectEndpoint):
     async def delete(self, request: Request) -> Response:
         """Delete a message."""
         call = await self._call(request)
-        ref = self._ref(request, MESSAGE)
-        await call.objects.delete(ref, parent=self._ref(request, THREAD))
+        thread, ref = self._ref(request, THREAD), self._ref(request, MESSAGE)
+        await call.objects.apply([RequireIdleThread(thread), Delete(ref, parent=thread)])
         return JsonReply(deleted(ref, "thread.message"))
 
 

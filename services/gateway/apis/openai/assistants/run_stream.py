@@ -1,0 +1,39 @@
+"""The events of a run as server-sent events."""
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+import orjson
+
+from services.errors import TandemError
+from services.gateway.apis.openai.service import OpenAIServices
+from services.gateway.errors import body_of
+from services.gateway.runs.events import DONE
+from services.gateway.runs.feed import RunKey
+from services.gateway.stream import EventStream
+
+
+def run_stream(services: OpenAIServices, key: RunKey, after: int, *, stops_at_pause: bool) -> EventStream:
+    """Return the events after number ``after``; the client's leaving does not end the run."""
+    return EventStream(
+        _chunks(services, key, after, stops_at_pause=stops_at_pause),
+        silent_start_s=services.limits.keep_alive_s,
+        keep_alive_s=services.limits.keep_alive_s,
+        send_timeout_s=services.limits.send_timeout_s,
+        last_words=last_words,
+    )
+
+
+async def _chunks(
+    services: OpenAIServices, key: RunKey, after: int, *, stops_at_pause: bool
+) -> AsyncGenerator[bytes, None]:
+    events = services.runs.reader.events(key, after, stops_at_pause=stops_at_pause)
+    async with aclosing(events) as entries:
+        async for entry in entries:
+            yield entry.sse()
+    yield DONE
+
+
+def last_words(error: TandemError) -> bytes:
+    """Return the end of a stream that failed on the way; the run itself goes on."""
+    return b"event: error\ndata: " + orjson.dumps(body_of(error)) + b"\n\n" + DONE

@@ -1,0 +1,172 @@
+"""``/v1/threads/{thread_id}/runs`` and ``/v1/threads/runs``."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from services.errors import InvalidRequest, NoDecodeWorker
+from services.gateway.apis.openai.assistants.messages import new_messages
+from services.gateway.apis.openai.assistants.run_bodies import (
+    CreateRun,
+    CreateThreadAndRun,
+    ModifyRun,
+    RunFields,
+    SubmitToolOutputs,
+    outputs_by_call,
+    run_json,
+)
+from services.gateway.apis.openai.assistants.run_stream import run_stream
+from services.gateway.apis.openai.assistants.stores import with_new_stores
+from services.gateway.apis.openai.assistants.threads import CreateThread, new_thread
+from services.gateway.apis.openai.objects import Call, ObjectEndpoint, listed
+from services.gateway.replies import JsonReply
+from services.gateway.runs.lifecycle import PAUSES, Body
+from services.gateway.runs.service import NewRun
+from services.gateway.store.changes import Create
+from services.gateway.store.kinds import ASSISTANT, RUN, STEP, THREAD, Ref
+from services.gateway.store.records import Record
+
+POLL_AFTER_MS = "200"
+"""When to ask again for a run that is being worked on; clients that do not read it ask once a second."""
+
+
+class RunEndpoints(ObjectEndpoint):
+    """Runs: an assistant works on a thread."""
+
+    async def create(self, request: Request) -> Response:
+        """Begin to work on a thread."""
+        call = await self._call(request)
+        thread, body = self._ref(request, THREAD), await self._body(request, CreateRun)
+        messages = new_messages(
+            thread, body.additional_messages or (), call.exchange.created, path="additional_messages"
+        )
+        may_wait = self._services.runs.queues_by_default if body.if_active is None else body.if_active == "queue"
+        return await self._begin(call, thread, body, messages=messages, may_wait=may_wait)
+
+    async def create_with_thread(self, request: Request) -> Response:
+        """Make a thread and begin to work on it."""
+        call = await self._call(request)
+        body = await self._body(request, CreateThreadAndRun)
+        thread = body.thread or CreateThread()
+        if thread.tool_resources is None:
+            thread = thread.model_copy(update={"tool_resources": body.tool_resources})
+        thread, stores = await with_new_stores(self._services, call, thread)
+        if stores:
+            await call.objects.apply(stores)
+            self._services.files.ingestions.wake()
+        creations = new_thread(
+            thread, call.exchange.created, is_lenient=self._services.is_lenient, path="thread.messages"
+        )
+        return await self._begin(call, creations[0].ref, body, creations=creations)
+
+    async def list(self, request: Request) -> Response:
+        """Return a page of the runs of a thread."""
+        call = await self._call(request)
+        return JsonReply(listed(await call.objects.list(self._query(request, RUN, self._ref(request, THREAD)))))
+
+    async def get(self, request: Request) -> Response:
+        """Return one run."""
+        call = await self._call(request)
+        return _run_reply((await self._run(request, call)).body)
+
+    async def modify(self, request: Request) -> Response:
+        """Replace the metadata, if the body names them."""
+        call = await self._call(request)
+        thread, ref = self._ref(request, THREAD), self._ref(request, RUN)
+        body = await self._body(request, ModifyRun)
+        fields = {"metadata": body.metadata or {}} if "metadata" in body.model_fields_set else {}
+        record = await call.objects.edit(ref, lambda run: {**run, **fields}, parent=thread)
+        return JsonReply(record.body)
+
+    async def cancel(self, request: Request) -> Response:
+        """End a run; what it wrote so far stays."""
+        call = await self._call(request)
+        ref = (await self._run(request, call)).ref
+        return JsonReply(await self._services.runs.service.cancel(call.exchange.project, ref))
+
+    async def submit_tool_outputs(self, request: Request) -> Response:
+        """Let a run that waits for the outputs of its calls go on."""
+        call = await self._call(request)
+        record, body = await self._run(request, call), await self._body(request, SubmitToolOutputs)
+        outputs = outputs_by_call(record.body, body, is_lenient=self._services.is_lenient)
+        run, position = await self._services.runs.service.submit(call.exchange.project, record.ref, outputs)
+        if body.stream:
+            return run_stream(self._services, (call.exchange.project, record.ref), position, stops_at_pause=True)
+        return _run_reply(run)
+
+    async def events(self, request: Request) -> Response:
+        """Stream the events of a run from any position on, for clients that were cut off."""
+        call = await self._call(request)
+        ref, after = (await self._run(request, call)).ref, _position(request)
+        return run_stream(self._services, (call.exchange.project, ref), after, stops_at_pause=False)
+
+    async def list_steps(self, request: Request) -> Response:
+        """Return a page of the steps of a run."""
+        call = await self._call(request)
+        ref = (await self._run(request, call)).ref
+        return JsonReply(listed(await call.objects.list(self._query(request, STEP, ref))))
+
+    async def get_step(self, request: Request) -> Response:
+        """Return one step."""
+        call = await self._call(request)
+        ref = (await self._run(request, call)).ref
+        record = await call.objects.get(self._ref(request, STEP), parent=ref)
+        return JsonReply(record.body)
+
+    async def _run(self, request: Request, call: Call) -> Record:
+        """Return the run that the path names.
+
+        Raises:
+            ObjectNotFound: there is none in this thread.
+        """
+        return await call.objects.get(self._ref(request, RUN), parent=self._ref(request, THREAD))
+
+    async def _begin(
+        self,
+        call: Call,
+        thread: Ref,
+        body: RunFields,
+        *,
+        messages: Sequence[Create] = (),
+        creations: Sequence[Create] = (),
+        may_wait: bool = False,
+    ) -> Response:
+        services, created = self._services, call.exchange.created
+        services.answers.require_room(call.exchange.project)
+        assistant = await call.objects.get(self._named(ASSISTANT, body.assistant_id, "assistant_id"))
+        ref = RUN.new_ref()
+        expires = created + round(services.runs.expiry_s)
+        shown = run_json(ref, thread, assistant.body, body, created=created, expires=expires)
+        await self._check_model(shown["model"])
+        await services.runs.service.create(
+            call.exchange.project, NewRun(ref, shown, messages, creations, may_wait=may_wait)
+        )
+        if body.stream:
+            return run_stream(services, (call.exchange.project, ref), 0, stops_at_pause=True)
+        return _run_reply(shown)
+
+    async def _check_model(self, name: str) -> None:
+        """Refuse a model that nobody ever served; one that is away may come back while the run waits."""
+        if self._services.is_lenient:
+            return
+        try:
+            await self._services.catalog.resolve(name)
+        except NoDecodeWorker:
+            return
+
+
+def _run_reply(run: Body | Mapping[str, Any]) -> JsonReply:
+    headers = {} if run["status"] in PAUSES else {"openai-poll-after-ms": POLL_AFTER_MS}
+    return JsonReply(run, headers=headers)
+
+
+def _position(request: Request) -> int:
+    """Return the number of the last event that the client has."""
+    text = request.query_params.get("starting_after") or request.headers.get("last-event-id") or "0"
+    if not (text.isascii() and text.isdigit() and len(text) < 16):
+        raise InvalidRequest(
+            "'starting_after' must be the number of an event, as its 'id' line tells it.", param="starting_after"
+        )
+    return int(text)

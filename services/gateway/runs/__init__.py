@@ -1,0 +1,1 @@
+"""Runs as durable jobs: docs/runs.md."""

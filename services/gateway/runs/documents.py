@@ -1,0 +1,134 @@
+"""Steps and messages of a run as the API shows them, and the deltas that lead there: pure functions."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from services.gateway.runs.lifecycle import Body
+from services.gateway.store.kinds import Ref
+
+RUN_LABEL = "run_id"
+"""Label of the messages that a run wrote."""
+
+StepEnd = Literal["completed", "failed", "cancelled", "expired"]
+IncompleteReason = Literal["max_tokens", "run_cancelled", "run_expired", "run_failed"]
+
+
+def message_step(step: Ref, run: Body, message_id: str, now: int) -> Body:
+    """Return the step that writes a message."""
+    return _step(step, run, {"type": "message_creation", "message_creation": {"message_id": message_id}}, now)
+
+
+def calls_step(step: Ref, run: Body, now: int) -> Body:
+    """Return the step that calls functions, before the first call is known."""
+    return _step(step, run, {"type": "tool_calls", "tool_calls": []}, now)
+
+
+def with_calls(step: Body, calls: Sequence[Body], outputs: Mapping[str, str] | None = None) -> Body:
+    """Return the step with its calls (``id``, ``name``, ``arguments``), and their outputs by id once they are known."""
+    shown = [
+        {
+            "id": call["id"],
+            "type": "function",
+            "function": {
+                "name": call["name"],
+                "arguments": call["arguments"],
+                "output": None if outputs is None else outputs[call["id"]],
+            },
+        }
+        for call in calls
+    ]
+    return {**step, "step_details": {"type": "tool_calls", "tool_calls": shown}}
+
+
+def step_calls(step: Body) -> list[Body]:
+    """Return the calls of a step, as ``with_calls`` takes them, each with its ``output``."""
+    calls = step["step_details"]["tool_calls"]
+    return [{"id": call["id"], **call["function"]} for call in calls]
+
+
+def ended_step(step: Body, status: StepEnd, now: int, *, usage: Body | None, error: Body | None = None) -> Body:
+    """Return a step that ended; ``error`` has ``code`` and ``message``."""
+    return {**step, "status": status, f"{status}_at": now, "usage": usage, "last_error": error}
+
+
+def new_message(message: Ref, run: Body, now: int) -> Body:
+    """Return the message that a run begins to write; without content, as clients build it from the deltas."""
+    return {
+        "id": message.id,
+        "object": "thread.message",
+        "created_at": now,
+        "thread_id": run["thread_id"],
+        "status": "in_progress",
+        "incomplete_details": None,
+        "completed_at": None,
+        "incomplete_at": None,
+        "role": "assistant",
+        "content": [],
+        "assistant_id": run["assistant_id"],
+        "run_id": run["id"],
+        "attachments": [],
+        "metadata": {},
+    }
+
+
+def completed_message(message: Body, text: str, now: int) -> Body:
+    """Return a message that is whole."""
+    return {**message, "status": "completed", "completed_at": now, "content": _content(text)}
+
+
+def incomplete_message(message: Body, text: str, reason: IncompleteReason, now: int) -> Body:
+    """Return a message that keeps what was written of it."""
+    ended = {"status": "incomplete", "incomplete_at": now, "incomplete_details": {"reason": reason}}
+    return {**message, **ended, "content": _content(text)}
+
+
+def text_delta(message_id: str, text: str) -> Body:
+    """Return more text of a message."""
+    part = {"index": 0, "type": "text", "text": {"value": text, "annotations": []}}
+    return {"id": message_id, "object": "thread.message.delta", "delta": {"content": [part]}}
+
+
+def calls_delta(step_id: str, calls: Sequence[Body]) -> Body:
+    """Return more of a step's calls, as ``call_part`` makes them."""
+    details = {"type": "tool_calls", "tool_calls": list(calls)}
+    return {"id": step_id, "object": "thread.run.step.delta", "delta": {"step_details": details}}
+
+
+def call_part(index: int, arguments: str, *, call_id: str | None = None, name: str | None = None) -> Body:
+    """Return a part of one call; clients join the texts of all parts, so id and name come once."""
+    function: dict[str, Any] = {"arguments": arguments}
+    part: dict[str, Any] = {"index": index, "type": "function", "function": function}
+    if call_id is not None:
+        part["id"] = call_id
+        function |= {"name": name, "output": None}
+    return part
+
+
+def text_of(message: Body) -> str:
+    """Return the text of a message, its parts one after the other."""
+    return "".join(part["text"]["value"] for part in message["content"] if part["type"] == "text")
+
+
+def _content(text: str) -> list[Body]:
+    return [{"type": "text", "text": {"value": text, "annotations": []}}]
+
+
+def _step(step: Ref, run: Body, details: Body, now: int) -> Body:
+    return {
+        "id": step.id,
+        "object": "thread.run.step",
+        "created_at": now,
+        "run_id": run["id"],
+        "assistant_id": run["assistant_id"],
+        "thread_id": run["thread_id"],
+        "type": details["type"],
+        "status": "in_progress",
+        "cancelled_at": None,
+        "completed_at": None,
+        "expired_at": None,
+        "failed_at": None,
+        "last_error": None,
+        "step_details": details,
+        "metadata": {},
+        "usage": None,
+    }

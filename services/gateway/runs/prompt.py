@@ -1,0 +1,166 @@
+"""From a conversation to the token ids of a prompt: which messages fit, and which ids are known already.
+
+Truncation moves rarely and far. A prompt that outgrows its budget is cut to three quarters of it, and the next prompts
+begin with the same message until they outgrow the budget again; so most prompts continue the one before them, and its
+KV is reused.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from services.errors import ContextLengthExceeded
+from services.gateway.models import ServedModel
+from services.gateway.runs.binding import Binding, Rendering, context_ids
+from services.gateway.runs.turns import ChatMessage, HistoryEntry, TurnPlan
+
+KEPT_NUMERATOR, KEPT_DENOMINATOR = 3, 4
+_MESSAGE_TOKENS = 8
+"""What a template adds to a message, about."""
+
+
+@dataclass(frozen=True)
+class PromptRules:
+    """How a prompt is made."""
+
+    instructions: str
+    budget: int
+    """Most tokens."""
+    last_messages: int | None
+    """How many messages of the thread may be in it; None for as many as fit."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt and where it comes from."""
+
+    token_ids: tuple[int, ...]
+    rendering: Rendering
+    base: str | None
+    """The message whose context it begins with."""
+    num_base_tokens: int
+    first_message_id: str | None
+
+    def plan(self, card_digest: str, sampling: Mapping[str, Any], budget: int) -> TurnPlan:
+        """Return the plan of the turn that continues the prompt."""
+        text = self.rendering.text
+        return TurnPlan(
+            card_digest=card_digest,
+            prompt_ids=self.token_ids,
+            sampling=sampling,
+            base=self.base,
+            num_base_tokens=self.num_base_tokens,
+            prompt_chars=len(text),
+            prompt_digest=self.rendering.digest(len(text)),
+            first_message_id=self.first_message_id,
+            budget=budget,
+        )
+
+
+class PromptBuilder:
+    """Makes the prompts of one conversation; CPU work."""
+
+    def __init__(self, model: ServedModel, history: Sequence[HistoryEntry], rules: PromptRules) -> None:
+        self._model = model
+        self._history = history
+        self._rules = rules
+        self._bindings: dict[str, Binding] = {
+            entry.message_id: entry.binding
+            for entry in history
+            if entry.message_id is not None and entry.binding is not None
+        }
+
+    def build(self) -> Prompt | None:
+        """Return the prompt; None if not even the last message fits.
+
+        Raises:
+            InvalidRequest: the model's template refuses the conversation.
+        """
+        start = self._first_start()
+        prompt = self._prompt(start)
+        if prompt is None:
+            start = self._start_within(KEPT_NUMERATOR * self._rules.budget // KEPT_DENOMINATOR, start + 1)
+            while (prompt := self._prompt(start)) is None and start < self._last_start:
+                start = self._user_start(start + 1)
+        return prompt
+
+    @property
+    def _last_start(self) -> int:
+        """The last place where a prompt may begin: the last message of the thread is always in it."""
+        places = [index for index, entry in enumerate(self._history) if entry.message_id is not None]
+        return places[-1] if places else 0
+
+    def _first_start(self) -> int:
+        """Return where the prompt before began, if it had the same budget; else the earliest place allowed."""
+        start = 0
+        if self._rules.last_messages is not None:
+            places = [index for index, entry in enumerate(self._history) if entry.message_id is not None]
+            start = places[-self._rules.last_messages] if len(places) > self._rules.last_messages else 0
+        latest = next((e.binding for e in reversed(self._history) if e.binding is not None), None)
+        if latest is None or latest.budget != self._rules.budget:
+            return start
+        ids = [entry.message_id for entry in self._history]
+        return max(start, ids.index(latest.first_message_id)) if latest.first_message_id in ids else start
+
+    def _start_within(self, num_tokens: int, least: int) -> int:
+        """Return the earliest place from ``least`` on whose messages have about ``num_tokens`` at most."""
+        encode = self._model.tokenizer.raw.encode
+        room = num_tokens - len(encode(self._rules.instructions, add_special_tokens=False).ids)
+        start = len(self._history)
+        while start > least:
+            texts = (str(message.get("content") or "") for message in self._history[start - 1].messages)
+            room -= sum(len(encode(text, add_special_tokens=False).ids) + _MESSAGE_TOKENS for text in texts)
+            if room < 0:
+                break
+            start -= 1
+        return self._user_start(min(start, self._last_start))
+
+    def _user_start(self, start: int) -> int:
+        """Return the first place from ``start`` on where the user speaks, as many templates begin so."""
+        for index in range(start, self._last_start):
+            if self._history[index].messages[0]["role"] == "user":
+                return index
+        return self._last_start
+
+    def _prompt(self, start: int) -> Prompt | None:
+        """Return the prompt that begins with a place of the history; None if it is over its budget."""
+        entries = self._history[start:]
+        messages = [message for entry in entries for message in entry.messages]
+        if self._rules.instructions:
+            messages.insert(0, {"role": "system", "content": self._rules.instructions})
+        try:
+            rendering = Rendering(self._model.render_conversation(messages))
+        except ContextLengthExceeded:  # too long to be rendered, whatever its tokens
+            return None
+        if len(rendering.text) > self._model.tokenizer.max_characters:
+            return None
+        token_ids, base, num_base_tokens = self._encoded(entries, rendering)
+        if len(token_ids) > self._rules.budget:
+            return None
+        return Prompt(token_ids, rendering, base, num_base_tokens, entries[0].message_id if entries else None)
+
+    def _encoded(
+        self, entries: Sequence[HistoryEntry], rendering: Rendering
+    ) -> tuple[tuple[int, ...], str | None, int]:
+        """Return the ids, the message whose context they begin with, and how many of them that is."""
+        encode = self._model.tokenizer.encode_pieces
+        for entry in reversed(entries):
+            if (binding := entry.binding) is None or entry.message_id is None:
+                continue
+            known = self._known(entry.message_id, binding, entry.messages[-1], rendering)
+            if known is not None:
+                known_ids, end = known
+                if (tail := rendering.behind(end)) is not None:
+                    return (*known_ids, *encode(tail)), entry.message_id, len(known_ids)
+            break  # an older answer is the base of this one: if this one does not match, none is worth the search
+        return tuple(encode(rendering.pieces)), None, 0
+
+    def _known(
+        self, message_id: str, binding: Binding, message: ChatMessage, rendering: Rendering
+    ) -> tuple[tuple[int, ...], int] | None:
+        """Return the ids of an answer's context and where the text goes on behind it, if the text begins with it."""
+        if binding.card_digest != self._model.card_digest:
+            return None
+        end = rendering.continues(binding, str(message["content"]))
+        known_ids = context_ids(message_id, self._bindings) if end is not None else None
+        return None if end is None or known_ids is None else (known_ids, end)

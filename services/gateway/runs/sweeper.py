@@ -1,0 +1,90 @@
+"""Keeps this gateway's leases, and takes runs whose gateway is gone or whose time is over, on any gateway."""
+
+import asyncio
+from random import Random
+
+from services.cluster.background import Outage
+from services.errors import StateUnavailable, TandemError
+from services.gateway.drain import Drain
+from services.gateway.runs.held import LeaseTerms
+from services.gateway.runs.service import Runs
+from services.gateway.runs.storage import RunStorage
+from services.telemetry.logs import get_logger
+
+MAX_TAKEN = 32
+"""Runs of one project that are taken in one sweep, so that gateways share them."""
+_RENEWALS = 4
+"""How often a lease is renewed before it would end."""
+
+_log = get_logger(__name__)
+
+
+class Sweeper:
+    """Looks after runs; when the gateway leaves it offers them to the others at once."""
+
+    def __init__(self, runs: Runs, storage: RunStorage, terms: LeaseTerms, drain: Drain, random: Random) -> None:
+        self._runs = runs
+        self._storage = storage
+        self._terms = terms
+        self._drain = drain
+        self._random = random
+        self._outage = Outage("runs", _log)
+
+    async def follow(self, interval_s: float) -> None:
+        """Renew and sweep about every ``interval_s`` until the gateway leaves."""
+        while True:
+            await self._tick()
+            if self._terms.is_leaving:
+                return
+            try:
+                async with asyncio.timeout(interval_s * self._random.uniform(0.5, 1.0)):
+                    await self._drain.wait_leaving()
+            except TimeoutError:
+                continue
+
+    async def _tick(self) -> None:
+        try:
+            if self._drain.is_leaving:
+                await self.leave()
+            else:
+                await self.renew()
+                await self.sweep()
+        except StateUnavailable as error:
+            self._outage.failed(error)
+        else:
+            self._outage.succeeded()
+
+    async def renew(self) -> None:
+        """Extend the leases that are getting old.
+
+        Raises:
+            StateUnavailable: Redis cannot be reached.
+        """
+        oldest_ms = self._terms.now_ms - 1e3 * self._terms.lease_s / _RENEWALS
+        for key, held in self._runs.held().items():
+            if held.renewed_ms <= oldest_ms:
+                await self._runs.renew(key)
+
+    async def sweep(self) -> None:
+        """Take all runs that are due.
+
+        Raises:
+            StateUnavailable: Redis cannot be reached.
+        """
+        for project, run in await self._storage.due(self._terms.now_ms, MAX_TAKEN):
+            try:
+                await self._runs.work_on_due(project, run)
+            except StateUnavailable:
+                raise
+            except TandemError as error:  # the others are not to wait for it
+                _log.warning("run.not_taken", run=run.id, code=error.code, reason=error.message)
+
+    async def leave(self) -> None:
+        """Offer all runs to other gateways; work on each goes on until one takes it.
+
+        Raises:
+            StateUnavailable: Redis cannot be reached.
+        """
+        self._terms.is_leaving = True
+        for key in self._runs.held():
+            await self._runs.renew(key)

@@ -1,0 +1,142 @@
+"""What one turn has said so far: a fold over its events, and the events that say more."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from services.gateway.runs.documents import (
+    call_part,
+    calls_delta,
+    calls_step,
+    completed_message,
+    ended_step,
+    message_step,
+    new_message,
+    text_delta,
+    with_calls,
+)
+from services.gateway.runs.events import RunEvent, message_event, step_event
+from services.gateway.runs.lifecycle import Body
+from services.gateway.runs.turns import Called, TurnPart, Written
+from services.gateway.store.kinds import MESSAGE, STEP, Kind
+
+CALL = Kind("call", "call", "tool call")
+"""Calls are no objects of their own; they only have ids of this form."""
+
+
+@dataclass
+class Transcript:
+    """The open step and message of a turn, and all that they hold."""
+
+    step: Body | None = None
+    message: Body | None = None
+    text: str = ""
+    calls: list[dict[str, Any]] = field(default_factory=list)
+    """``id``, ``name``, ``arguments`` so far."""
+    token_ids: list[int] = field(default_factory=list)
+    """All output of the turn."""
+    silent_ids: list[int] = field(default_factory=list)
+    """The end of it that no event has: tokens that showed nothing so far."""
+
+    @classmethod
+    def of(cls, events: Iterable[RunEvent]) -> "Transcript":
+        """Return what the events of a turn have said."""
+        transcript = cls()
+        for event in events:
+            transcript.apply(event)
+        return transcript
+
+    def apply(self, event: RunEvent) -> None:
+        """Take one more event."""
+        self.token_ids.extend(event.token_ids)
+        if event.name == "thread.message.delta":
+            self.text += "".join(part["text"]["value"] for part in event.data["delta"]["content"])
+        elif event.name == "thread.run.step.delta":
+            self._take_calls(event.data["delta"]["step_details"]["tool_calls"])
+        elif event.name.startswith("thread.run.step."):
+            self.step = event.data if event.data["status"] == "in_progress" else None
+        elif event.name.startswith("thread.message."):
+            self.message = event.data if event.data["status"] == "in_progress" else None
+
+    @property
+    def step_with_calls(self) -> Body | None:
+        """The open step as it is to be kept."""
+        return with_calls(self.step, self.calls) if self.step is not None and self.calls else self.step
+
+    def _take_calls(self, parts: Iterable[Body]) -> None:
+        for part in parts:
+            if part["index"] == len(self.calls):
+                self.calls.append({"id": part["id"], "name": part["function"]["name"], "arguments": ""})
+            self.calls[part["index"]]["arguments"] += part["function"]["arguments"]
+
+
+class TranscriptWriter:
+    """Turns what a model says into events; each is taken by the transcript at once."""
+
+    def __init__(self, transcript: Transcript, run: Body, now: Callable[[], int]) -> None:
+        self._transcript = transcript
+        self._run = run
+        self._now = now
+        self._events: list[RunEvent] = []
+
+    def events(self, parts: Sequence[TurnPart]) -> list[RunEvent]:
+        """Return the events that tell ``parts``; texts that follow each other become one delta."""
+        text = "".join(part.text for part in parts if isinstance(part, Written))
+        calls = [part for part in parts if isinstance(part, Called)]
+        if text:
+            self._open_message()
+            assert self._transcript.message is not None
+            self._emit(RunEvent("thread.message.delta", text_delta(self._transcript.message["id"], text)))
+        if calls:
+            self._open_calls()
+            assert self._transcript.step is not None
+            self._emit(RunEvent("thread.run.step.delta", calls_delta(self._transcript.step["id"], self._parts(calls))))
+        return self._taken(tuple(token_id for part in parts for token_id in part.token_ids))
+
+    def opened_message(self) -> list[RunEvent]:
+        """Return the events that begin a message, if none has begun: an answer without text is one, too."""
+        if not (self._transcript.message or self._transcript.calls):
+            self._open_message()
+        return self._taken(())
+
+    def _open_message(self) -> None:
+        if self._transcript.message is None:
+            message, now = MESSAGE.new_ref(), self._now()
+            self._open_step(message_step(STEP.new_ref(), self._run, message.id, now))
+            self._emit(RunEvent("thread.message.created", new_message(message, self._run, now)))
+            self._emit(RunEvent("thread.message.in_progress", new_message(message, self._run, now)))
+
+    def _open_calls(self) -> None:
+        if self._transcript.message is not None and self._transcript.step is not None:
+            now = self._now()
+            self._emit(message_event(completed_message(self._transcript.message, self._transcript.text, now)))
+            self._emit(step_event(ended_step(self._transcript.step, "completed", now, usage=None)))
+        if self._transcript.step is None:
+            self._open_step(calls_step(STEP.new_ref(), self._run, self._now()))
+
+    def _open_step(self, step: Body) -> None:
+        self._emit(RunEvent("thread.run.step.created", step))
+        self._emit(step_event(step))
+
+    def _parts(self, calls: Sequence[Called]) -> list[Body]:
+        """Return one part for each call that got more."""
+        known, parts = len(self._transcript.calls), []
+        for index in sorted({call.index for call in calls}):
+            arguments = "".join(call.arguments for call in calls if call.index == index)
+            name = next((call.name for call in calls if call.index == index and call.name is not None), None)
+            call_id = CALL.new_ref().id if index >= known else None
+            parts.append(call_part(index, arguments, call_id=call_id, name=name))
+        return parts
+
+    def _emit(self, event: RunEvent) -> None:
+        self._transcript.apply(event)
+        self._events.append(event)
+
+    def _taken(self, token_ids: tuple[int, ...]) -> list[RunEvent]:
+        events, self._events = self._events, []
+        self._transcript.token_ids.extend(token_ids)
+        self._transcript.silent_ids.extend(token_ids)
+        if events:
+            events[-1] = replace(events[-1], token_ids=tuple(self._transcript.silent_ids))
+            self._transcript.silent_ids.clear()
+        return events

@@ -1,0 +1,174 @@
+"""Reads an output that comes in pieces, for the parsers of tool calls; where it was cut makes no difference.
+
+A parser is a generator over one feed: it takes text, leaves events, and yields when it needs more. What it has taken
+since ``mark`` can be given back as text, when it turns out to be no call.
+"""
+
+import json
+from collections.abc import Callable, Generator
+from typing import TypeVar
+
+from services.gateway.text.stop import overlap
+from services.gateway.tools.format import CallArguments, CallEvent, CallStarted, Reading, Text
+
+Result = TypeVar("Result")
+Taking = Generator[None, None, Result]
+"""A part of a parser that returns something."""
+
+_SPACE = " \t\r\n"
+_OPENINGS = ("{", "[", '"')
+_SCALAR_ENDS = ",]} \t\r\n"
+
+
+class Feed:
+    """The output as far as it is known and not read."""
+
+    def __init__(self) -> None:
+        self.is_over = False
+        self._buffer = ""
+        self._offset = 0
+        self._mark = 0
+        self._marked: list[str] | None = None
+        self._events: list[CallEvent] = []
+
+    def add(self, text: str) -> None:
+        """Append more of the output."""
+        self._buffer += text
+
+    def events(self) -> list[CallEvent]:
+        """Return what was read since the last time."""
+        events, self._events = self._events, []
+        return events
+
+    def mark(self) -> None:
+        """Remember this place."""
+        self._mark, self._marked = self._offset, []
+
+    def give_back(self) -> None:
+        """Show what was taken since the mark as text."""
+        text, self._marked = "".join(self._marked or ()), None
+        self._show(text, self._mark)
+
+    def start_call(self, name: str) -> None:
+        """Begin a call; what was taken since the mark is part of it."""
+        self._marked = None
+        self._events.append(CallStarted(name))
+
+    def add_arguments(self, text: str) -> None:
+        """Go on with the arguments of the call."""
+        last = self._events[-1] if self._events else None
+        if isinstance(last, CallArguments):
+            self._events[-1] = CallArguments(last.text + text)
+        elif text:
+            self._events.append(CallArguments(text))
+
+    def peek(self) -> Taking[str]:
+        """Return the next character without taking it; empty at the end of the output."""
+        while not self._buffer and not self.is_over:
+            yield
+        return self._buffer[:1]
+
+    def take(self, count: int = 1) -> str:
+        """Take characters that are there."""
+        taken, self._buffer = self._buffer[:count], self._buffer[count:]
+        self._offset += len(taken)
+        if self._marked is not None:
+            self._marked.append(taken)
+        return taken
+
+    def skip_space(self) -> Reading:
+        """Take white space."""
+        while (char := (yield from self.peek())) and char in _SPACE:
+            self.take()
+
+    def follows(self, text: str) -> Taking[bool]:
+        """Take ``text`` if it comes next; return whether it did."""
+        while len(self._buffer) < len(text) and text.startswith(self._buffer) and not self.is_over:
+            yield
+        if not self._buffer.startswith(text):
+            return False
+        self.take(len(text))
+        return True
+
+    def skip(self, text: str) -> Reading:
+        """Take ``text`` if it comes next, or what there is of it at the end of the output."""
+        if not (yield from self.follows(text)) and self.is_over and text.startswith(self._buffer):
+            self.take(len(self._buffer))
+
+    def show_until(self, marker: str) -> Taking[bool]:
+        """Show all text before ``marker``, mark the place and take it; return False at the end of the output."""
+        while (start := self._buffer.find(marker)) < 0:
+            keep = 0 if self.is_over else overlap(self._buffer, marker)
+            self._show_next(len(self._buffer) - keep)
+            if self.is_over:
+                return False
+            yield
+        self._show_next(start)
+        self.mark()
+        self.take(len(marker))
+        return True
+
+    def take_until(self, marker: str, *, max_length: int) -> Taking[str | None]:
+        """Take the text before ``marker``, and it; None, with nothing taken, if it is not near or never comes."""
+        while (start := self._buffer.find(marker)) < 0:
+            if self.is_over or len(self._buffer) > max_length + len(marker):
+                return None
+            yield
+        if start > max_length:
+            return None
+        text = self.take(start)
+        self.take(len(marker))
+        return text
+
+    def show_rest(self) -> Reading:
+        """Show everything to the end of the output."""
+        while True:
+            self._show_next(len(self._buffer))
+            if self.is_over:
+                return
+            yield
+
+    def take_string(self) -> Taking[str | None]:
+        """Take a JSON string and return its value; None if there is none."""
+        taken = []
+        if (yield from self.peek()) != '"':
+            return None
+        taken.append(self.take())
+        while (char := (yield from self.peek())) != '"':
+            if not char:
+                return None
+            taken.append(self.take())
+            if char == "\\" and (yield from self.peek()):
+                taken.append(self.take())
+        taken.append(self.take())
+        try:
+            value: str = json.loads("".join(taken), strict=False)
+        except ValueError:
+            return None
+        return value
+
+    def take_value(self, emit: Callable[[str], None]) -> Taking[bool]:
+        """Take a JSON value, handing on its text as it comes; return whether there was a whole one."""
+        depth, is_string, is_scalar = 0, False, (yield from self.peek()) not in _OPENINGS
+        while char := (yield from self.peek()):
+            if is_scalar and char in _SCALAR_ENDS:
+                return True
+            if is_string and char == "\\":
+                emit(self.take())
+                yield from self.peek()
+            elif char == '"':
+                is_string = not is_string
+            elif not is_string:
+                depth += (char in "{[") - (char in "}]")
+            emit(self.take())
+            if depth == 0 and not is_string and not is_scalar:
+                return True
+        return False
+
+    def _show_next(self, count: int) -> None:
+        offset = self._offset
+        self._show(self.take(count), offset)
+
+    def _show(self, text: str, offset: int) -> None:
+        if text:
+            self._events.append(Text(text, offset))

@@ -1,0 +1,69 @@
+"""Outputs with calls as each format writes them, and what is in them."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from services.gateway.tools.feed import Feed
+from services.gateway.tools.format import NAME, CallArguments, CallEvent, CallStarted, CallSyntax, Text, ToolFormat
+
+NAMES = frozenset(["get_weather", "add", "now"])
+
+
+@dataclass(frozen=True)
+class Call:
+    name: str
+    arguments: dict[str, Any]
+
+
+def written(syntax: CallSyntax, calls: Sequence[Call]) -> str:
+    """Return calls as a model that was trained on the format writes them."""
+    each = (
+        syntax.prefix.replace(NAME, call.name) + json.dumps(call.arguments, ensure_ascii=False) + syntax.suffix
+        for call in calls
+    )
+    return syntax.opening + syntax.separator.join(each) + syntax.closing
+
+
+def read(tool_format: ToolFormat, *pieces: str) -> list[CallEvent]:
+    feed = Feed()
+    reading = tool_format.read(feed, NAMES)
+    events: list[CallEvent] = []
+    for piece in pieces:
+        feed.add(piece)
+        next(reading, None)
+        events += feed.events()
+    feed.is_over = True
+    next(reading, None)
+    return merged([*events, *feed.events()])
+
+
+def merged(events: Sequence[CallEvent]) -> list[CallEvent]:
+    """Join what belongs together, however it was cut."""
+    result: list[CallEvent] = []
+    for event in events:
+        match (result[-1] if result else None, event):
+            case (CallArguments(before), CallArguments(after)):
+                result[-1] = CallArguments(before + after)
+            case (Text(before, offset), Text(after, next_offset)) if next_offset == offset + len(before):
+                result[-1] = Text(before + after, offset)
+            case _:
+                result.append(event)
+    return result
+
+
+def calls_of(events: Sequence[CallEvent]) -> list[Call]:
+    calls, arguments = list[str](), list[str]()
+    for event in events:
+        match event:
+            case CallStarted(name):
+                calls.append(name)
+                arguments.append("")
+            case CallArguments(text):
+                arguments[-1] += text
+    return [Call(name, json.loads(text)) for name, text in zip(calls, arguments, strict=True)]
+
+
+def text_of(events: Sequence[CallEvent]) -> str:
+    return "".join(event.text for event in events if isinstance(event, Text))

@@ -1,0 +1,144 @@
+"""What a worker in this process is built from, and the parts below its servicers: engine, memory, transport, node."""
+
+import secrets
+from dataclasses import dataclass, field
+
+from prometheus_client import CollectorRegistry
+
+from services.cluster.registry import Role
+from services.decode.arrivals import Arrivals
+from services.engine.engine import Engine
+from services.engine.grammar import Grammars
+from services.engine.limits import SchedulerConfig
+from services.engine.sampler import BatchSampler
+from services.engine.scheduler import Scheduler
+from services.faults.armed import ArmedFaults
+from services.faults.plan import FaultPlan
+from services.kv.card import ModelCard
+from services.kv.layout import KVLayout
+from services.telemetry.clock import SystemClock
+from services.telemetry.metrics import WorkerMetrics
+from services.transfer.faults import with_faults
+from services.transfer.inproc import InProcessFabric, InProcessTransport
+from services.transfer.loop import NoticeHandler, TransferThread
+from services.transfer.memory import KVMemory, allocate
+from services.worker.engine_thread import EngineThread
+from services.worker.grammar_compiler import GrammarCompiler
+from services.worker.node import Node
+from services.worker.seal import Sealer
+from services.worker.settings import WorkerSettings
+from services.worker.step_metrics import StepMetrics
+from services.worker.throughput import Throughput
+from tests.inprocess.fake_grammar import FakeGrammars
+from tests.inprocess.faults import TransportFaults
+from tests.inprocess.hash_model import BLOCK_SIZE, SLOT_BYTES, VOCAB_SIZE, HashModel, layout
+
+CONTEXT_LENGTH = 512
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What differs between the workers of two tests."""
+
+    num_blocks: int = 64
+    layout: KVLayout = field(default_factory=layout)
+    slot_bytes: int = SLOT_BYTES
+    max_step_tokens: int = 8
+    """Two blocks, so that prompts have many chunks."""
+    max_running: int = 64
+    grammars: Grammars = field(default_factory=FakeGrammars)
+
+
+def new_metrics() -> tuple[WorkerMetrics, CollectorRegistry]:
+    prometheus = CollectorRegistry()
+    return WorkerMetrics(prometheus), prometheus
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a worker is made from."""
+
+    role: Role
+    shape: Shape
+    settings: WorkerSettings
+    metrics: WorkerMetrics
+    prometheus: CollectorRegistry
+    max_reserved_share: float = 0.0
+    arrivals: Arrivals = field(default_factory=lambda: Arrivals(new_metrics()[0]))
+
+
+@dataclass(frozen=True)
+class Built:
+    """A worker without its server; ``node.engine`` and ``node.transfers`` run, and are to be closed."""
+
+    parts: Parts
+    node: Node
+    model: HashModel
+    memory: KVMemory
+    faults: TransportFaults
+    steps: ArmedFaults
+    defects: list[str]
+
+
+def build(parts: Parts, fabric: InProcessFabric, on_notice: NoticeHandler) -> Built:
+    """Start the threads of a worker, under a new member id that is also its agent's name."""
+    shape, clock, defects = parts.shape, SystemClock(), list[str]()
+    member_id = f"{parts.role.value}-{secrets.token_hex(4)}"
+    memory = allocate(shape.num_blocks + 1, shape.layout.block_bytes)
+    model = HashModel(memory, shape.slot_bytes)
+    sealer, throughput = Sealer(memory.block, enabled=parts.settings.payload_digests), Throughput()
+    engine = EngineThread(
+        Engine(model, BatchSampler(), _scheduler(parts)),
+        clock=clock,
+        seal=sealer.seal,
+        on_step=StepMetrics(parts.metrics, throughput),
+        on_defect=lambda: defects.append("engine"),
+    )
+    inner = InProcessTransport(agent=member_id, fingerprint=shape.layout.fingerprint, memory=memory, fabric=fabric)
+    faults, steps = TransportFaults(), ArmedFaults(FaultPlan())
+    faulty = with_faults(with_faults(inner, faults, memory, faults.clock), steps, memory, clock)
+    transfers = TransferThread(faulty, on_notice=on_notice)
+    transfers.start()
+    node = Node(
+        member_id=member_id,
+        role=parts.role,
+        card=_card(shape),
+        layout=shape.layout,
+        engine=engine,
+        grammars=GrammarCompiler(shape.grammars),
+        transfers=transfers,
+        sealer=sealer,
+        throughput=throughput,
+        clock=clock,
+    )
+    return Built(parts, node, model, memory, faults, steps, defects)
+
+
+def _scheduler(parts: Parts) -> Scheduler:
+    return Scheduler(
+        SchedulerConfig(
+            num_blocks=parts.shape.num_blocks,
+            block_size=BLOCK_SIZE,
+            context_length=CONTEXT_LENGTH,
+            max_step_tokens=parts.shape.max_step_tokens,
+            max_mixed_prefill_tokens=min(parts.shape.max_step_tokens, parts.settings.max_mixed_prefill_tokens),
+            max_running=parts.shape.max_running,
+            max_waiting=parts.settings.max_waiting,
+            max_reserved_share=parts.max_reserved_share,
+        )
+    )
+
+
+def _card(shape: Shape) -> ModelCard:
+    return ModelCard(
+        model_name="hash",
+        fingerprint=shape.layout.fingerprint,
+        numerics_class=shape.layout.numerics_class,
+        context_length=CONTEXT_LENGTH,
+        vocab_size=VOCAB_SIZE,
+        block_size=BLOCK_SIZE,
+        block_bytes=shape.layout.block_bytes,
+        eos_token_ids=(),
+        tokenizer_json="{}",
+        chat_template=None,
+    )
