@@ -83,10 +83,11 @@ compat: install
 chaos: install model
 	$(BIN)/pytest tests/chaos --chaos-long --verbose $(ARGS)
 
-# The model that tests use, so that no test downloads anything.
+# The models that tests use, so that no test downloads anything.
 model: install
 	@for dtype in bfloat16 float32; do \
 		$(BIN)/python -m services.cli.prepare --model smollm2 --dtype $$dtype --cache-dir ~/.cache/tandem; done
+	@$(BIN)/python -m services.cli.prepare --embedding-model minilm --cache-dir ~/.cache/tandem
 
 proto: install
 	$(call PROTOC,.)

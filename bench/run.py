@@ -54,7 +54,8 @@ def cluster(options: Sequence[str]) -> Iterator[System]:
     """Run ``tandem up`` on a free port with a state folder of its own."""
     port = _free_port()
     with tempfile.TemporaryDirectory(prefix="tandem-bench-") as folder:
-        command = [sys.executable, "-m", "services.cli", "up", "--data-dir", folder, "--port", str(port), *options]
+        command = [sys.executable, "-m", "services.cli", "up", "--data-dir", folder, "--port", str(port)]
+        command += ["--embed", "0", *options]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         try:
             yield System("tandem", f"http://127.0.0.1:{port}", _served_model(port, process))

@@ -33,6 +33,7 @@ SETTINGS_CLASSES: Mapping[str, str] = {
     "gateway": "services.gateway.settings:GatewaySettings",
     "prefill": "services.prefill.settings:PrefillSettings",
     "decode": "services.decode.settings:DecodeSettings",
+    "embed": "services.embed.settings:EmbedSettings",
     "chat": "services.cli.settings:ChatSettings",
     "keys": "services.cli.settings:KeysSettings",
     "status": "services.cli.settings:StatusSettings",

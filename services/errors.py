@@ -20,6 +20,7 @@
     ├── Unavailable                  nobody can serve this now
     │   ├── NoDecodeWorker
     │   ├── NoPrefillWorker
+    │   ├── NoEmbeddingWorker
     │   ├── StateUnavailable         Redis cannot be reached
     │   └── Draining
     ├── PeerError                    the other side of a connection failed us
@@ -174,6 +175,12 @@ class NoPrefillWorker(Unavailable):
     """No prefill worker is alive and the caller insists on one."""
 
     code = "no_prefill_worker"
+
+
+class NoEmbeddingWorker(Unavailable):
+    """No embedding worker is alive, or none for the model."""
+
+    code = "no_embedding_worker"
 
 
 class StateUnavailable(Unavailable):

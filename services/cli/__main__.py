@@ -14,6 +14,7 @@ COMMANDS = {
     "gateway": ("services.gateway.__main__", "run a gateway: the HTTP API"),
     "prefill": ("services.prefill.__main__", "run a prefill worker"),
     "decode": ("services.decode.__main__", "run a decode worker"),
+    "embed": ("services.embed.__main__", "run an embedding worker"),
     "chat": ("services.cli.chat", "chat with a model over the API"),
     "config": ("services.cli.show_config", "show every setting of a process and where it came from"),
     "keys": ("services.cli.keys", "create, list and revoke API keys"),

@@ -12,6 +12,7 @@ from services.cli.state import secret_path
 from services.command_line import CONFIG_OPTION, display, option_name, variable_name
 from services.config import Loaded, SettingsT, Source, load
 from services.decode.settings import DecodeSettings
+from services.embed.settings import EmbedSettings
 from services.errors import ConfigurationError
 from services.gateway.settings import GatewaySettings
 from services.prefill.settings import PrefillSettings
@@ -22,6 +23,8 @@ HANDED_TO_ALL = ("log_level", "log_json")
 """Fields of UpSettings that every process has too."""
 HANDED_TO_WORKERS = ("model", "served_model_name", "dtype", "device", "transport", "max_model_len", "cache_dir")
 """Fields of UpSettings that the workers have too."""
+HANDED_TO_EMBED = ("cache_dir",)
+"""Those of them that embedding workers have."""
 
 _LOOPBACK = "127.0.0.1"
 _LEAVING_S = 5.0
@@ -69,10 +72,12 @@ class Plan:
     gateway: ProcessSpec
     prefill: tuple[WorkerPlan, ...]
     decode: tuple[WorkerPlan, ...]
+    embed: tuple[ProcessSpec, ...] = ()
+    """Nobody waits for them."""
 
     @property
     def workers(self) -> tuple[WorkerPlan, ...]:
-        """All workers."""
+        """All workers that have a share of the machine."""
         return (*self.prefill, *self.decode)
 
     @property
@@ -130,7 +135,8 @@ def make_plan(loaded: Loaded[UpSettings], machine: Machine, *, redis_url: str, e
     shares = list(zip(cores, gpus, strict=True))
     prefill = [_plan_worker(basis, "prefill", number, *share) for number, share in enumerate(shares[: up.prefill])]
     decode = [_plan_worker(basis, "decode", number, *share) for number, share in enumerate(shares[up.prefill :])]
-    return Plan(_plan_gateway(basis), tuple(prefill), tuple(decode))
+    embed = [_plan_embed(basis, number) for number in range(up.embed)]
+    return Plan(_plan_gateway(basis), tuple(prefill), tuple(decode), tuple(embed))
 
 
 def _handed_on(loaded: Loaded[UpSettings], names: Iterable[str]) -> dict[str, object]:
@@ -150,6 +156,15 @@ def _plan_gateway(basis: _Basis) -> ProcessSpec:
     loaded = _load(basis, "gateway", GatewaySettings, options)
     options += _options(_unless_set(loaded, {"admin_port": 0, "drain_timeout_s": basis.drain_timeout_s}))
     return _spec(basis, "gateway", "gateway", options)
+
+
+def _plan_embed(basis: _Basis, number: int) -> ProcessSpec:
+    handed = {name: value for name, value in basis.worker_values.items() if name in HANDED_TO_EMBED}
+    decided = {"host": _LOOPBACK, "port": 0, "admin_port": 0}
+    options = _options({**basis.values, **handed, **decided})
+    loaded = _load(basis, "embed", EmbedSettings, options)
+    options += _options(_unless_set(loaded, {"drain_timeout_s": basis.drain_timeout_s}))
+    return _spec(basis, f"embed-{number}", "embed", options)
 
 
 def _plan_worker(basis: _Basis, kind: str, number: int, share: CoreShare, gpus: tuple[str, ...]) -> WorkerPlan:

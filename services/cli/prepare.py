@@ -11,9 +11,11 @@ from services.config import Settings, load
 class PrepareSettings(Settings):
     """Download or convert a model unless that was done before."""
 
-    model: str
+    model: str | None = None
     """What to prepare."""
-    dtype: str
+    embedding_model: str | None = None
+    """The embedding model to prepare."""
+    dtype: str = "bfloat16"
     """Type that GGUF weights are converted to."""
     cache_dir: Path
     """Where the result is kept."""
@@ -21,11 +23,15 @@ class PrepareSettings(Settings):
 
 def main(argv: Sequence[str]) -> int:
     """Prepare the model, telling the progress on standard error; return the exit status."""
+    from services.embed.source import find_model
     from services.engine.weights.sources import resolve_model
 
     settings = load(PrepareSettings, argv, prog="tandem prepare").settings
     progress = _Progress()
-    resolve_model(settings.model, cache_dir=settings.cache_dir, dtype=settings.dtype, progress=progress.tell)
+    if settings.model is not None:
+        resolve_model(settings.model, cache_dir=settings.cache_dir, dtype=settings.dtype, progress=progress.tell)
+    if settings.embedding_model is not None:
+        find_model(settings.embedding_model, cache_dir=settings.cache_dir, progress=progress.tell)
     return 0
 
 

@@ -19,7 +19,7 @@ class ClusterSettings(Settings):
 
 
 class UpSettings(ClusterSettings):
-    """Start a whole cluster on this machine: Redis, one gateway, prefill and decode workers.
+    """Start a whole cluster on this machine: Redis, one gateway, prefill, decode and embedding workers.
 
     Fields that name nothing by default are handed on to the processes, whose own settings say the rest.
     """
@@ -32,6 +32,8 @@ class UpSettings(ClusterSettings):
     """Number of prefill workers."""
     decode: int = Field(default=1, ge=1)
     """Number of decode workers."""
+    embed: int = Field(default=1, ge=0)
+    """Number of embedding workers, started when all else is ready; 0 turns embeddings and file search off."""
     model: str | None = None
     """What to serve: smollm2, a Hugging Face id, a folder in Hugging Face format or a .gguf file."""
     served_model_name: str | None = None
@@ -109,7 +111,7 @@ class DrainSettings(ClusterSettings, TlsSettings):
     They take no new work, end or hand over what runs, and stay idle until they are stopped.
     """
 
-    role: Literal["prefill", "decode"] | None = None
+    role: Literal["prefill", "decode", "embed"] | None = None
     """Drain all workers of this role, instead of those named."""
     address: str | None = None
     """Drain the worker whose gRPC server is at this host:port, without asking Redis."""

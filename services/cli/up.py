@@ -114,6 +114,8 @@ class LocalCluster:
         self._is_ready = True
         announce(self._up.data_dir, RunningCluster(self.base_url, redis_url, os.getpid()))
         print(ready_text(self.base_url, model, plan, log_folder(self._up.data_dir)), flush=True)
+        for spec in plan.embed:
+            await self._start_process(spec)
 
     async def _start_redis(self) -> str:
         if self._up.redis_url is not None:
@@ -179,7 +181,8 @@ class LocalCluster:
 
 def stop_stages(names: Sequence[str]) -> list[list[str]]:
     """Return who stops when: who takes requests first, then who works for them, at last what all need."""
-    return [[name for name in names if name.split("-")[0] == kind] for kind in ("gateway", "decode", "prefill", _REDIS)]
+    kinds = ("gateway", "decode", "prefill", "embed", _REDIS)
+    return [[name for name in names if name.split("-")[0] == kind] for kind in kinds]
 
 
 def check_port(host: str, port: int) -> None:

@@ -13,6 +13,7 @@ class Role(Enum):
 
     PREFILL = "prefill"
     DECODE = "decode"
+    EMBED = "embed"
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,9 @@ from services.gateway.app import AppParts, create_app
 from services.gateway.auth import Authenticator, KnownKeys
 from services.gateway.decode_client import DecodeClient, GrpcDecodeClient
 from services.gateway.drain import Drain
+from services.gateway.embeddings.client import EmbeddingClient, GrpcEmbeddingClient
 from services.gateway.entrance import Entrance
+from services.gateway.file_services import FileServices, build_file_services
 from services.gateway.generation import GenerationLimits, GenerationServices
 from services.gateway.health_client import GrpcHealthClient
 from services.gateway.keys import KeyStore, RedisKeyStore
@@ -79,6 +81,7 @@ class Surroundings:
 
     view: ClusterView
     client: DecodeClient
+    embedder: EmbeddingClient
     health: HealthClient
     keys: KeyStore
     timelines: TimelineStore
@@ -108,6 +111,7 @@ class Gateway:
     probing: Probing
     runs: Runs
     sweeper: Sweeper
+    files: FileServices
 
 
 def build(settings: GatewaySettings, around: Surroundings) -> Gateway:
@@ -138,6 +142,7 @@ def build(settings: GatewaySettings, around: Surroundings) -> Gateway:
     generation = _generation(settings, around, suspects)
     making = TurnServices(catalog, threads, admission, generation, observer, recorder, settings.default_max_tokens)
     runs, sweeper = _runs(settings, around, making, drain)
+    files = _files(settings, around)
     openai = OpenAIServices(
         entrance=_entrance(settings, keys, clock),
         catalog=catalog,
@@ -147,20 +152,39 @@ def build(settings: GatewaySettings, around: Surroundings) -> Gateway:
         limits=_limits(settings),
         objects=around.objects,
         runs=runs,
+        files=files,
         is_lenient=settings.lenient_objects,
     )
-    parts = AppParts(
+    probing = Probing(suspects, around.view, around.health, clock, pause_s=settings.suspect_s)
+    app = create_app(_app_parts(settings, around, openai, observer, drain, readiness))
+    return Gateway(app, catalog, keys, recorder, shares, readiness, drain, probing, runs.service, sweeper, files)
+
+
+def _app_parts(
+    settings: GatewaySettings,
+    around: Surroundings,
+    openai: OpenAIServices,
+    observer: AnswerObserver,
+    drain: Drain,
+    readiness: Readiness,
+) -> AppParts:
+    return AppParts(
         openai=openai,
         observer=observer,
-        metrics=metrics,
+        metrics=around.metrics,
         drain=drain,
-        clock=clock,
+        clock=around.clock,
         max_body_bytes=settings.max_body_bytes,
+        max_file_bytes=settings.max_file_bytes,
         max_open_requests=settings.max_open_requests,
         admin=admin_routes(around.registry, readiness) if settings.serve_admin_on_main else None,
     )
-    probing = Probing(suspects, around.view, around.health, clock, pause_s=settings.suspect_s)
-    return Gateway(create_app(parts), catalog, keys, recorder, shares, readiness, drain, probing, runs.service, sweeper)
+
+
+def _files(settings: GatewaySettings, around: Surroundings) -> FileServices:
+    return build_file_services(
+        settings, around.view, around.embedder, around.objects, around.executor, around.clock, around.random
+    )
 
 
 def _entrance(settings: GatewaySettings, keys: KnownKeys, clock: Clock) -> Entrance:
@@ -179,6 +203,8 @@ def _limits(settings: GatewaySettings) -> OpenAILimits:
         silent_start_s=settings.queue_timeout_s + settings.keep_alive_s,
         keep_alive_s=settings.keep_alive_s,
         send_timeout_s=settings.send_timeout_s,
+        max_file_bytes=settings.max_file_bytes,
+        max_embedding_tokens=settings.max_embedding_tokens,
     )
 
 
@@ -272,6 +298,7 @@ async def run(settings: GatewaySettings) -> None:
         around = Surroundings(
             view=view,
             client=GrpcDecodeClient(channels),
+            embedder=GrpcEmbeddingClient(channels),
             health=GrpcHealthClient(channels),
             keys=RedisKeyStore(state, clock),
             timelines=RedisTimelineStore(state, settings.timeline_ttl_s),
@@ -288,7 +315,7 @@ async def run(settings: GatewaySettings) -> None:
         stack.push_async_callback(gateway.shares.close)
         stack.push_async_callback(gateway.runs.close)
         closing = ("channels", lambda: tell_addresses(view, channels.keep_only))
-        _start((*_followers(gateway, settings), closing), stack, clock)
+        _start((*_followers(gateway, settings), *gateway.files.followers(settings), closing), stack, clock)
         await stack.enter_async_context(
             serve_admin(settings.admin_host, settings.admin_port, around.registry, gateway.readiness)
         )

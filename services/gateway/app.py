@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 
 from fastapi import APIRouter, FastAPI
+from starlette.types import Scope
 
+from services.gateway.apis.openai.files.routes import takes_file
 from services.gateway.apis.openai.routes import openai_routes
 from services.gateway.apis.openai.service import OpenAIServices
 from services.gateway.drain import Drain
@@ -12,6 +14,9 @@ from services.gateway.handlers import add_error_handlers
 from services.gateway.observer import AnswerObserver
 from services.telemetry.clock import Clock
 from services.telemetry.metrics import GatewayMetrics
+
+FORM_BYTES = 2**20
+"""What a form may have besides its file."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,7 @@ class AppParts:
     drain: Drain
     clock: Clock
     max_body_bytes: int
+    max_file_bytes: int
     max_open_requests: int
     admin: APIRouter | None = None
     """Health and metrics, if they shall be answered here too."""
@@ -41,7 +47,13 @@ def create_app(parts: AppParts) -> FastAPI:
         clock=parts.clock,
         drain=parts.drain,
         metrics=parts.metrics,
-        max_body_bytes=parts.max_body_bytes,
+        max_body_bytes=lambda scope: _max_body_bytes(parts, scope),
         max_open_requests=parts.max_open_requests,
     )
     return app
+
+
+def _max_body_bytes(parts: AppParts, scope: Scope) -> int:
+    if takes_file(scope["method"], scope["path"]):
+        return max(parts.max_body_bytes, parts.max_file_bytes + FORM_BYTES)
+    return parts.max_body_bytes

@@ -1,6 +1,7 @@
 """From an HTTP request to an exchange: who calls, under which id, and with which body."""
 
 import asyncio
+from collections.abc import AsyncGenerator
 
 from starlette.requests import Request
 
@@ -50,3 +51,22 @@ class Entrance:
                 return await request.body()
         except TimeoutError as error:
             raise RequestTimeout(f"The body did not arrive within {self._body_timeout_s:g} s.") from error
+
+    async def body_chunks(self, request: Request) -> AsyncGenerator[bytes, None]:
+        """Yield the body as it comes, for bodies that shall not be in memory as a whole.
+
+        Raises:
+            RequestTimeout: nothing came for as long as a whole body may take elsewhere, or the request got too old.
+            PayloadTooLarge: it is longer than allowed.
+        """
+        stream, now_s = request.stream(), asyncio.get_running_loop().time
+        deadline_s = now_s() + self._request_timeout_s
+        while True:
+            try:
+                async with asyncio.timeout_at(min(deadline_s, now_s() + self._body_timeout_s)):
+                    chunk = await anext(stream, None)
+            except TimeoutError as error:
+                raise RequestTimeout("The body did not arrive in time.") from error
+            if chunk is None:
+                return
+            yield chunk

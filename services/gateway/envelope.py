@@ -1,6 +1,6 @@
 """What every request gets, whatever serves it: an id, limits, headers, a count, and an answer in any case."""
 
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from typing import Any
 
 from starlette.datastructures import MutableHeaders
@@ -35,7 +35,7 @@ class Envelope:
         clock: Clock,
         drain: Drain,
         metrics: GatewayMetrics,
-        max_body_bytes: int,
+        max_body_bytes: Callable[[Scope], int],
         max_open_requests: int,
     ) -> None:
         self._app = app
@@ -56,18 +56,19 @@ class Envelope:
         reply = _Reply(send, self._headers(scope["state"]))
         with self._drain.open():
             try:
-                self._check(scope)
-                await self._app(scope, _Limited(receive, self._max_body_bytes), reply)
+                max_bytes = self._max_body_bytes(scope)
+                self._check(scope, max_bytes)
+                await self._app(scope, _Limited(receive, max_bytes), reply)
             except Exception as error:
                 await self._fail(scope, receive, reply, error)
         self._count(scope, reply)
 
-    def _check(self, scope: Scope) -> None:
+    def _check(self, scope: Scope, max_body_bytes: int) -> None:
         if scope["path"] not in _ALWAYS_OPEN:
             self._check_room()
         length = dict(scope["headers"]).get(b"content-length", b"0")
-        if not length.isdigit() or int(length) > self._max_body_bytes:
-            raise _too_large(self._max_body_bytes)
+        if not length.isdigit() or int(length) > max_body_bytes:
+            raise _too_large(max_body_bytes)
 
     def _check_room(self) -> None:
         if self._drain.is_closed:

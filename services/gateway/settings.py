@@ -40,6 +40,32 @@ class GatewaySettings(TlsSettings):
     """Largest accepted request body."""
     body_timeout_s: float = Field(default=30.0, gt=0)
     """Longest wait for the whole body of a request before 408."""
+    max_file_bytes: int = Field(default=512 * 2**20, gt=0)
+    """Largest file, and largest sum of an upload's parts; files are kept in Redis, which has them in memory."""
+    max_embedding_tokens: int = Field(default=8192, gt=0)
+    """Longest input of /v1/embeddings; what is longer than the model's context gets the mean of its parts."""
+    embedding_timeout_s: float = Field(default=60.0, gt=0)
+    """Longest wait for an embedding worker, which loads its model with the first request."""
+    ingestion_tasks: int = Field(default=1, ge=0)
+    """Files that this gateway indexes at once; 0 leaves that to others."""
+    ingestion_interval_s: float = Field(default=2.0, gt=0)
+    """How often files are looked for that another gateway took and did not end."""
+    ingestion_lease_s: float = Field(default=30.0, gt=0)
+    """How long a file is left to a gateway that says nothing."""
+    ingestion_patience_s: float = Field(default=60.0, ge=0)
+    """How long indexing waits for an embedding worker before the file has failed."""
+    max_ingested_tokens: int = Field(default=5_000_000, gt=0)
+    """Most tokens of one file in a vector store."""
+    max_text_bytes: int = Field(default=64 * 2**20, gt=0)
+    """Most text of one document."""
+    parse_memory_bytes: int = Field(default=2**30, gt=0)
+    """Address space of the process that parses one document."""
+    parse_timeout_s: float = Field(default=120.0, gt=0)
+    """Longest time for parsing one document."""
+    search_cache_bytes: int = Field(default=512 * 2**20, gt=0)
+    """Memory for the vectors of the vector stores that were searched last."""
+    upkeep_interval_s: float = Field(default=5.0, gt=0)
+    """How often files, uploads and vector stores whose time is over are looked for."""
     max_choices: int = Field(default=128, gt=0)
     """Most sequences that one request may ask for (prompts times n)."""
     tool_formats: dict[str, ToolFormatName] = Field(default_factory=dict)

@@ -80,6 +80,10 @@ class Channels:
         """Return the service at ``host:port`` that pushes blocks by name."""
         return tandem_pb2_grpc.KVStub(self._channel(address))
 
+    def embedding(self, address: str) -> "tandem_pb2_grpc.EmbeddingAsyncStub":
+        """Return the embedding service at ``host:port``."""
+        return tandem_pb2_grpc.EmbeddingStub(self._channel(address))
+
     def admin(self, address: str) -> "tandem_pb2_grpc.AdminAsyncStub":
         """Return the admin service at ``host:port``."""
         return tandem_pb2_grpc.AdminStub(self._channel(address))

@@ -5,6 +5,7 @@ The wire between gateway, decode and prefill workers. Token ids only: text ends 
 
   gateway --- Decode.Generate ---> decode --- Prefill.Run ---> prefill
                                    decode --- KV.Fetch ------> whoever has the blocks
+  gateway --- Embedding.Embed -----> embed
 
 Every call carries the cluster secret and the protocol version in its metadata (services/rpc/channel.py).
 Errors travel as a gRPC status with the stable code of services/errors.py in the trailing metadata.
@@ -1425,3 +1426,87 @@ class Notice(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Notice: _TypeAlias = Notice  # noqa: Y015
+
+@_typing.final
+class EmbedRequest(_message.Message):
+    """Sequences to embed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    FINGERPRINT_FIELD_NUMBER: _builtins.int
+    SEQUENCES_FIELD_NUMBER: _builtins.int
+    IS_BACKGROUND_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Appears in every log line about it."""
+    fingerprint: _builtins.str
+    """Fingerprint of the model that was meant; refused when it is not this worker's."""
+    is_background: _builtins.bool
+    """Nobody waits for it: whatever else comes goes first."""
+    @_builtins.property
+    def sequences(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenSequence]:
+        """At most 2048, each complete with the tokens that begin and end one, and no longer than the model's context."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        fingerprint: _builtins.str = ...,
+        sequences: _abc.Iterable[Global___TokenSequence] | None = ...,
+        is_background: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "is_background", b"is_background", "request_id", b"request_id", "sequences", b"sequences"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EmbedRequest: _TypeAlias = EmbedRequest  # noqa: Y015
+
+@_typing.final
+class TokenSequence(_message.Message):
+    """The token ids of one sequence."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        token_ids: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["token_ids", b"token_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TokenSequence: _TypeAlias = TokenSequence  # noqa: Y015
+
+@_typing.final
+class EmbedReply(_message.Message):
+    """The vectors, each of length 1."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIMENSIONS_FIELD_NUMBER: _builtins.int
+    VECTORS_FIELD_NUMBER: _builtins.int
+    dimensions: _builtins.int
+    """Numbers in each vector."""
+    vectors: _builtins.bytes
+    """All vectors in the order of the sequences: float32, little-endian."""
+    def __init__(
+        self,
+        *,
+        dimensions: _builtins.int = ...,
+        vectors: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dimensions", b"dimensions", "vectors", b"vectors"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EmbedReply: _TypeAlias = EmbedReply  # noqa: Y015

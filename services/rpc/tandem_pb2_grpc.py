@@ -265,6 +265,82 @@ class Prefill:
             _registered_method=True)
 
 
+class EmbeddingStub:
+    """Spoken by embedding workers to gateways.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Embed = channel.unary_unary(
+                '/tandem.v1.Embedding/Embed',
+                request_serializer=services_dot_rpc_dot_tandem__pb2.EmbedRequest.SerializeToString,
+                response_deserializer=services_dot_rpc_dot_tandem__pb2.EmbedReply.FromString,
+                _registered_method=True)
+
+
+class EmbeddingServicer:
+    """Spoken by embedding workers to gateways.
+    """
+
+    def Embed(self, request, context):
+        """Returns one vector for each sequence; cancelling takes it out of the queue.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_EmbeddingServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Embed': grpc.unary_unary_rpc_method_handler(
+                    servicer.Embed,
+                    request_deserializer=services_dot_rpc_dot_tandem__pb2.EmbedRequest.FromString,
+                    response_serializer=services_dot_rpc_dot_tandem__pb2.EmbedReply.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'tandem.v1.Embedding', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('tandem.v1.Embedding', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Embedding:
+    """Spoken by embedding workers to gateways.
+    """
+
+    @staticmethod
+    def Embed(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tandem.v1.Embedding/Embed',
+            services_dot_rpc_dot_tandem__pb2.EmbedRequest.SerializeToString,
+            services_dot_rpc_dot_tandem__pb2.EmbedReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
 class KVStub:
     """Spoken by every worker to workers. KV always moves as a push into memory that the receiver reserved.
     """

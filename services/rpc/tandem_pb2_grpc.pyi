@@ -5,6 +5,7 @@ The wire between gateway, decode and prefill workers. Token ids only: text ends 
 
   gateway --- Decode.Generate ---> decode --- Prefill.Run ---> prefill
                                    decode --- KV.Fetch ------> whoever has the blocks
+  gateway --- Embedding.Embed -----> embed
 
 Every call carries the cluster secret and the protocol version in its metadata (services/rpc/channel.py).
 Errors travel as a gRPC status with the stable code of services/errors.py in the trailing metadata.
@@ -118,6 +119,37 @@ class PrefillServicer(metaclass=_abc_1.ABCMeta):
         """Answers once no write of (request, epoch) is outstanding and none will be posted."""
 
 def add_PrefillServicer_to_server(servicer: PrefillServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class EmbeddingStub:
+    """Spoken by embedding workers to gateways."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> EmbeddingAsyncStub: ...
+    Embed: _grpc.UnaryUnaryMultiCallable[_tandem_pb2.EmbedRequest, _tandem_pb2.EmbedReply]
+    """Returns one vector for each sequence; cancelling takes it out of the queue."""
+
+@_typing.type_check_only
+class EmbeddingAsyncStub(EmbeddingStub):
+    """Spoken by embedding workers to gateways."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    Embed: _aio.UnaryUnaryMultiCallable[_tandem_pb2.EmbedRequest, _tandem_pb2.EmbedReply]  # type: ignore[assignment]
+    """Returns one vector for each sequence; cancelling takes it out of the queue."""
+
+class EmbeddingServicer(metaclass=_abc_1.ABCMeta):
+    """Spoken by embedding workers to gateways."""
+
+    @_abc_1.abstractmethod
+    def Embed(
+        self,
+        request: _tandem_pb2.EmbedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_tandem_pb2.EmbedReply, _abc.Awaitable[_tandem_pb2.EmbedReply]]:
+        """Returns one vector for each sequence; cancelling takes it out of the queue."""
+
+def add_EmbeddingServicer_to_server(servicer: EmbeddingServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class KVStub:
     """Spoken by every worker to workers. KV always moves as a push into memory that the receiver reserved."""

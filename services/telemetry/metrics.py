@@ -25,7 +25,7 @@ CLAIMS = ("quarantined", "reserved", "leased", "used", "cached", "free")
 INTEGRITY_KINDS = (TokenDigestMismatch.code, PayloadDigestMismatch.code)
 ATTEMPT_OUTCOMES = ("arrived", "nothing_posted", "unknown")
 """How an attempt to get blocks from a peer was left."""
-ROLES = ("prefill", "decode")
+ROLES = ("prefill", "decode", "embed")
 REFUSAL_REASONS = ("too_many_open", "queue_full", "project_queue_full", "timeout", "workers_full")
 """Why a request was told to come back later."""
 
@@ -132,6 +132,13 @@ class GatewayMetrics:
             "tandem_members_ignored", "Member records without a valid signature.", registry=registry
         )
         _start_at_zero(self.members, "role", ROLES)
+
+
+class EmbedMetrics:
+    """What one embedding worker counts."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.tokens = Counter("tandem_embedded_tokens", "Tokens that were embedded.", registry=registry)
 
 
 class WorkerMetrics:

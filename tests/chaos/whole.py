@@ -19,6 +19,7 @@ from services.cluster.view import MemberView
 from services.gateway.__main__ import Gateway, Surroundings, build
 from services.gateway.admission.ledger import MemoryShareLedger
 from services.gateway.decode_client import GrpcDecodeClient
+from services.gateway.embeddings.client import GrpcEmbeddingClient
 from services.gateway.health_client import GrpcHealthClient
 from services.gateway.keys import MemoryKeyStore
 from services.gateway.server import HttpServer
@@ -109,6 +110,7 @@ async def whole(**changes: Any) -> AsyncIterator[Whole]:
             around = Surroundings(
                 view=view,
                 client=GrpcDecodeClient(workers.channels),
+                embedder=GrpcEmbeddingClient(workers.channels),
                 health=GrpcHealthClient(workers.channels),
                 keys=MemoryKeyStore(clock),
                 timelines=MemoryTimelineStore(clock, 900),

@@ -10,6 +10,7 @@ from services.cli.plan import HANDED_TO_ALL, HANDED_TO_WORKERS, Machine, Plan, m
 from services.cli.settings import UpSettings
 from services.config import load
 from services.decode.settings import DecodeSettings
+from services.embed.settings import EmbedSettings
 from services.errors import ConfigurationError
 from services.gateway.settings import GatewaySettings
 from services.prefill.settings import PrefillSettings
@@ -62,9 +63,21 @@ def test_the_default_is_one_of_each_with_a_core_each() -> None:
     assert gateway.redis_url == prefill.redis_url == REDIS_URL
 
 
+def test_an_embedding_worker_has_no_share_of_the_machine() -> None:
+    made = plan("--data-dir", "/data", "--cache-dir", "/cache", "--stop-timeout-s", "60")
+    [spec] = made.embed
+    argv = options(spec, "embed")
+    embed = load(EmbedSettings, argv, prog="tandem embed", environment=spec.environment).settings
+
+    assert (spec.name, spec.cores, len(made.workers)) == ("embed-0", (), 2)
+    assert (embed.host, embed.port, embed.threads, embed.cache_dir) == ("127.0.0.1", 0, 1, Path("/cache"))
+    assert (embed.secret_file, embed.redis_url, embed.drain_timeout_s) == (Path("/data/secret"), REDIS_URL, 55.0)
+    assert plan("--embed", "0").embed == ()
+
+
 def test_the_redis_password_is_in_no_command_line() -> None:
     made = plan()
-    for spec in (made.gateway, *(worker.spec for worker in made.workers)):
+    for spec in (made.gateway, *(worker.spec for worker in made.workers), *made.embed):
         assert "password" not in " ".join(spec.command)
 
 

@@ -186,5 +186,5 @@ def test_a_taken_port_is_refused_with_advice() -> None:
 
 
 def test_who_serves_stops_before_what_it_needs() -> None:
-    names = ["redis", "prefill-0", "prefill-1", "decode-0", "gateway"]
-    assert stop_stages(names) == [["gateway"], ["decode-0"], ["prefill-0", "prefill-1"], ["redis"]]
+    names = ["redis", "prefill-0", "prefill-1", "decode-0", "gateway", "embed-0"]
+    assert stop_stages(names) == [["gateway"], ["decode-0"], ["prefill-0", "prefill-1"], ["embed-0"], ["redis"]]

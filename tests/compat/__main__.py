@@ -22,6 +22,13 @@ FILES = (
     "tests/api_resources/beta/threads/test_runs.py",
     "tests/api_resources/beta/threads/runs/test_steps.py",
     "tests/api_resources/test_models.py",
+    "tests/api_resources/test_files.py",
+    "tests/api_resources/test_uploads.py",
+    "tests/api_resources/uploads/test_parts.py",
+    "tests/api_resources/test_vector_stores.py",
+    "tests/api_resources/vector_stores/test_files.py",
+    "tests/api_resources/vector_stores/test_file_batches.py",
+    "tests/api_resources/test_embeddings.py",
 )
 """What is run; an API that is served adds its files here."""
 

@@ -14,7 +14,9 @@ from services.gateway.redis_state import RedisState
 from services.gateway.store.keys import project_prefix
 from services.gateway.store.object_store import ObjectStore
 from tests.compat.gw_seed import DONE, SEED_TIMEOUT_S
-from tests.compat.seeds import CREATED, MODELS, seeds
+from tests.compat.seeds import CREATED, EMBEDDING_ALIAS, MODELS, seeds
+from tests.gateway.embedding_server import embedding_worker
+from tests.gateway.embedding_twin import EMBEDDING_MODEL
 from tests.gateway.process import Running, gateway
 from tests.gateway.twins import MODEL
 
@@ -34,9 +36,13 @@ class CompatCluster:
 @asynccontextmanager
 async def compat_cluster(folder: Path) -> AsyncIterator[CompatCluster]:
     """Start everything in ``folder``; the gateway's log goes to ``gateway.log`` there."""
-    aliases = json.dumps(dict.fromkeys(MODELS, MODEL))
+    aliases = json.dumps({**dict.fromkeys(MODELS, MODEL), EMBEDDING_ALIAS: EMBEDDING_MODEL})
     options = ("--lenient-objects", "--redis-timeout-s", "30", "--model-aliases", aliases)
-    async with gateway(folder, *options) as running, _logged(running, folder / "gateway.log"):
+    async with (
+        gateway(folder, *options) as running,
+        _logged(running, folder / "gateway.log"),
+        embedding_worker(running.redis.url),
+    ):
         state = RedisState(running.redis.url, SEED_TIMEOUT_S)
         await _register_key(state)
         seed_socket = folder / "seed.sock"

@@ -20,6 +20,7 @@ from services.cluster.view import MemberView
 from services.errors import TandemError
 from services.gateway.__main__ import Gateway, Surroundings, build
 from services.gateway.admission.ledger import MemoryShareLedger
+from services.gateway.embeddings.client import EmbeddingClient
 from services.gateway.keys import MemoryKeyStore
 from services.gateway.redis_state import RedisState
 from services.gateway.runs.model_turns import ModelTurns, TurnServices
@@ -32,6 +33,7 @@ from services.rpc import tandem_pb2 as pb
 from services.rpc.versions import PROTOCOL_VERSION
 from services.telemetry.clock import ManualClock
 from services.telemetry.metrics import GatewayMetrics
+from tests.gateway.embedding_twin import EmbeddingTwin
 
 CHAT_ML = (
     "{% for message in messages %}"
@@ -262,6 +264,7 @@ async def world(
     model: ModelCard | None = None,
     client_host: str = "127.0.0.1",
     objects: ObjectStore | None = None,
+    embedder: EmbeddingClient | None = None,
     turns: Callable[[TurnServices], Turns] = ModelTurns,
     clock: ManualClock | None = None,
     **changes: Any,
@@ -280,6 +283,7 @@ async def world(
         around = Surroundings(
             view=view,
             client=decode,
+            embedder=embedder or EmbeddingTwin(),
             health=decode,
             keys=keys,
             timelines=timelines,

@@ -17,7 +17,12 @@ def record_key(project: str, ref: Ref) -> str:
 
 def attached_key(project: str, ref: Ref, name: str) -> str:
     """Return the key of further data that lives and dies with an object, such as a run's events."""
-    return f"{project_prefix(project)}attached:{ref.key}/{name}"
+    return project_prefix(project) + attached_name(ref, name)
+
+
+def attached_name(ref: Ref, name: str) -> str:
+    """Return the same without the project's prefix, as operations name it."""
+    return f"attached:{ref.key}/{name}"
 
 
 def index_name(parent: Ref | None, kind_name: str, label: tuple[str, str] | None = None) -> str:

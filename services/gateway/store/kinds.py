@@ -19,6 +19,8 @@ class Kind:
     noun: str
     """As in ``No thread found with id ...``."""
     separator: str = "_"
+    absent_text: str = "No {noun} found with id '{id}'."
+    """The sentence that says that there is no such object."""
 
     def ref(self, object_id: str) -> "Ref":
         """Return the name of one object of this kind; any text makes one, even if no object can have it."""
@@ -49,7 +51,7 @@ class Ref:
     @property
     def absent_text(self) -> str:
         """The sentence that says that there is no such object."""
-        return f"No {self.kind.noun} found with id '{self.id}'."
+        return self.kind.absent_text.format(noun=self.kind.noun, id=self.id)
 
 
 def is_name(text: str) -> bool:
@@ -62,3 +64,9 @@ THREAD = Kind("thread", "thread", "thread")
 MESSAGE = Kind("message", "msg", "message")
 RUN = Kind("run", "run", "run")
 STEP = Kind("step", "step", "run step")
+FILE = Kind("file", "file", "file", separator="-", absent_text="No such File object: {id}")
+UPLOAD = Kind("upload", "upload", "upload")
+VECTOR_STORE = Kind("vector_store", "vs", "vector store")
+STORED_FILE = Kind("vector_store_file", "vs", "file of a vector store")
+FILE_BATCH = Kind("vector_store_file_batch", "vsfb", "file batch")
+UPLOAD_PART = Kind("upload_part", "part", "upload part")

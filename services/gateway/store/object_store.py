@@ -36,6 +36,7 @@ class ObjectStore:
 
     def __init__(self, state: RedisState) -> None:
         self.state = state
+        """For what is kept beside objects."""
 
     def of(self, project: str) -> "Objects":
         """Return the objects of one project; no others can be reached through them."""

@@ -1,6 +1,6 @@
 """What all endpoints of stored objects share: callers, ids in paths, list parameters, envelopes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -18,6 +18,7 @@ from services.gateway.problems import (
     wrong_prefix,
     wrong_type,
 )
+from services.gateway.store.changes import Operation
 from services.gateway.store.kinds import Kind, Ref
 from services.gateway.store.object_store import Objects
 from services.gateway.store.records import Order, Page, Query
@@ -74,6 +75,17 @@ class ObjectEndpoint:
             raise _invalid(wrong_prefix(param, object_id, kind.prefix), param)
         return kind.ref(object_id)
 
+    async def _make(self, call: Call, user: Ref, operations: Sequence[Operation]) -> None:
+        """Make what an object that exists already will use.
+
+        Raises:
+            ObjectNotFound: it does not exist.
+        """
+        if operations:
+            await call.objects.get(user)
+            await call.objects.apply(operations)
+            self._services.files.ingestions.wake()
+
     def _query(
         self,
         request: Request,
@@ -82,6 +94,7 @@ class ObjectEndpoint:
         *,
         label: tuple[str, str] | None = None,
         max_limit: int = MAX_PAGE,
+        default_limit: int = DEFAULT_PAGE,
     ) -> Query:
         """Return the page that the parameters of a list ask for.
 
@@ -90,13 +103,13 @@ class ObjectEndpoint:
         """
         params = request.query_params
         order = _order(params.get("order") or "desc")
-        limit = self._limit(params.get("limit"), max_limit)
+        limit = self._limit(params.get("limit"), max_limit, default_limit)
         cursors = {name: self._named(kind, params[name], name).id for name in ("after", "before") if params.get(name)}
         return Query(kind, parent, label, limit, order, cursors.get("after"), cursors.get("before"))
 
-    def _limit(self, text: str | None, most: int) -> int:
+    def _limit(self, text: str | None, most: int, default: int) -> int:
         if not text:
-            return DEFAULT_PAGE
+            return default
         try:
             limit = int(text)
         except ValueError:
@@ -118,13 +131,17 @@ def included(request: Request) -> frozenset[str]:
 
 def listed(page: Page) -> dict[str, Any]:
     """Return the envelope of a page."""
-    bodies = [record.body for record in page.records]
+    return listed_bodies([record.body for record in page.records], has_more=page.has_more)
+
+
+def listed_bodies(bodies: Sequence[Mapping[str, Any]], *, has_more: bool) -> dict[str, Any]:
+    """Return the envelope of objects as they are shown."""
     return {
         "object": "list",
         "data": bodies,
         "first_id": bodies[0]["id"] if bodies else None,
         "last_id": bodies[-1]["id"] if bodies else None,
-        "has_more": page.has_more,
+        "has_more": has_more,
     }
 
 

@@ -7,8 +7,11 @@ from starlette.responses import Response
 from services.gateway.apis.openai.assistants.routes import assistants_routes
 from services.gateway.apis.openai.chat import ChatCompletions
 from services.gateway.apis.openai.completions import Completions
+from services.gateway.apis.openai.embeddings import Embeddings
+from services.gateway.apis.openai.files.routes import files_routes
 from services.gateway.apis.openai.models import Models
 from services.gateway.apis.openai.service import OpenAIServices
+from services.gateway.apis.openai.vector_stores.routes import vector_stores_routes
 from services.gateway.replies import JsonReply
 
 
@@ -24,8 +27,11 @@ def openai_routes(services: OpenAIServices) -> APIRouter:
 
     router.add_api_route("/chat/completions", ChatCompletions(services).create, methods=["POST"])
     router.add_api_route("/completions", Completions(services).create, methods=["POST"])
+    router.add_api_route("/embeddings", Embeddings(services).create, methods=["POST"])
     router.add_api_route("/models", models.list, methods=["GET"])
     router.add_api_route("/models/{name:path}", models.get, methods=["GET"])
     router.add_api_route("/requests/{request_id}/timeline", timeline, methods=["GET"])
     router.include_router(assistants_routes(services))
+    router.include_router(files_routes(services))
+    router.include_router(vector_stores_routes(services))
     return router

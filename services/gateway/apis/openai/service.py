@@ -13,6 +13,7 @@ from services.gateway.apis.openai.sse import DONE, ChunkStream, last_words
 from services.gateway.connection import while_connected
 from services.gateway.entrance import Entrance
 from services.gateway.exchange import Exchange
+from services.gateway.file_services import FileServices
 from services.gateway.models import ModelCatalog
 from services.gateway.recorder import TimelineRecorder
 from services.gateway.replies import JsonReply
@@ -32,6 +33,8 @@ class OpenAILimits:
     silent_start_s: float
     keep_alive_s: float
     send_timeout_s: float
+    max_file_bytes: int
+    max_embedding_tokens: int
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class OpenAIServices:
     recorder: TimelineRecorder
     limits: OpenAILimits
     objects: ObjectStore
+    files: FileServices
     runs: RunParts
     is_lenient: bool
     """Take ids of any form and any limit of a list, as tests written for a mock need it."""

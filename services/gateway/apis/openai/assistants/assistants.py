@@ -7,6 +7,7 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from services.gateway.apis.openai.assistants.stores import with_new_stores
 from services.gateway.apis.openai.assistants.tools import ResponseFormat, ToolResources, Tools, resources_json
 from services.gateway.apis.openai.objects import Metadata, ObjectEndpoint, deleted, listed
 from services.gateway.apis.openai.schemas import MAX_NAME_LENGTH
@@ -68,10 +69,11 @@ class Assistants(ObjectEndpoint):
     async def create(self, request: Request) -> Response:
         """Make an assistant."""
         call = await self._call(request)
-        body = await self._body(request, CreateAssistant)
+        body, stores = await with_new_stores(self._services, call, await self._body(request, CreateAssistant))
         ref = ASSISTANT.new_ref()
         shown = assistant_json(ref, call.exchange.created, self._named_fields(body))
-        await call.objects.create(Create(ref, shown))
+        await call.objects.apply([*stores, Create(ref, shown)])
+        self._services.files.ingestions.wake()
         return JsonReply(shown)
 
     async def list(self, request: Request) -> Response:
@@ -89,7 +91,9 @@ class Assistants(ObjectEndpoint):
         """Change what the body names."""
         call = await self._call(request)
         ref = self._ref(request, ASSISTANT)
-        fields = self._named_fields(await self._body(request, ModifyAssistant))
+        body, stores = await with_new_stores(self._services, call, await self._body(request, ModifyAssistant))
+        fields = self._named_fields(body)
+        await self._make(call, ref, stores)
         record = await call.objects.edit(ref, lambda body: {**body, **fields})
         return JsonReply(record.body)
 

@@ -18,6 +18,7 @@ from services.gateway.apis.openai.assistants.run_bodies import (
     run_json,
 )
 from services.gateway.apis.openai.assistants.run_stream import run_stream
+from services.gateway.apis.openai.assistants.stores import with_new_stores
 from services.gateway.apis.openai.assistants.threads import CreateThread, new_thread
 from services.gateway.apis.openai.objects import Call, ObjectEndpoint, listed
 from services.gateway.replies import JsonReply
@@ -51,6 +52,10 @@ class RunEndpoints(ObjectEndpoint):
         thread = body.thread or CreateThread()
         if thread.tool_resources is None:
             thread = thread.model_copy(update={"tool_resources": body.tool_resources})
+        thread, stores = await with_new_stores(self._services, call, thread)
+        if stores:
+            await call.objects.apply(stores)
+            self._services.files.ingestions.wake()
         creations = new_thread(
             thread, call.exchange.created, is_lenient=self._services.is_lenient, path="thread.messages"
         )

@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from services.gateway.apis.openai.assistants.messages import CreateMessage, new_messages
+from services.gateway.apis.openai.assistants.stores import with_new_stores
 from services.gateway.apis.openai.assistants.tools import ToolResources, resources_json
 from services.gateway.apis.openai.objects import Metadata, ObjectEndpoint, deleted
 from services.gateway.apis.openai.schemas import MAX_MESSAGES
@@ -48,9 +49,10 @@ class Threads(ObjectEndpoint):
     async def create(self, request: Request) -> Response:
         """Make a thread, with its first messages if the body has some."""
         call = await self._call(request)
-        body = await self._body(request, CreateThread)
+        body, stores = await with_new_stores(self._services, call, await self._body(request, CreateThread))
         creations = new_thread(body, call.exchange.created, is_lenient=self._services.is_lenient)
-        await call.objects.apply(creations)
+        await call.objects.apply([*stores, *creations])
+        self._services.files.ingestions.wake()
         return JsonReply(creations[0].body)
 
     async def get(self, request: Request) -> Response:
@@ -62,7 +64,9 @@ class Threads(ObjectEndpoint):
     async def modify(self, request: Request) -> Response:
         """Change what the body names."""
         call = await self._call(request)
-        ref, body = self._ref(request, THREAD), await self._body(request, ModifyThread)
+        ref = self._ref(request, THREAD)
+        body, stores = await with_new_stores(self._services, call, await self._body(request, ModifyThread))
+        await self._make(call, ref, stores)
         fields: dict[str, Any] = {}
         if "metadata" in body.model_fields_set:
             fields["metadata"] = body.metadata or {}

@@ -4,8 +4,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from services.errors import InvalidRequest
+from services.errors import InternalError, InvalidRequest
 from services.gateway.apis.openai.objects import Metadata
+from services.gateway.apis.openai.vector_stores.schemas import ChunkingStrategy
 from services.gateway.validation import ClosedBody, Json, type_tag
 
 MAX_TOOLS = 128
@@ -116,7 +117,7 @@ class NewVectorStore(ClosedBody):
     """A vector store to be made with the object that uses it."""
 
     file_ids: list[Id] = Field(default_factory=list, max_length=10_000)
-    chunking_strategy: dict[str, Json] | None = None
+    chunking_strategy: ChunkingStrategy | None = None
     metadata: Metadata | None = None
 
 
@@ -138,7 +139,7 @@ def resources_json(resources: ToolResources | None, *, is_lenient: bool) -> dict
     """Return tool resources as objects show them.
 
     Raises:
-        InvalidRequest: vector stores are named and asked for at once, or asked for.
+        InvalidRequest: vector stores are named and asked for at once.
     """
     shown: dict[str, Any] = {}
     if resources is None:
@@ -156,8 +157,4 @@ def _check_vector_stores(search: FileSearchResources, *, is_lenient: bool) -> No
     if search.vector_store_ids and search.vector_stores and not is_lenient:
         raise InvalidRequest("Only one of 'vector_store_ids' and 'vector_stores' may be given.", param=param)
     if search.vector_stores and not search.vector_store_ids:
-        raise InvalidRequest(
-            "Vector stores cannot be made together with other objects yet; make one first and name it in "
-            "'vector_store_ids'.",
-            param=param,
-        )
+        raise InternalError("Vector stores have to be made before the object that uses them is shown.")

@@ -1,0 +1,1 @@
+"""The embedding worker: texts, as token ids, to vectors."""

@@ -1,0 +1,1 @@
+"""Documents: from the bytes of a file to its text."""

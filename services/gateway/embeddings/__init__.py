@@ -1,0 +1,1 @@
+"""Embeddings: which workers make them, and texts as the sequences that they take."""

@@ -1,0 +1,36 @@
+"""How files and uploads end when their time is over."""
+
+from services.gateway.files.operations import ExpireAt
+from services.gateway.files.storage import ProjectFiles
+from services.gateway.search.stores import file_deletion
+from services.gateway.store.changes import Delete, Operation, Update
+from services.gateway.store.kinds import UPLOAD_PART, Ref
+from services.gateway.store.object_store import Objects
+from services.gateway.store.records import Query
+
+_PAGE = 1000
+
+
+async def end_file(files: ProjectFiles, ref: Ref) -> None:
+    """Delete a file whose time is over."""
+    await files.objects.apply(await file_deletion(files, ref))
+
+
+async def end_upload(files: ProjectFiles, ref: Ref) -> None:
+    """Give up an upload whose time is over; parts that are left, also of one that was completed, are deleted."""
+    record = await files.objects.get(ref)
+    status = "expired" if record.body["status"] == "pending" else record.body["status"]
+    update = Update(ref, {**record.body, "status": status}, record.version)
+    await files.objects.apply([update, ExpireAt(ref, None), *await part_deletions(files.objects, ref)])
+
+
+async def part_deletions(objects: Objects, upload: Ref) -> list[Operation]:
+    """Return the deletion of all parts of an upload."""
+    found: list[Operation] = []
+    after: str | None = None
+    while True:
+        page = await objects.list(Query(UPLOAD_PART, upload, limit=_PAGE, order="asc", after=after))
+        found += [Delete(part.ref) for part in page.records]
+        if not page.has_more:
+            return found
+        after = page.records[-1].ref.id

@@ -1,0 +1,65 @@
+"""Ends objects whose time is over, on any gateway; doing it twice does no harm."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from random import Random
+
+from services.cluster.background import Outage
+from services.errors import Conflict, ObjectNotFound, StateUnavailable
+from services.gateway.files.operations import ForgetExpiry
+from services.gateway.files.storage import FileStorage, ProjectFiles
+from services.gateway.store.kinds import Kind, Ref
+from services.telemetry.clock import Clock
+from services.telemetry.logs import get_logger
+
+MAX_ENDED = 100
+"""Objects of one project that are ended in one round."""
+
+End = Callable[[ProjectFiles, Ref], Awaitable[None]]
+"""Ends one object; raises ObjectNotFound if it is gone and Conflict if another one writes it."""
+
+_log = get_logger(__name__)
+
+
+class Upkeep:
+    """Looks for objects that expired."""
+
+    def __init__(self, storage: FileStorage, ends: Mapping[Kind, End], clock: Clock, random: Random) -> None:
+        self._storage = storage
+        self._ends = {kind.name: (kind, end) for kind, end in ends.items()}
+        self._clock = clock
+        self._random = random
+        self._outage = Outage("upkeep", _log)
+
+    async def follow(self, interval_s: float) -> None:
+        """Look about every ``interval_s`` until cancelled."""
+        while True:
+            try:
+                await self.sweep()
+            except StateUnavailable as error:
+                self._outage.failed(error)
+            else:
+                self._outage.succeeded()
+            await asyncio.sleep(interval_s * self._random.uniform(0.5, 1.0))
+
+    async def sweep(self) -> None:
+        """End what is due now.
+
+        Raises:
+            StateUnavailable: Redis cannot be reached.
+        """
+        now_ms = round(1e3 * self._clock.wall())
+        for project in await self._storage.projects():
+            files = self._storage.of(project)
+            for kind_name, object_id in await files.expired(now_ms, MAX_ENDED):
+                kind, end = self._ends[kind_name]
+                await self._end(files, kind.ref(object_id), end)
+
+    async def _end(self, files: ProjectFiles, ref: Ref, end: End) -> None:
+        try:
+            await end(files, ref)
+            _log.event("object.expired", project=files.project, object=ref.id)
+        except ObjectNotFound:
+            await files.objects.apply([ForgetExpiry(ref)])
+        except Conflict:  # the next round sees what became of it
+            return

@@ -1,0 +1,139 @@
+"""Operations of ``store/lua/ingestions.lua``."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from services.errors import Conflict, TandemError
+from services.gateway.store.changes import Payloads, refused
+from services.gateway.store.kinds import Ref
+
+
+class _Ingestion:
+    ref: Ref
+
+    def refusal(self, problem: str, detail: str) -> TandemError:
+        """Return the error for a problem."""
+        if problem in ("held", "ended", "fence", "position"):
+            return Conflict(f"Another gateway indexes {self.ref.id}, or nobody shall any more.")
+        return refused(self.ref, problem, detail)
+
+
+@dataclass(frozen=True)
+class EnqueueIngestion(_Ingestion):
+    """Lets gateways index a new file of a vector store."""
+
+    ref: Ref
+    file: Ref
+    """What it is made of."""
+    now_ms: int
+
+    def encoded(self, payloads: Payloads) -> dict[str, Any]:
+        """Return the operation as the Lua function reads it."""
+        return {"name": "enqueue_ingestion", "ref": self.ref.key, "file": self.file.key, "now_ms": self.now_ms}
+
+    def refusal(self, problem: str, detail: str) -> TandemError:
+        """Return the error for a problem."""
+        return refused(self.file, problem, detail)
+
+
+@dataclass(frozen=True)
+class TakeIngestion(_Ingestion):
+    """Makes a gateway the only one that may index a file; ``details`` has its fence."""
+
+    ref: Ref
+    now_ms: int
+    until_ms: int
+
+    def encoded(self, payloads: Payloads) -> dict[str, Any]:
+        """Return the operation as the Lua function reads it."""
+        return {"name": "take_ingestion", "ref": self.ref.key, "now_ms": self.now_ms, "until_ms": self.until_ms}
+
+
+@dataclass(frozen=True)
+class RenewIngestion(_Ingestion):
+    """Extends a lease; with the present time it gives the file to whoever wants it."""
+
+    ref: Ref
+    fence: int
+    until_ms: int
+
+    def encoded(self, payloads: Payloads) -> dict[str, Any]:
+        """Return the operation as the Lua function reads it."""
+        return {"name": "renew_ingestion", "ref": self.ref.key, "fence": self.fence, "until_ms": self.until_ms}
+
+
+@dataclass(frozen=True)
+class BeginChunks(_Ingestion):
+    """Says which embedding model the vectors are of; ``details`` has ``num_chunks``, written before."""
+
+    ref: Ref
+    fence: int
+    space: str
+
+    def encoded(self, payloads: Payloads) -> dict[str, Any]:
+        """Return the operation as the Lua function reads it."""
+        return {"name": "begin_chunks", "ref": self.ref.key, "fence": self.fence, "space": self.space}
+
+
+@dataclass(frozen=True)
+class WriteChunks(_Ingestion):
+    """Adds the next chunks and their vectors."""
+
+    ref: Ref
+    fence: int
+    first: int
+    """Number of the first of them."""
+    chunks: Sequence[bytes]
+    vectors: bytes
+    owners: bytes
+    until_ms: int
+
+    def encoded(self, payloads: Payloads) -> dict[str, Any]:
+        """Return the operation as the Lua function reads it."""
+        return {
+            "name": "write_chunks",
+            "ref": self.ref.key,
+            "fence": self.fence,
+            "first": self.first,
+            "chunks": [payloads.add(chunk) for chunk in self.chunks],
+            "vectors": payloads.add(self.vectors),
+            "owners": payloads.add(self.owners),
+            "until_ms": self.until_ms,
+        }
+
+
+@dataclass(frozen=True)
+class EndIngestion(_Ingestion):
+    """Takes a file out of the queue; without a fence whoever holds it is refused from now on."""
+
+    ref: Ref
+    fence: int | None = None
+
+    def encoded(self, payloads: Payloads) -> dict[str, Any]:
+        """Return the operation as the Lua function reads it."""
+        encoded = {"name": "end_ingestion", "ref": self.ref.key}
+        return encoded if self.fence is None else {**encoded, "fence": self.fence}
+
+
+@dataclass(frozen=True)
+class ForgetIngestion(_Ingestion):
+    """Takes a file out of the queue that was deleted; leaves all others alone."""
+
+    ref: Ref
+
+    def encoded(self, payloads: Payloads) -> dict[str, Any]:
+        """Return the operation as the Lua function reads it."""
+        return {"name": "forget_ingestion", "ref": self.ref.key}
+
+
+@dataclass(frozen=True)
+class TouchIndex(_Ingestion):
+    """Says that searches of a vector store may find something else; a store that is gone is no problem."""
+
+    ref: Ref
+    added_bytes: int = 0
+
+    def encoded(self, payloads: Payloads) -> dict[str, Any]:
+        """Return the operation as the Lua function reads it."""
+        return {"name": "touch_index", "ref": self.ref.key, "added_bytes": self.added_bytes}
