@@ -142,6 +142,22 @@ def test_a_model_multiplies_by_the_given_products_everywhere() -> None:
     assert counting.columns == [24, 32, 4, 8]
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_added_comes_after_rounding(make: Make, name: str) -> None:
+    rows, weight, bias = operands(9, (40, 72), torch.bfloat16)
+    product, addend = make(name).with_weight(weight, bias), operands(9, (40, 72), torch.bfloat16)[0][:, :40]
+    assert torch.equal(product(rows, addend), addend + product(rows))
+
+
+@pytest.mark.parametrize("name", MARCHES)
+def test_results_that_are_not_rounded_are_the_sums(make: Make, name: str) -> None:
+    rows, weight, bias = operands(9, (40, 72), torch.bfloat16)
+    sums = make(name).with_weight(weight, bias, unrounded=True)(rows)
+    assert sums.dtype is torch.float32
+    assert torch.equal(sums.bfloat16(), make(name).linear(rows, weight, bias))
+    assert not torch.equal(sums, sums.bfloat16().float())
+
+
 def test_operands_that_do_not_fit_are_a_defect(make: Make) -> None:
     rows, weight, bias = operands(4, (8, 16), torch.float32)
     for wrong in ((rows[:, :12], weight, bias), (rows, weight[:, :12], bias), (rows, weight, bias[:7])):

@@ -34,7 +34,7 @@ class LinearCall(ctypes.Structure):
     _fields_ = (
         *((name, _POINTER) for name in ("rows", "weight", "bias", "addend", "output", "parallel")),
         *((name, _LONG) for name in ("weight_stride", "num_rows", "columns", "inner")),
-        *((name, _INT) for name in ("dtype", "num_threads")),
+        *((name, _INT) for name in ("dtype", "output_dtype", "num_threads")),
     )
 
 

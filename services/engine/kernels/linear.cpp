@@ -23,10 +23,10 @@ struct TandemLinear {
   const void* weight;       // [columns, inner], last stride 1
   const void* bias;         // [columns] or null
   const void* addend;       // [num_rows, columns], contiguous, or null; added to what was rounded already
-  void* output;             // [num_rows, columns], contiguous
+  void* output;             // [num_rows, columns], contiguous, of output_dtype
   TandemParallel parallel;  // or null
   int64_t weight_stride, num_rows, columns, inner;
-  int32_t dtype, num_threads;
+  int32_t dtype, output_dtype, num_threads;  // output_dtype is dtype, or float32 if there is no addend
 };
 
 }  // extern "C"
@@ -134,7 +134,11 @@ struct Columns {
     if (product.bias != nullptr) sums = add(sums, load_part<D>(static_cast<const Element*>(product.bias) + first, count));
     if (product.addend != nullptr)
       sums = add(load_part<D>(static_cast<const Element*>(product.addend) + place, count), rounded<D>(sums));
-    store_part<D>(static_cast<Element*>(product.output) + place, sums, count);
+    if (product.output_dtype == product.dtype) {
+      store_part<D>(static_cast<Element*>(product.output) + place, sums, count);
+    } else {
+      store_part<Float32>(static_cast<float*>(product.output) + place, sums, count);
+    }
   }
 
   // As many of the rows as fill groups of R, S columns at a time; then the rest.

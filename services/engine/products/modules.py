@@ -9,17 +9,22 @@ from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from services.engine.products.product import Products
 
 
 def use_products(model: torch.nn.Module, products: Products) -> None:
-    """Change ``model`` in place; to be called once, after loading."""
+    """Change ``model`` in place; to be called once, after loading.
+
+    Logits are not rounded: above 16, bfloat16 has steps of 1/8, and tokens that differ would tie.
+    """
+    head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child).forward in (torch.nn.Linear.forward, Conv1D.forward):
-                setattr(parent, name, Linear(child, products))
+                setattr(parent, name, Linear(child, products, unrounded=child is head))
             elif _owns_weights(child):
                 _lay_out(child)
                 child.forward = _redirected(child.forward, products)
@@ -28,13 +33,14 @@ def use_products(model: torch.nn.Module, products: Products) -> None:
 class Linear(torch.nn.Module):
     """A linear layer over the parameters of another one."""
 
-    def __init__(self, layer: torch.nn.Module, products: Products) -> None:
+    def __init__(self, layer: torch.nn.Module, products: Products, *, unrounded: bool = False) -> None:
         super().__init__()
         weight, bias = layer.weight, layer.bias
         if isinstance(layer, Conv1D):  # stored as [inner, columns]
             weight = torch.nn.Parameter(weight.detach().t().contiguous(), requires_grad=False)  # type: ignore[operator]
         self.weight, self.bias = weight, bias
-        self.product = products.with_weight(self.weight.detach(), None if bias is None else bias.detach())  # type: ignore[operator]
+        bare = None if bias is None else bias.detach()  # type: ignore[operator]
+        self.product = products.with_weight(weight.detach(), bare, unrounded=unrounded)  # type: ignore[operator]
         """Called with rows ``[..., inner]``, and perhaps what to add."""
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:

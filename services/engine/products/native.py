@@ -21,19 +21,21 @@ class NativeProducts:
         """
         return NativeProduct(self._kernels, weight, bias)(rows)
 
-    def with_weight(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Product:
+    def with_weight(self, weight: torch.Tensor, bias: torch.Tensor | None, *, unrounded: bool = False) -> Product:
         """Return the product with one weight.
 
         Raises:
             InternalError: weight and bias differ in dtype or do not fit.
         """
-        return NativeProduct(self._kernels, weight, bias)
+        return NativeProduct(self._kernels, weight, bias, unrounded=unrounded)
 
 
 class NativeProduct:
     """The product with one weight; an odd inner dimension in bfloat16 is filled up. For one thread at a time."""
 
-    def __init__(self, kernels: Kernels, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    def __init__(
+        self, kernels: Kernels, weight: torch.Tensor, bias: torch.Tensor | None, *, unrounded: bool = False
+    ) -> None:
         if (bias is not None and bias.dtype != weight.dtype) or weight.dtype not in DTYPES:
             raise InternalError(
                 f"a product of weights in {weight.dtype}, bias in {None if bias is None else bias.dtype}"
@@ -42,6 +44,7 @@ class NativeProduct:
             raise InternalError(f"a product of weights {tuple(weight.shape)} with a bias {tuple(bias.shape)}")
         self._multiply = kernels.linear
         self._dtype, (self._columns, self._inner) = weight.dtype, weight.shape
+        self._output_dtype = torch.float32 if unrounded else weight.dtype
         self._missing = weight.shape[1] % 2 if weight.dtype is torch.bfloat16 else 0
         weight = torch.nn.functional.pad(weight, (0, self._missing)) if self._missing else weight
         self._weight = weight if weight.stride(1) == 1 else weight.contiguous()
@@ -54,6 +57,7 @@ class NativeProduct:
             columns=self._columns,
             inner=self._weight.shape[1],
             dtype=DTYPES[weight.dtype],
+            output_dtype=DTYPES[self._output_dtype],
             num_threads=kernels.num_threads,
         )
 
@@ -69,13 +73,13 @@ class NativeProduct:
                 f"a product of rows {tuple(shape)} in {rows.dtype} with weights of {self._inner} in {self._dtype}"
             )
         rows = (torch.nn.functional.pad(rows, (0, self._missing)) if self._missing else rows).contiguous()
-        output = rows.new_empty(*shape[:-1], self._columns)
+        output = rows.new_empty(*shape[:-1], self._columns, dtype=self._output_dtype)
         call = self._call
         call.rows, call.output = rows.data_ptr(), output.data_ptr()
         call.num_rows = output.numel() // self._columns
         call.addend = None
         if addend is not None:
-            if addend.dtype is not self._dtype or addend.shape != output.shape:
+            if addend.dtype is not output.dtype or addend.shape != output.shape:
                 raise InternalError(
                     f"a product {tuple(output.shape)} in {self._dtype}, to be added to {tuple(addend.shape)}"
                 )

@@ -22,15 +22,21 @@ class Products(Protocol):
         the result has, too; sums are float32.
         """
 
-    def with_weight(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Product:
-        """Return the product with one weight, for many calls; it stays where it is in memory."""
+    def with_weight(self, weight: torch.Tensor, bias: torch.Tensor | None, *, unrounded: bool = False) -> Product:
+        """Return the product with one weight, for many calls; it stays where it is in memory.
+
+        ``unrounded`` asks for float32 results, for calls without an addend: the sums themselves, if they can be had.
+        """
 
 
-def by_linear(products: Products, weight: torch.Tensor, bias: torch.Tensor | None) -> Product:
+def by_linear(
+    products: Products, weight: torch.Tensor, bias: torch.Tensor | None, *, unrounded: bool = False
+) -> Product:
     """Return a product that calls ``products.linear``."""
 
     def multiply(rows: torch.Tensor, addend: torch.Tensor | None = None) -> torch.Tensor:
         result = products.linear(rows, weight, bias)
+        result = result.float() if unrounded else result
         return result if addend is None else addend + result
 
     return multiply
@@ -43,6 +49,6 @@ class TorchProducts:
         """Multiply."""
         return torch.nn.functional.linear(rows, weight, bias)
 
-    def with_weight(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Product:
+    def with_weight(self, weight: torch.Tensor, bias: torch.Tensor | None, *, unrounded: bool = False) -> Product:
         """Return the product with one weight."""
-        return by_linear(self, weight, bias)
+        return by_linear(self, weight, bias, unrounded=unrounded)

@@ -27,6 +27,6 @@ class TiledProducts:
             torch.set_num_threads(threads)
         return torch.cat(tiles)[: flat.shape[0]].view(*rows.shape[:-1], weight.shape[0])
 
-    def with_weight(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Product:
+    def with_weight(self, weight: torch.Tensor, bias: torch.Tensor | None, *, unrounded: bool = False) -> Product:
         """Return the product with one weight."""
-        return by_linear(self, weight, bias)
+        return by_linear(self, weight, bias, unrounded=unrounded)
