@@ -23,12 +23,14 @@ _MAX_DETAILS = 1000
 _HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 """What a probe may ask without the secret; it is answered at once, while a watch would stay."""
 MAX_CONCURRENT_CALLS = 4096
+_ANY_PINGS = ("grpc.http2.max_ping_strikes", 0)
+"""On a busy host pings that were sent in good time arrive together; that is no reason to end a member's calls."""
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 
 def new_server(secret: bytes, *, interceptors: Sequence[grpc.aio.ServerInterceptor] = ()) -> grpc.aio.Server:
     """Return a server that answers only callers with the cluster secret and a known protocol version."""
-    options = (*CHANNEL_OPTIONS, ("grpc.so_reuseport", 0), ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000))
+    options = (*CHANNEL_OPTIONS, ("grpc.so_reuseport", 0), _ANY_PINGS)
     return grpc.aio.server(
         interceptors=[_Gate(secret), *interceptors], options=options, maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS
     )

@@ -99,7 +99,8 @@ async def test_a_minute_of_overload_leaves_memory_and_latency_as_they_were(
 
     memory, running = memory_of(up), loads(up, keys, LONG_WORDS, LONG_TOKENS)
     await overload(callers(running), memory, is_enough=lambda: memory.age_s >= OVERLOAD_S, deadline_s=150.0)
-    tell(say, alone=alone, busy=busy, **running)
+    after = await unloaded(up, keys["few"], num_callers=MAX_RUNNING)
+    tell(say, alone=alone, busy=busy, after=after, **running)
     check_answers(running["crowd"], running["few"])
     assert memory_of(up).pids == memory.pids
     for name in memory.pids:
@@ -109,7 +110,8 @@ async def test_a_minute_of_overload_leaves_memory_and_latency_as_they_were(
         )
         say(f"{name}: {early / 2**20:.0f} MiB after {WARM_UP_S:g} s, {late / 2**20:.0f} MiB at the end")
         assert late <= early + max(MAX_GROWTH_SHARE * early, MAX_GROWTH_BYTES)
-    alone_s, busy_s = alone.heard.p99_gap_s, busy.heard.p99_gap_s
+    # A host that slows down meanwhile shows it before or after: the worse of both is what it can do.
+    alone_s, busy_s = alone.heard.p99_gap_s, max(busy.heard.p99_gap_s, after.heard.p99_gap_s)
     over_s = max(load.heard.p99_gap_s for load in running.values())
     say(
         f"p99 between tokens: {1e3 * over_s:.0f} ms in the overload, {over_s / busy_s:.2f} x that of {MAX_RUNNING} "

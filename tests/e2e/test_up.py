@@ -24,7 +24,7 @@ LONG: list[Any] = [{"role": "user", "content": f"{FACTS} What is the capital of 
 
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    settings = {"TANDEM_PREFILL_STEP_TIMEOUT_S": "3"}  # handed on to the decode worker
+    settings = {"TANDEM_PREFILL_STEP_TIMEOUT_S": "10"}  # handed on to the decode worker
     with running_up(tmp_path_factory.mktemp("up"), settings) as cluster:
         yield cluster
 

@@ -121,11 +121,12 @@ class TestFetch:
         ):
             await generate(running, prompt(30))
             running.decode.faults.plan = ALL_STALLED
+            before = running.decode.faults.num_pushes
             calls = [
                 asyncio.create_task(FetchCall(twin, running.decode, names(prompt(30)), epoch=epoch).finish())
                 for epoch in (1, 2)
             ]
-            await until(lambda: running.decode.moving.exporter.num_live == 2)
+            await until(lambda: running.decode.faults.num_pushes == before + 2)
             third = FetchCall(twin, running.decode, names(prompt(30)), epoch=3)
             with pytest.raises(Overloaded) as refused:
                 await third.finish()
