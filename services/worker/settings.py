@@ -5,10 +5,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from services.rpc.tls import TlsSettings
+from services.rpc.member_settings import MemberSettings
 
 
-class WorkerSettings(TlsSettings):
+class WorkerSettings(MemberSettings):
     """One worker process: its model, its memory, its place in the cluster."""
 
     model: str = "smollm2"
@@ -40,20 +40,6 @@ class WorkerSettings(TlsSettings):
     verify_weights: bool = False
     """Hash all bytes of the weights instead of trusting headers, sizes and published checksums."""
 
-    host: str = "127.0.0.1"
-    """Address the gRPC server binds to."""
-    port: int = Field(default=0, ge=0, le=65535)
-    """Port of the gRPC server; 0 picks a free one."""
-    advertise_host: str | None = None
-    """Address under which peers reach this worker; `host` if not given."""
-    admin_host: str = "127.0.0.1"
-    """Address of the admin port (/livez, /readyz, /metrics)."""
-    admin_port: int = Field(default=0, ge=0, le=65535)
-    """Admin port; 0 picks a free one."""
-    redis_url: str = "redis://127.0.0.1:6379/0"
-    """Redis or Valkey that holds the membership; redis:// or unix://."""
-    secret_file: Path = Path("~/.local/share/tandem/secret")
-    """File with the cluster secret, the same for all services; made there if missing."""
     cache_dir: Path = Path("~/.cache/tandem")
     """Where converted models and compiled kernels are kept."""
     transport: Literal["nixl", "tcp"] = "nixl"
@@ -73,7 +59,3 @@ class WorkerSettings(TlsSettings):
     supervisor replaces it."""
     fault_plan: Path | None = None
     """A test instrument: a YAML file that says at which protocol steps this worker misbehaves (docs/reliability.md)."""
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """How much is logged."""
-    log_json: bool = False
-    """Write the log as JSON lines."""
