@@ -233,12 +233,7 @@ async def open_host(
             throughput=throughput,
             clock=clock,
         )
-        exporter = Exporter(node, metrics, push_timeout_s=settings.push_timeout_s)
-        stack.push_async_callback(exporter.close, _EXPORTS_TIMEOUT_S)
-        kept = _kept_blocks(stack, node)
-        tandem_pb2_grpc.add_KVServicer_to_server(
-            KVServicer(node, exporter, kept, max_waiting=settings.max_waiting), server
-        )
+        exporter, kept = _kv_service(stack, node, metrics, server, settings)
         _log.event("worker.listening", member=node.member_id, address=address, admin_port=admin.port)
         parts = (node, channels, metrics, exporter, kept, registry, server, address, settings, prometheus, state)
         yield WorkerHost(*parts)
@@ -246,10 +241,16 @@ async def open_host(
         raise InternalError("The engine failed; the log has the details.")
 
 
-def _kept_blocks(stack: AsyncExitStack, node: Node) -> KeptBlocks:
-    kept = KeptBlocks(node)
+def _kv_service(
+    stack: AsyncExitStack, node: Node, metrics: WorkerMetrics, server: grpc.aio.Server, settings: WorkerSettings
+) -> tuple[Exporter, KeptBlocks]:
+    """Let others fetch blocks; return what pushes them and what keeps them."""
+    exporter, kept = Exporter(node, metrics, push_timeout_s=settings.push_timeout_s), KeptBlocks(node)
+    stack.push_async_callback(exporter.close, _EXPORTS_TIMEOUT_S)
     stack.push_async_callback(kept.close)
-    return kept
+    servicer = KVServicer(node, exporter, kept, max_waiting=settings.max_waiting)
+    tandem_pb2_grpc.add_KVServicer_to_server(servicer, server)
+    return exporter, kept
 
 
 def _stop_on_signals(state: _State) -> None:
