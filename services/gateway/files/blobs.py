@@ -2,6 +2,8 @@
 
 import secrets
 from collections.abc import AsyncGenerator, Sequence
+from types import TracebackType
+from typing import Self
 
 from services.errors import ObjectNotFound
 from services.gateway.redis_state import RedisState
@@ -39,7 +41,10 @@ class Blobs:
 
 
 class StagedBytes:
-    """Takes bytes in pieces of any size; they vanish by themselves unless an object adopts them."""
+    """Takes bytes in pieces of any size; ``async with``: a failure removes them.
+
+    They vanish by themselves, later, unless an object adopts them.
+    """
 
     def __init__(self, state: RedisState, project: str) -> None:
         self._state = state
@@ -49,6 +54,15 @@ class StagedBytes:
         self.names: list[str] = []
         """Keys written so far, after the project's prefix."""
         self.num_bytes = 0
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is not None:
+            await self._discard()
 
     async def write(self, data: bytes) -> None:
         """Take the next bytes; whole chunks go to Redis."""
@@ -64,8 +78,7 @@ class StagedBytes:
             await self._store(bytes(self._waiting))
             self._waiting.clear()
 
-    async def discard(self) -> None:
-        """Remove what nobody will adopt."""
+    async def _discard(self) -> None:
         if self.names:
             async with self._state.reaching() as client:
                 await client.unlink(*(self._prefix + name for name in self.names))

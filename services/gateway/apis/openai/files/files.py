@@ -65,8 +65,7 @@ class Files(FileEndpoint):
         """Take a file."""
         call = await self._call(request)
         files = self._files(call)
-        staged = files.blobs.staged()
-        try:
+        async with files.blobs.staged() as staged:
             form = await self._form(request, "file", staged)
             body = parse_body(CreateFile, orjson.dumps(nested(form.fields)))
             await self._services.files.storage.register(call.exchange.project)
@@ -75,9 +74,6 @@ class Files(FileEndpoint):
             shown = file_json(ref, call.exchange.created, form.filename, staged.num_bytes, body.purpose, expires_at)
             stored = StoredBytes(staged.num_bytes, len(staged.names))
             await files.objects.apply(new_file(ref, shown, stored, staged.names))
-        except BaseException:
-            await staged.discard()
-            raise
         return JsonReply(shown)
 
     async def list(self, request: Request) -> Response:

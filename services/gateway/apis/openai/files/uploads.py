@@ -67,8 +67,7 @@ class Uploads(FileEndpoint):
         """Take a part; parts may be sent at the same time and in any order."""
         call = await self._call(request)
         upload = await self._pending(call, self._ref(request, UPLOAD))
-        staged = self._files(call).blobs.staged()
-        try:
+        async with self._files(call).blobs.staged() as staged:
             form = await self._form(request, "data", staged)
             if form.fields:
                 name = next(iter(form.fields))[:255]
@@ -79,9 +78,6 @@ class Uploads(FileEndpoint):
             await call.objects.apply(
                 [Create(ref, shown, upload.ref, private=stored.to_bytes()), AdoptBytes(ref, staged.names)]
             )
-        except BaseException:
-            await staged.discard()
-            raise
         return JsonReply(shown)
 
     async def complete(self, request: Request) -> Response:
