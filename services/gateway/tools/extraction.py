@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from services.gateway.exchange import new_token
 from services.gateway.text.choice import Piece, TokenText
 from services.gateway.text.stop import StopStrings
+from services.gateway.tools.events import CallArguments, CallStarted, Text
 from services.gateway.tools.feed import Feed
-from services.gateway.tools.format import CallArguments, CallStarted, Text, ToolFormat, ToolUse
+from services.gateway.tools.format import ToolFormat, ToolUse
 
 
 @dataclass(frozen=True)

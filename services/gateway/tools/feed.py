@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator
 from typing import TypeVar
 
 from services.gateway.text.stop import overlap
-from services.gateway.tools.format import CallArguments, CallEvent, CallStarted, Reading, Text
+from services.gateway.tools.events import CallArguments, CallEvent, CallStarted, Reading, Text
 
 Result = TypeVar("Result")
 Taking = Generator[None, None, Result]

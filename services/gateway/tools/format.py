@@ -1,11 +1,11 @@
-"""What is common to all formats of tool calls: what a format says of itself, and what is read out of an answer."""
+"""What is common to all formats of tool calls: what a format says of itself."""
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from services.gateway.tools.feed import Feed
+from services.gateway.tools.events import Reading
+from services.gateway.tools.feed import Feed
 
 MAX_PARALLEL_CALLS = 16
 """Calls of one answer: a small model that may call on and on does so."""
@@ -35,32 +35,6 @@ class ToolUse:
 
 
 @dataclass(frozen=True)
-class Text:
-    """More of the answer's text."""
-
-    text: str
-    offset: int
-    """Characters of the output before it."""
-
-
-@dataclass(frozen=True)
-class CallStarted:
-    """A call of the named function begins."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class CallArguments:
-    """More of the JSON text of the last call's arguments."""
-
-    text: str
-
-
-CallEvent = Text | CallStarted | CallArguments
-
-
-@dataclass(frozen=True)
 class CallSyntax:
     """How calls are written::
 
@@ -83,8 +57,6 @@ class CallSyntax:
 
 
 NAME = "NAME"
-Reading = Generator[None, None, None]
-"""Runs until it needs more text."""
 
 
 class ToolFormat(Protocol):
@@ -101,5 +73,5 @@ class ToolFormat(Protocol):
     def is_used_by(self, template: str) -> bool:
         """Whether a chat template asks for this format."""
 
-    def read(self, feed: "Feed", names: frozenset[str]) -> Reading:
+    def read(self, feed: Feed, names: frozenset[str]) -> Reading:
         """Turn the whole output in ``feed`` into its events; calls of other functions than ``names`` are text."""

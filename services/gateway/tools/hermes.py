@@ -8,8 +8,9 @@ Also what models are asked for whose own template knows no tools.
 """
 
 from services.gateway.tools.call_object import take_call
+from services.gateway.tools.events import Reading
 from services.gateway.tools.feed import Feed
-from services.gateway.tools.format import CallSyntax, Reading
+from services.gateway.tools.format import CallSyntax
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 _OTHERS = ("<function=", "<arg_key>")

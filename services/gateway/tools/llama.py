@@ -4,8 +4,9 @@
 """
 
 from services.gateway.tools.call_object import take_call
+from services.gateway.tools.events import Reading
 from services.gateway.tools.feed import Feed
-from services.gateway.tools.format import CallSyntax, Reading
+from services.gateway.tools.format import CallSyntax
 
 _TAG = "<|python_tag|>"
 

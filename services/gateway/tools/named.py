@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
+from services.gateway.tools.events import Reading
 from services.gateway.tools.feed import Feed, Taking
-from services.gateway.tools.format import NAME, CallSyntax, Reading
+from services.gateway.tools.format import NAME, CallSyntax
 
 _MAX_NAME_LENGTH = 128
 

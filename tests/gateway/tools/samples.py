@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from services.gateway.tools.events import CallArguments, CallEvent, CallStarted, Text
 from services.gateway.tools.feed import Feed
-from services.gateway.tools.format import NAME, CallArguments, CallEvent, CallStarted, CallSyntax, Text, ToolFormat
+from services.gateway.tools.format import NAME, CallSyntax, ToolFormat
 
 NAMES = frozenset(["get_weather", "add", "now"])
 

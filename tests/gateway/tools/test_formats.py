@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.gateway.settings import ToolFormatName
-from services.gateway.tools.format import CallArguments, CallStarted, Text
+from services.gateway.tools.events import CallArguments, CallStarted, Text
 from services.gateway.tools.formats import FORMATS, format_named, format_of
 from tests.gateway.tools.samples import NAMES, Call, calls_of, read, text_of, written
 
