@@ -3,27 +3,29 @@
 import asyncio
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from services.cluster.registry import Member, Role
 from services.cluster.view import MemberView
 from services.config import load
-from services.decode.arrivals import Arrivals
 from services.decode.handover import Handover
 from services.decode.policy import PrefillPolicy
 from services.decode.prompt import PromptServices
 from services.decode.reserving import Reserving
 from services.decode.service import DecodeServicer
 from services.decode.settings import DecodeSettings
-from services.decode.settling import Settling
 from services.decode.warm_pairs import WarmPairs
+from services.rpc import tandem_pb2 as pb
 from services.rpc import tandem_pb2_grpc
 from services.rpc.channel import Channels
 from services.rpc.versions import understands
 from services.telemetry.defects import count_defects
 from services.telemetry.logs import configure_logging
 from services.telemetry.metrics import WorkerMetrics, process_registry
+from services.worker.arrivals import Arrivals
 from services.worker.host import WorkerHost, open_host
 from services.worker.node import Node
+from services.worker.settling import Settling
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,22 +41,14 @@ async def serve(settings: DecodeSettings) -> None:
     prometheus = process_registry()
     count_defects(prometheus)
     metrics = WorkerMetrics(prometheus)
-    arrivals = Arrivals(metrics)
-    host = open_host(
-        settings,
-        Role.DECODE,
-        max_reserved_share=settings.max_reserved_share,
-        on_notice=arrivals.on_notice,
-        prometheus=prometheus,
-        metrics=metrics,
-    )
-    async with host as worker:
-        await _serve(worker, settings, arrivals)
+    async with open_host(settings, Role.DECODE, prometheus=prometheus, metrics=metrics) as worker:
+        await _serve(worker, settings)
 
 
-async def _serve(worker: WorkerHost, settings: DecodeSettings, arrivals: Arrivals) -> None:
+async def _serve(worker: WorkerHost, settings: DecodeSettings) -> None:
     node, channels = worker.node, worker.channels
-    services = prompt_services(node, channels, arrivals, worker.metrics, settings)
+    incoming = Incoming(worker.arrivals, worker.settling, own_address=worker.address)
+    services = prompt_services(node, channels, incoming, worker.metrics, settings)
     view = MemberView(worker.registry, node.clock)
     handover = Handover(
         node, worker.kept, worker.metrics, settings=settings, room=lambda: _room_elsewhere(node, view.members())
@@ -66,7 +60,6 @@ async def _serve(worker: WorkerHost, settings: DecodeSettings, arrivals: Arrival
         WarmPairs(node, channels, view),
     ):
         await worker.run(servicer)
-    await services.settling.close()
 
 
 def _room_elsewhere(node: Node, members: Iterable[Member]) -> int:
@@ -79,15 +72,25 @@ def _room_elsewhere(node: Node, members: Iterable[Member]) -> int:
     return num_blocks
 
 
+@dataclass(frozen=True)
+class Incoming:
+    """What a worker has for blocks that come, and where peers find it."""
+
+    arrivals: Arrivals
+    settling: Settling
+    own_address: str
+
+
 def prompt_services(
-    node: Node, channels: Channels, arrivals: Arrivals, metrics: WorkerMetrics, settings: DecodeSettings
+    node: Node, channels: Channels, incoming: Incoming, metrics: WorkerMetrics, settings: DecodeSettings
 ) -> PromptServices:
-    """Return what the prompts of one worker share; its ``settling`` is to be closed."""
+    """Return what the prompts of one worker share."""
     return PromptServices(
         node=node,
         channels=channels,
-        arrivals=arrivals,
-        settling=Settling(node, channels, grace_s=settings.settle_grace_s),
+        arrivals=incoming.arrivals,
+        settling=incoming.settling,
+        own_source=pb.KVSource(member_id=node.member_id, address=incoming.own_address),
         reserving=Reserving(node, timeout_s=settings.reserve_timeout_s),
         policy=PrefillPolicy(
             always_local_tokens=settings.local_prefill_tokens,

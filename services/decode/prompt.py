@@ -11,15 +11,13 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 
-from services.decode.arrivals import Arrivals
-from services.decode.attempt import Attempt, Leaving
 from services.decode.policy import PrefillPolicy
+from services.decode.prefill_attempt import PrefillAttempt
 from services.decode.proof import Proof
 from services.decode.reserving import Reserving
 from services.decode.settings import DecodeSettings
-from services.decode.settling import Settling
 from services.engine.output import Reservation, SampledToken
-from services.engine.request import AttemptKey, FinishReason, NewRequest, Outcome
+from services.engine.request import AttemptKey, FinishReason, NewRequest
 from services.engine.scheduler import Scheduler
 from services.errors import (
     Draining,
@@ -38,7 +36,10 @@ from services.rpc import tandem_pb2 as pb
 from services.rpc.channel import Channels
 from services.telemetry.logs import get_logger
 from services.telemetry.metrics import WorkerMetrics
+from services.worker.arrivals import Arrivals
+from services.worker.attempt import Leaving
 from services.worker.node import Node
+from services.worker.settling import Settling
 
 _log = get_logger(__name__)
 _FAILURES = (PeerError, IntegrityError, Overloaded, Unavailable)
@@ -56,6 +57,8 @@ class PromptServices:
     policy: PrefillPolicy
     settings: DecodeSettings
     metrics: WorkerMetrics
+    own_source: pb.KVSource
+    """This worker, as prefill workers reach it for the beginning of a prompt."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ class Prompt:
         self._require_prefill = peers.require_prefill
         self._kv_source = peers.kv_source
         self._proof = proof
-        self._attempt: Attempt | None = None
+        self._attempt: PrefillAttempt | None = None
         self._repeated: SampledToken | None = None
         """The first token, once it was sent: whoever takes over computes it again."""
         self._num_arrived_blocks = 0
@@ -181,7 +184,9 @@ class Prompt:
             return
         timeout_s = self._services.settings.prefill_step_timeout_s
         try:
-            num_found = await attempt.fetch(source, num_blocks=num_blocks, step_timeout_s=timeout_s, proof=self._proof)
+            self._proof.mark()
+            num_found = await attempt.fetch(source, num_blocks=num_blocks, step_timeout_s=timeout_s)
+            self._proof.lap("transfer")
         except _FAILURES as error:
             _log.warning(
                 "fetch.failed",
@@ -195,12 +200,15 @@ class Prompt:
         _log.event("fetch.arrived", request_id=self._spec.request_id, source=source.member_id, blocks=num_found)
         if num_found:
             self._proof.kv_source = source.member_id
+            self._proof.fetched_tokens = num_found * block_size
 
     def _way_here(self) -> tuple[str, str]:
         """Return path and reason of a prompt that is computed here by choice."""
         if self._fetch_failure is not None:
             return "fallback", self._fetch_failure.code
-        return ("handover", "") if self._proof.kv_source else ("local", "short prompt")
+        if self._kv_source is None or not self._proof.kv_source:
+            return "local", "short prompt"
+        return ("handover", "") if self._kv_source.kept_as else ("local", "prefix fetched")
 
     def _is_local(self) -> bool:
         node, num_missing = self._services.node, self._num_missing_tokens
@@ -213,12 +221,13 @@ class Prompt:
             throughput=node.throughput,
         )
 
-    async def _try(self, attempt: Attempt, candidate: pb.PrefillCandidate) -> AsyncGenerator[SampledToken, None]:
+    async def _try(self, attempt: PrefillAttempt, candidate: pb.PrefillCandidate) -> AsyncGenerator[SampledToken, None]:
         self._proof.attempts += 1
         running = attempt.run(
             self._spec,
             candidate,
             self._project,
+            kv_source=self._services.own_source if attempt.reservation.first_wanted else None,
             step_timeout_s=self._services.settings.prefill_step_timeout_s,
             proof=self._proof,
         )
@@ -233,7 +242,7 @@ class Prompt:
             raise InternalError("An attempt ended without a token.")
         await self._start(candidate, first)
 
-    async def _next_attempt(self) -> Attempt | None:
+    async def _next_attempt(self) -> PrefillAttempt | None:
         """Return the attempt to use: the one that nobody was asked in, or a new one that keeps what arrived.
 
         None if quarantine took the blocks that another attempt needs: then the prompt waits to be computed here.
@@ -279,32 +288,17 @@ class Prompt:
 
     @contextmanager
     def _leaving(self) -> Iterator[Leaving]:
-        """Leave the attempt, if there is one; the command inside tells the engine, then its quarantine is watched."""
+        """Leave the attempt, if there is one; the command inside tells the engine."""
         attempt, self._attempt = self._attempt, None
-        leaving = attempt.leave() if attempt is not None else Leaving(0, Outcome.NOTHING_POSTED)
-        self._num_arrived_blocks += leaving.num_arrived
-        self._count(attempt, leaving)
-        try:
+        with self._services.settling.leaving(attempt) as leaving:
+            self._num_arrived_blocks += leaving.num_arrived
             yield leaving
-        finally:
-            is_open = attempt is not None and leaving.num_arrived < attempt.num_wanted
-            if attempt is not None and attempt.peer is not None and is_open and leaving.outcome is Outcome.UNKNOWN:
-                self._services.settling.watch(attempt.key, attempt.peer)
 
-    def _count(self, attempt: Attempt | None, leaving: Leaving) -> None:
-        if attempt is None or attempt.peer is None:
-            return
-        metrics, has_all = self._services.metrics, leaving.num_arrived == attempt.num_wanted
-        is_known = leaving.outcome is Outcome.NOTHING_POSTED  # of those that did not arrive
-        outcome = "arrived" if has_all or (is_known and leaving.num_arrived) else leaving.outcome.value
-        counter = metrics.attempts if attempt.peer.computes else metrics.fetches
-        counter.labels(outcome=outcome.replace(" ", "_")).inc()
-        if leaving.outcome is Outcome.UNKNOWN:
-            metrics.quarantined_blocks.inc(attempt.num_wanted - leaving.num_arrived)
-
-    def _open(self, key: AttemptKey, reservation: Reservation) -> Attempt:
+    def _open(self, key: AttemptKey, reservation: Reservation) -> PrefillAttempt:
         services = self._services
-        self._attempt = Attempt(services.node, services.channels, services.arrivals, reservation=reservation, key=key)
+        self._attempt = PrefillAttempt(
+            services.node, services.channels, services.arrivals, reservation=reservation, key=key
+        )
         return self._attempt
 
     def _new_key(self) -> AttemptKey:

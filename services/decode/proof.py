@@ -22,6 +22,7 @@ class Proof:
     cached_tokens: int = 0
     transferred_tokens: int = 0
     recomputed_tokens: int = 0
+    fetched_tokens: int = 0
     prefill_cached_tokens: int = 0
     kv_blocks: int = 0
     kv_bytes: int = 0
@@ -82,5 +83,6 @@ class Proof:
             prefill_cached_tokens=self.prefill_cached_tokens,
             reason=self.reason,
             kv_source=self.kv_source,
+            fetched_tokens=self.fetched_tokens,
             failed_prefill=self.failed_prefill,
         )

@@ -16,8 +16,6 @@ class DecodeSettings(WorkerSettings):
     """Longest wait for KV blocks before a request is refused with 429."""
     max_prefill_attempts: int = Field(default=3, ge=1)
     """Prefill workers tried for one request before the prompt is computed here."""
-    max_reserved_share: float = Field(default=0.3, gt=0, le=1)
-    """Largest share of the KV pool that reservations may hold."""
     local_prefill_tokens: int = Field(default=64, ge=0)
     """Prompts with at most this many uncached tokens are always computed here."""
     max_local_prefill_tokens: int = Field(default=128, ge=0)
@@ -27,6 +25,3 @@ class DecodeSettings(WorkerSettings):
     worker if there is one; never longer than half of `drain_timeout_s`."""
     handover_keep_s: float = Field(default=30.0, gt=0)
     """How long the KV of a sequence that was handed over waits for whoever goes on with it."""
-    settle_grace_s: float = Field(default=5.0, ge=0)
-    """How long blocks stay quarantined after who may have written them is dead, or has removed this worker from its
-    transport: what was sent before may still be on its way."""

@@ -14,7 +14,7 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from services.engine.output import Ledger
-from services.engine.prefix_cache import PrefixCache
+from services.engine.prefix_cache import CacheChanges, PrefixCache
 from services.engine.request import AttemptKey
 from services.errors import InternalError, PoolExhausted
 from services.kv.hashes import BlockHash
@@ -114,6 +114,14 @@ class BlockPool:
         Does nothing if another block has that name already; this one is then free when released.
         """
         self._cache.publish(block, name, index)
+
+    def ended(self, name: BlockHash) -> None:
+        """Note that a sequence ended, whose last whole computed block is ``name``."""
+        self._cache.ended(name)
+
+    def take_cache_changes(self) -> CacheChanges:
+        """Return what others are to be told of the prefix cache since the last call."""
+        return self._cache.take_changes()
 
     # -- ledger ----------------------------------------------------------------------------------
 

@@ -6,10 +6,14 @@ one chain the end goes before its beginning: a block is of no use without those 
 """
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from services.kv.hashes import BlockHash
+from services.kv.landmarks import is_landmark
+
+CacheChanges = Mapping[BlockHash, bool]
+"""Names of blocks that others are told of (``services.kv.landmarks``), each with whether it is cached now."""
 
 
 @dataclass(slots=True)
@@ -19,6 +23,8 @@ class _Entry:
     """Position of the block in its chain."""
     last_use: int
     is_claimed: bool = True
+    is_told: bool = False
+    """Whether others are told of it."""
     is_queued: bool = False
     """Whether the heap has an entry for it, perhaps with an older ``last_use``."""
 
@@ -32,6 +38,7 @@ class PrefixCache:
         self._entries: dict[int, _Entry] = {}
         self._oldest: list[tuple[int, int, int]] = []  # (last use, minus index, block), at most one per block
         self._num_uses = 0
+        self._changes: dict[BlockHash, bool] = {}
 
     def __contains__(self, block: int) -> bool:
         return block in self._entries
@@ -50,7 +57,9 @@ class PrefixCache:
         """Make a claimed, computed block findable; of two with the same name the first one stays."""
         if name not in self._block_of:
             self._block_of[name] = block
-            self._entries[block] = _Entry(name, index, self._num_uses)
+            self._entries[block] = entry = _Entry(name, index, self._num_uses)
+            if is_landmark(index):
+                self._tell(entry)
 
     def touch(self, blocks: Iterable[int]) -> None:
         """Note a use of ``blocks``, a chain from its beginning; so no block is ever older than a later one."""
@@ -85,11 +94,30 @@ class PrefixCache:
                 return self._forget(block)
             self._queue(block, entry)
 
+    def ended(self, name: BlockHash) -> None:
+        """Note that a sequence ended, whose last whole computed block is ``name``."""
+        block = self._block_of.get(name)
+        if block is not None:
+            self._tell(self._entries[block])
+
+    def take_changes(self) -> CacheChanges:
+        """Return what others are to be told since the last call."""
+        changes, self._changes = self._changes, {}
+        return changes
+
     def _queue(self, block: int, entry: _Entry) -> None:
         entry.is_queued = True
         heapq.heappush(self._oldest, (entry.last_use, -entry.index, block))
 
     def _forget(self, block: int) -> int:
         self.num_evictable -= 1
-        del self._block_of[self._entries.pop(block).name]
+        entry = self._entries.pop(block)
+        del self._block_of[entry.name]
+        if entry.is_told:
+            self._changes[entry.name] = False
         return block
+
+    def _tell(self, entry: _Entry) -> None:
+        if not entry.is_told:
+            entry.is_told = True
+            self._changes[entry.name] = True

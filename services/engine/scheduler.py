@@ -25,6 +25,7 @@ from services.engine.output import (
     SampledToken,
     StepOutput,
 )
+from services.engine.prefix_cache import CacheChanges
 from services.engine.queues import Queues
 from services.engine.request import AttemptKey, FinishReason, NewRequest, Outcome, Request, Status
 from services.engine.reservations import Reservations
@@ -302,6 +303,10 @@ class Scheduler:
     def _end(self, request: Request) -> None:
         self._tables.release(request)
         self._queues.remove(request)
+
+    def take_cache_changes(self) -> CacheChanges:
+        """Return what others are to be told of the prefix cache since the last call."""
+        return self._pool.take_cache_changes()
 
     # -- views -------------------------------------------------------------------------------------
 

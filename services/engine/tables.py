@@ -61,6 +61,8 @@ class BlockTables:
 
     def release(self, request: Request) -> None:
         """Take all blocks back; published ones stay cached until somebody needs the room."""
+        if num_whole := min(request.num_computed_tokens // self.block_size, len(request.block_hashes)):
+            self._pool.ended(request.block_hashes[num_whole - 1])
         self._pool.release(use_of(request))
         request.block_table.clear()
         request.num_computed_tokens = 0

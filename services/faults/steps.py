@@ -3,6 +3,7 @@
     gateway ── decode.Generate ──> decode ── prefill.Run, prefill.Settle, prefill.Connect ──> prefill
                                    decode <── transfer.push ───────────────────────────────── prefill
     decode that leaves <── kv.Fetch, kv.Settle ── decode that goes on, after ── decode.Generate.sends.handed_over
+    gateway ── kv.Watch ──> decode, prefill
 
 A message of a call is one step, seen by both sides: the sender meets it just before the message leaves, the
 receiver just before it is handed up.
@@ -45,7 +46,13 @@ HANDOVER_STEPS: Mapping[str, tuple[str, ...]] = {
 }
 """What is added when a decode worker leaves while it has sequences; both ends of a fetch are decode workers."""
 
-STEPS: Mapping[str, tuple[str, ...]] = {**REQUEST_STEPS, **HANDOVER_STEPS}
+ROUTING_STEPS: Mapping[str, tuple[str, ...]] = {
+    "kv.Watch.received": (GATEWAY, DECODE, PREFILL),
+    "kv.Watch.sends.reply": (DECODE, PREFILL, GATEWAY),
+}
+"""What gateways hear of prefix caches, beside any request: what is lost here costs time, never a token."""
+
+STEPS: Mapping[str, tuple[str, ...]] = {**REQUEST_STEPS, **HANDOVER_STEPS, **ROUTING_STEPS}
 
 
 def request_step(method: str) -> str:

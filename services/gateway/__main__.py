@@ -31,6 +31,7 @@ from services.gateway.answers import Answers
 from services.gateway.apis.openai.service import OpenAILimits, OpenAIServices, RunParts
 from services.gateway.app import AppParts, create_app
 from services.gateway.auth import Authenticator, KnownKeys
+from services.gateway.cache_client import GrpcCacheClient
 from services.gateway.decode_client import DecodeClient, GrpcDecodeClient
 from services.gateway.drain import Drain
 from services.gateway.embeddings.client import EmbeddingClient, GrpcEmbeddingClient
@@ -43,6 +44,8 @@ from services.gateway.models import ClusterView, ModelCatalog
 from services.gateway.observer import AnswerObserver
 from services.gateway.recorder import TimelineRecorder
 from services.gateway.redis_state import RedisState
+from services.gateway.routing.cache_watching import CacheClient, CacheWatching
+from services.gateway.routing.prefixes import PrefixIndex
 from services.gateway.routing.probing import HealthClient, Probing
 from services.gateway.routing.router import Router
 from services.gateway.routing.suspects import Suspects
@@ -82,6 +85,7 @@ class Surroundings:
     view: ClusterView
     client: DecodeClient
     embedder: EmbeddingClient
+    caches: CacheClient
     health: HealthClient
     keys: KeyStore
     timelines: TimelineStore
@@ -109,6 +113,7 @@ class Gateway:
     readiness: Readiness
     drain: Drain
     probing: Probing
+    caches: CacheWatching
     runs: Runs
     sweeper: Sweeper
     files: FileServices
@@ -138,8 +143,8 @@ def build(settings: GatewaySettings, around: Surroundings) -> Gateway:
     )
     readiness = Readiness(around.view, drain)
     _watch(metrics, admission, around.view)
-    suspects = Suspects(clock, settings.suspect_s)
-    generation = _generation(settings, around, suspects)
+    suspects, prefixes = Suspects(clock, settings.suspect_s), PrefixIndex()
+    generation = _generation(settings, around, suspects, prefixes)
     making = TurnServices(catalog, threads, admission, generation, observer, recorder, settings.default_max_tokens)
     runs, sweeper = _runs(settings, around, making, drain)
     files = _files(settings, around)
@@ -156,8 +161,11 @@ def build(settings: GatewaySettings, around: Surroundings) -> Gateway:
         is_lenient=settings.lenient_objects,
     )
     probing = Probing(suspects, around.view, around.health, clock, pause_s=settings.suspect_s)
+    caches = CacheWatching(around.view, prefixes, around.caches, clock)
     app = create_app(_app_parts(settings, around, openai, observer, drain, readiness))
-    return Gateway(app, catalog, keys, recorder, shares, readiness, drain, probing, runs.service, sweeper, files)
+    return Gateway(
+        app, catalog, keys, recorder, shares, readiness, drain, probing, caches, runs.service, sweeper, files
+    )
 
 
 def _app_parts(
@@ -222,12 +230,16 @@ def _admission(settings: GatewaySettings, around: Surroundings, shares: Shares) 
     return FairAdmission(limits, shares, capacity, around.clock, around.metrics)
 
 
-def _generation(settings: GatewaySettings, around: Surroundings, suspects: Suspects) -> GenerationServices:
+def _generation(
+    settings: GatewaySettings, around: Surroundings, suspects: Suspects, prefixes: PrefixIndex
+) -> GenerationServices:
     router = Router(
         around.view,
         suspects,
         around.random,
+        prefixes=prefixes,
         num_prefill_candidates=settings.prefill_candidates,
+        min_fetch_tokens=settings.min_fetch_tokens,
         require_prefill=settings.require_prefill,
     )
     limits = GenerationLimits(
@@ -299,6 +311,7 @@ async def run(settings: GatewaySettings) -> None:
             view=view,
             client=GrpcDecodeClient(channels),
             embedder=GrpcEmbeddingClient(channels),
+            caches=GrpcCacheClient(channels),
             health=GrpcHealthClient(channels),
             keys=RedisKeyStore(state, clock),
             timelines=RedisTimelineStore(state, settings.timeline_ttl_s),
@@ -337,6 +350,7 @@ def _followers(gateway: Gateway, settings: GatewaySettings) -> tuple[Follower, .
         ("keys", gateway.keys.follow),
         ("shares", gateway.shares.follow),
         ("probing", gateway.probing.follow),
+        ("caches", gateway.caches.follow),
         ("runs", lambda: gateway.sweeper.follow(settings.run_sweep_s)),
     )
 

@@ -6,11 +6,13 @@ route -> Generate -> tokens ... -> end
   +----------+-----------+                      and is told who has their KV if somebody does
 """
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import cached_property
 from math import ceil
 
+from services.cluster.registry import Member
 from services.errors import (
     DeadlineExceeded,
     Draining,
@@ -42,6 +44,7 @@ from services.gateway.sequence import (
     tokens_of,
     unknown_proof,
 )
+from services.kv.hashes import BlockHash, block_hashes, cache_seed
 from services.rpc import tandem_pb2 as pb
 from services.rpc.convert import sampling_to_message
 from services.telemetry.clock import Clock
@@ -167,8 +170,7 @@ class Generation:
     async def _attempt(self, route: Route) -> AsyncGenerator[SequenceEvent, None]:
         message = self._message(route)
         self._is_running = False
-        num_known = len(self._request.prompt_token_ids) + len(self._output)
-        num_tokens = num_known if self._kv_source is None else 0  # to be computed anew
+        num_tokens = route.num_uncached_tokens if self._kv_source is None else 0  # to be computed anew
         with self._router.flight(route, num_tokens) as flight:
             events = PacedEvents(self._client.generate(route.decode.address, message))
             async with events.closing():
@@ -304,7 +306,15 @@ class Generation:
         num_tokens = len(self._request.prompt_token_ids) + len(self._output)
         longest = len(self._request.prompt_token_ids) + self._request.sampling.max_tokens
         num_blocks = ceil(longest / self._request.block_size)
-        return RouteRequest(self._request.requirements, num_tokens, num_blocks)
+        request = self._request
+        return RouteRequest(request.requirements, num_tokens, num_blocks, request.block_size, self._block_hashes)
+
+    @cached_property
+    def _block_hashes(self) -> Sequence[BlockHash]:
+        """Names of the prompt's whole blocks in prefix caches."""
+        request = self._request
+        seed = cache_seed(request.requirements.fingerprint, request.project)
+        return block_hashes(seed, request.prompt_token_ids, request.block_size)
 
     def _message(self, route: Route) -> pb.GenerateRequest:
         request = self._request
@@ -329,8 +339,12 @@ class Generation:
             project=request.project,
             require_prefill=self._limits.require_prefill,
             timeout_s=self._remaining_s(),
-            kv_source=self._kv_source,
+            kv_source=self._kv_source or _source(route.kv_source),
         )
+
+
+def _source(member: Member | None) -> pb.KVSource | None:
+    return None if member is None else pb.KVSource(member_id=member.member_id, address=member.address)
 
 
 def _deadline_passed() -> DeadlineExceeded:

@@ -31,6 +31,8 @@ class PathProof:
     """Why disaggregation was not used or failed."""
     kv_source: str | None = None
     """Worker that had KV of the sequence already and pushed it to the decode worker."""
+    fetched_tokens: int = 0
+    """Those of the transferred tokens that came from there."""
     replays: int = 0
     """How often another decode worker had to go on because one was lost."""
     handovers: int = 0
@@ -40,7 +42,7 @@ class PathProof:
     @property
     def spared_tokens(self) -> int:
         """Prompt tokens that nobody had to compute."""
-        return max(self.cached_tokens, self.prefill_cached_tokens)
+        return max(self.cached_tokens + self.fetched_tokens, self.prefill_cached_tokens)
 
     def to_json(self) -> dict[str, Any]:
         """Return the object that stands as ``tandem`` in answers; steps in their order, only those that happened."""

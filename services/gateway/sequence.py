@@ -102,6 +102,7 @@ def proof_of(message: pb.PathProof) -> PathProof:
         attempts=message.attempts,
         reason=message.reason or None,
         kv_source=message.kv_source or None,
+        fetched_tokens=message.fetched_tokens,
         timings_ms=dict(message.timings_ms),
     )
 

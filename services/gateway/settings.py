@@ -107,6 +107,8 @@ class GatewaySettings(TlsSettings):
     it said so."""
     prefill_candidates: int = Field(default=3, gt=0)
     """How many prefill workers are suggested to the decode worker."""
+    min_fetch_tokens: int = Field(default=64, ge=1)
+    """How much more of a prompt's KV another worker must have for the decode worker to fetch it there."""
     require_prefill: bool = False
     """Answer 503 instead of prefilling on the decode worker when no prefill worker can."""
 

@@ -13,6 +13,7 @@ from services.telemetry.defects import count_defects
 from services.telemetry.logs import configure_logging
 from services.telemetry.metrics import WorkerMetrics, process_registry
 from services.worker.host import open_host
+from services.worker.pulling import Pulling
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,13 +32,19 @@ async def serve(settings: PrefillSettings) -> None:
     host = open_host(
         settings,
         Role.PREFILL,
-        max_reserved_share=0.0,
-        on_notice=lambda agent, notice: metrics.stale_notices.inc(),  # nobody has a reason to push here
         prometheus=prometheus,
         metrics=metrics,
     )
     async with host as worker:
-        servicer = PrefillServicer(worker.node, settings, worker.exporter)
+        pulling = Pulling(
+            worker.node,
+            worker.channels,
+            worker.arrivals,
+            worker.settling,
+            min_tokens=settings.min_fetch_tokens,
+            step_timeout_s=settings.fetch_step_timeout_s,
+        )
+        servicer = PrefillServicer(worker.node, settings, worker.exporter, pulling)
         tandem_pb2_grpc.add_PrefillServicer_to_server(servicer, worker.server)
         await worker.run(servicer)
 

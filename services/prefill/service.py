@@ -22,6 +22,7 @@ from services.worker.engine_thread import EngineEvent, EngineStream
 from services.worker.exporter import Exporter
 from services.worker.node import Node
 from services.worker.outgoing import Outgoing
+from services.worker.pulling import Pulling
 
 _log = get_logger(__name__)
 _CONNECT_TIMEOUT_S = 10.0
@@ -37,10 +38,11 @@ class _Moments:
 class PrefillServicer(tandem_pb2_grpc.PrefillServicer):
     """Answers decode workers."""
 
-    def __init__(self, node: Node, settings: PrefillSettings, exporter: Exporter) -> None:
+    def __init__(self, node: Node, settings: PrefillSettings, exporter: Exporter, pulling: Pulling) -> None:
         self._node = node
         self._settings = settings
         self._exporter = exporter
+        self._pulling = pulling
 
     @property
     def num_live(self) -> int:
@@ -65,6 +67,8 @@ class PrefillServicer(tandem_pb2_grpc.PrefillServicer):
         key = AttemptKey(request.request_id, request.target.epoch)
         async with self._exporter.attempt(key, request.target, on_settled=_log_settled) as outgoing:
             try:
+                if request.HasField("kv_source"):
+                    await self._pulling.pull(spec, request.target.first_block, request.kv_source)
                 async with aclosing(self._compute(spec, outgoing)) as events:
                     async for event in events:
                         yield event

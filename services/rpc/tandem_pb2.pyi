@@ -4,7 +4,8 @@ isort:skip_file
 The wire between gateway, decode and prefill workers. Token ids only: text ends at the gateway.
 
   gateway --- Decode.Generate ---> decode --- Prefill.Run ---> prefill
-                                   decode --- KV.Fetch ------> whoever has the blocks
+                                   decode --- KV.Fetch ------> whoever has the blocks <--- KV.Fetch --- prefill
+  gateway --- KV.Watch ------------> decode and prefill
   gateway --- Embedding.Embed -----> embed
 
 Every call carries the cluster secret and the protocol version in its metadata (services/rpc/channel.py).
@@ -579,6 +580,7 @@ class PathProof(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     KV_SOURCE_FIELD_NUMBER: _builtins.int
     FAILED_PREFILL_FIELD_NUMBER: _builtins.int
+    FETCHED_TOKENS_FIELD_NUMBER: _builtins.int
     path: _builtins.str
     """"pd", "local", "fallback", or "handover": the KV of what was known of the sequence came from the worker that
     handed it over, and this worker computed the rest.
@@ -607,6 +609,8 @@ class PathProof(_message.Message):
     """Why disaggregation or the hand-over was not used or failed; empty for "pd" and "handover"."""
     kv_source: _builtins.str
     """Member id of the worker that had KV of the sequence and pushed it here (KV.Fetch); empty if none did."""
+    fetched_tokens: _builtins.int
+    """Those of the transferred tokens that kv_source had: nobody computed them for this request."""
     @_builtins.property
     def timings_ms(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Milliseconds by step: reserve, prefill_queue, prefill, transfer, decode_queue, first_token."""
@@ -633,10 +637,11 @@ class PathProof(_message.Message):
         reason: _builtins.str = ...,
         kv_source: _builtins.str = ...,
         failed_prefill: _abc.Iterable[_builtins.str] | None = ...,
+        fetched_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "cached_tokens", b"cached_tokens", "decode", b"decode", "failed_prefill", b"failed_prefill", "kv_bytes", b"kv_bytes", "kv_source", b"kv_source", "path", b"path", "prefill", b"prefill", "prefill_cached_tokens", b"prefill_cached_tokens", "reason", b"reason", "recomputed_tokens", b"recomputed_tokens", "timings_ms", b"timings_ms", "transferred_tokens", b"transferred_tokens", "transport", b"transport", "verified", b"verified"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "cached_tokens", b"cached_tokens", "decode", b"decode", "failed_prefill", b"failed_prefill", "fetched_tokens", b"fetched_tokens", "kv_bytes", b"kv_bytes", "kv_source", b"kv_source", "path", b"path", "prefill", b"prefill", "prefill_cached_tokens", b"prefill_cached_tokens", "reason", b"reason", "recomputed_tokens", b"recomputed_tokens", "timings_ms", b"timings_ms", "transferred_tokens", b"transferred_tokens", "transport", b"transport", "verified", b"verified"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -769,6 +774,7 @@ class RunRequest(_message.Message):
     TARGET_FIELD_NUMBER: _builtins.int
     PROJECT_FIELD_NUMBER: _builtins.int
     MEMBER_ID_FIELD_NUMBER: _builtins.int
+    KV_SOURCE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The same id as in GenerateRequest."""
     project: _builtins.str
@@ -791,6 +797,12 @@ class RunRequest(_message.Message):
     def target(self) -> Global___KVTarget:
         """Where the KV goes."""
 
+    @_builtins.property
+    def kv_source(self) -> Global___KVSource:
+        """Who has the blocks before target.first_block: what this worker lacks of them it may fetch there; absent if they
+        are not worth it.
+        """
+
     def __init__(
         self,
         *,
@@ -801,10 +813,11 @@ class RunRequest(_message.Message):
         target: Global___KVTarget | None = ...,
         project: _builtins.str = ...,
         member_id: _builtins.str = ...,
+        kv_source: Global___KVSource | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling", "target", b"target"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["kv_source", b"kv_source", "sampling", b"sampling", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["member_id", b"member_id", "project", b"project", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "resumed_output_token_ids", b"resumed_output_token_ids", "sampling", b"sampling", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kv_source", b"kv_source", "member_id", b"member_id", "project", b"project", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "resumed_output_token_ids", b"resumed_output_token_ids", "sampling", b"sampling", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1219,6 +1232,64 @@ class FetchPushed(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___FetchPushed: _TypeAlias = FetchPushed  # noqa: Y015
+
+@_typing.final
+class WatchRequest(_message.Message):
+    """Asks what a worker has cached."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMBER_ID_FIELD_NUMBER: _builtins.int
+    member_id: _builtins.str
+    """The incarnation that is meant; any other one refuses."""
+    def __init__(
+        self,
+        *,
+        member_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["member_id", b"member_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchRequest: _TypeAlias = WatchRequest  # noqa: Y015
+
+@_typing.final
+class CacheEvent(_message.Message):
+    """What a worker's prefix cache holds: at first everything, in as many events as it takes, then what changed. Only
+    landmarks are named (services/kv/landmarks.py).
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDED_FIELD_NUMBER: _builtins.int
+    REMOVED_FIELD_NUMBER: _builtins.int
+    IS_COMPLETE_FIELD_NUMBER: _builtins.int
+    is_complete: _builtins.bool
+    """Whether nothing more was to be told when this was sent."""
+    @_builtins.property
+    def added(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Chained hashes of blocks that can be fetched now."""
+
+    @_builtins.property
+    def removed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Chained hashes of blocks that were told of and are gone."""
+
+    def __init__(
+        self,
+        *,
+        added: _abc.Iterable[_builtins.bytes] | None = ...,
+        removed: _abc.Iterable[_builtins.bytes] | None = ...,
+        is_complete: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["added", b"added", "is_complete", b"is_complete", "removed", b"removed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CacheEvent: _TypeAlias = CacheEvent  # noqa: Y015
 
 @_typing.final
 class StatusRequest(_message.Message):

@@ -342,7 +342,7 @@ class Embedding:
 
 
 class KVStub:
-    """Spoken by every worker to workers. KV always moves as a push into memory that the receiver reserved.
+    """Spoken by every worker to workers and gateways. KV always moves as a push into memory that the receiver reserved.
     """
 
     def __init__(self, channel):
@@ -356,6 +356,11 @@ class KVStub:
                 request_serializer=services_dot_rpc_dot_tandem__pb2.FetchRequest.SerializeToString,
                 response_deserializer=services_dot_rpc_dot_tandem__pb2.FetchEvent.FromString,
                 _registered_method=True)
+        self.Watch = channel.unary_stream(
+                '/tandem.v1.KV/Watch',
+                request_serializer=services_dot_rpc_dot_tandem__pb2.WatchRequest.SerializeToString,
+                response_deserializer=services_dot_rpc_dot_tandem__pb2.CacheEvent.FromString,
+                _registered_method=True)
         self.Settle = channel.unary_unary(
                 '/tandem.v1.KV/Settle',
                 request_serializer=services_dot_rpc_dot_tandem__pb2.SettleRequest.SerializeToString,
@@ -364,12 +369,19 @@ class KVStub:
 
 
 class KVServicer:
-    """Spoken by every worker to workers. KV always moves as a push into memory that the receiver reserved.
+    """Spoken by every worker to workers and gateways. KV always moves as a push into memory that the receiver reserved.
     """
 
     def Fetch(self, request, context):
         """Pushes the longest run of the named blocks that this worker has, and says how many that is before it begins.
         Cancelling stops new pushes. Answered also while this worker leaves.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Watch(self, request, context):
+        """Tells which prefix blocks this worker has cached, and then every change.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -390,6 +402,11 @@ def add_KVServicer_to_server(servicer, server):
                     request_deserializer=services_dot_rpc_dot_tandem__pb2.FetchRequest.FromString,
                     response_serializer=services_dot_rpc_dot_tandem__pb2.FetchEvent.SerializeToString,
             ),
+            'Watch': grpc.unary_stream_rpc_method_handler(
+                    servicer.Watch,
+                    request_deserializer=services_dot_rpc_dot_tandem__pb2.WatchRequest.FromString,
+                    response_serializer=services_dot_rpc_dot_tandem__pb2.CacheEvent.SerializeToString,
+            ),
             'Settle': grpc.unary_unary_rpc_method_handler(
                     servicer.Settle,
                     request_deserializer=services_dot_rpc_dot_tandem__pb2.SettleRequest.FromString,
@@ -404,7 +421,7 @@ def add_KVServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class KV:
-    """Spoken by every worker to workers. KV always moves as a push into memory that the receiver reserved.
+    """Spoken by every worker to workers and gateways. KV always moves as a push into memory that the receiver reserved.
     """
 
     @staticmethod
@@ -424,6 +441,33 @@ class KV:
             '/tandem.v1.KV/Fetch',
             services_dot_rpc_dot_tandem__pb2.FetchRequest.SerializeToString,
             services_dot_rpc_dot_tandem__pb2.FetchEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Watch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/tandem.v1.KV/Watch',
+            services_dot_rpc_dot_tandem__pb2.WatchRequest.SerializeToString,
+            services_dot_rpc_dot_tandem__pb2.CacheEvent.FromString,
             options,
             channel_credentials,
             insecure,

@@ -4,7 +4,8 @@ isort:skip_file
 The wire between gateway, decode and prefill workers. Token ids only: text ends at the gateway.
 
   gateway --- Decode.Generate ---> decode --- Prefill.Run ---> prefill
-                                   decode --- KV.Fetch ------> whoever has the blocks
+                                   decode --- KV.Fetch ------> whoever has the blocks <--- KV.Fetch --- prefill
+  gateway --- KV.Watch ------------> decode and prefill
   gateway --- Embedding.Embed -----> embed
 
 Every call carries the cluster secret and the protocol version in its metadata (services/rpc/channel.py).
@@ -152,7 +153,7 @@ class EmbeddingServicer(metaclass=_abc_1.ABCMeta):
 def add_EmbeddingServicer_to_server(servicer: EmbeddingServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class KVStub:
-    """Spoken by every worker to workers. KV always moves as a push into memory that the receiver reserved."""
+    """Spoken by every worker to workers and gateways. KV always moves as a push into memory that the receiver reserved."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -162,23 +163,27 @@ class KVStub:
     """Pushes the longest run of the named blocks that this worker has, and says how many that is before it begins.
     Cancelling stops new pushes. Answered also while this worker leaves.
     """
+    Watch: _grpc.UnaryStreamMultiCallable[_tandem_pb2.WatchRequest, _tandem_pb2.CacheEvent]
+    """Tells which prefix blocks this worker has cached, and then every change."""
     Settle: _grpc.UnaryUnaryMultiCallable[_tandem_pb2.SettleRequest, _tandem_pb2.SettleReply]
     """Answers once no write of (request, epoch) that Fetch posted is outstanding and none will be posted."""
 
 @_typing.type_check_only
 class KVAsyncStub(KVStub):
-    """Spoken by every worker to workers. KV always moves as a push into memory that the receiver reserved."""
+    """Spoken by every worker to workers and gateways. KV always moves as a push into memory that the receiver reserved."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Fetch: _aio.UnaryStreamMultiCallable[_tandem_pb2.FetchRequest, _tandem_pb2.FetchEvent]  # type: ignore[assignment]
     """Pushes the longest run of the named blocks that this worker has, and says how many that is before it begins.
     Cancelling stops new pushes. Answered also while this worker leaves.
     """
+    Watch: _aio.UnaryStreamMultiCallable[_tandem_pb2.WatchRequest, _tandem_pb2.CacheEvent]  # type: ignore[assignment]
+    """Tells which prefix blocks this worker has cached, and then every change."""
     Settle: _aio.UnaryUnaryMultiCallable[_tandem_pb2.SettleRequest, _tandem_pb2.SettleReply]  # type: ignore[assignment]
     """Answers once no write of (request, epoch) that Fetch posted is outstanding and none will be posted."""
 
 class KVServicer(metaclass=_abc_1.ABCMeta):
-    """Spoken by every worker to workers. KV always moves as a push into memory that the receiver reserved."""
+    """Spoken by every worker to workers and gateways. KV always moves as a push into memory that the receiver reserved."""
 
     @_abc_1.abstractmethod
     def Fetch(
@@ -189,6 +194,14 @@ class KVServicer(metaclass=_abc_1.ABCMeta):
         """Pushes the longest run of the named blocks that this worker has, and says how many that is before it begins.
         Cancelling stops new pushes. Answered also while this worker leaves.
         """
+
+    @_abc_1.abstractmethod
+    def Watch(
+        self,
+        request: _tandem_pb2.WatchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_tandem_pb2.CacheEvent], _abc.AsyncIterator[_tandem_pb2.CacheEvent]]:
+        """Tells which prefix blocks this worker has cached, and then every change."""
 
     @_abc_1.abstractmethod
     def Settle(

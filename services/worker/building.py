@@ -55,7 +55,7 @@ class Built:
         )
 
 
-def build(settings: WorkerSettings, *, clock: Clock, max_reserved_share: float) -> Built:
+def build(settings: WorkerSettings, *, clock: Clock) -> Built:
     """Load the model and lay out its KV pool; takes seconds to minutes and blocks.
 
     With a fault plan the memory has one more block at its end, which the engine does not know.
@@ -84,7 +84,7 @@ def build(settings: WorkerSettings, *, clock: Clock, max_reserved_share: float) 
             "engine.inexact", differing=",".join(invariance.differing), max_difference=invariance.max_difference
         )
     card = _card(settings, folder, layout, loaded, num_blocks)
-    scheduler = Scheduler(_limits(settings, loaded, num_blocks, max_reserved_share))
+    scheduler = Scheduler(_limits(settings, loaded, num_blocks))
     _log.event(
         "engine.ready",
         model=folder.name,
@@ -170,9 +170,7 @@ def _free_bytes(settings: WorkerSettings) -> int:
     return free
 
 
-def _limits(
-    settings: WorkerSettings, loaded: LoadedModel, num_blocks: int, max_reserved_share: float
-) -> SchedulerConfig:
+def _limits(settings: WorkerSettings, loaded: LoadedModel, num_blocks: int) -> SchedulerConfig:
     return SchedulerConfig(
         num_blocks=num_blocks,
         block_size=loaded.block_size,
@@ -181,7 +179,7 @@ def _limits(
         max_mixed_prefill_tokens=settings.max_mixed_prefill_tokens,
         max_running=settings.max_running,
         max_waiting=settings.max_waiting,
-        max_reserved_share=max_reserved_share,
+        max_reserved_share=settings.max_reserved_share,
     )
 
 

@@ -24,6 +24,7 @@ from services.engine.output import (
     StepStats,
     TokenOutput,
 )
+from services.engine.prefix_cache import CacheChanges
 from services.engine.scheduler import Scheduler
 from services.errors import InternalError, InvalidRequest, Overloaded, TandemError, Unavailable
 from services.telemetry.clock import Clock
@@ -105,12 +106,14 @@ class EngineThread:
         clock: Clock,
         seal: Callable[[FinalBlocks], FinalBlocks],
         on_step: Callable[[StepStats, float], None],
+        on_cache_change: Callable[[CacheChanges], None],
         on_defect: Callable[[], None],
     ) -> None:
         self._engine = engine
         self._clock = clock
         self._seal = seal
         self._on_step = on_step
+        self._on_cache_change = on_cache_change
         self._on_defect = on_defect
         self._loop = asyncio.get_running_loop()
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -207,6 +210,7 @@ class EngineThread:
             return command(self._engine.scheduler)
         finally:
             self.load = self._engine.scheduler.load()
+            self._tell_cache_changes()
 
     def _step(self) -> None:
         began = self._clock.now()
@@ -218,7 +222,12 @@ class EngineThread:
             final_blocks=tuple(self._seal(final) for final in output.final_blocks),
             chunks=tuple(replace(chunk, step_began_s=began) for chunk in output.chunks),
         )
+        self._tell_cache_changes()
         self._loop.call_soon_threadsafe(self._publish, output, self._clock.now() - began)
+
+    def _tell_cache_changes(self) -> None:
+        if changes := self._engine.scheduler.take_cache_changes():
+            self._loop.call_soon_threadsafe(self._on_cache_change, changes)
 
     def emit(self, event: EngineEvent) -> None:
         """Send an event to its stream from within a command."""

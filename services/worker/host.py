@@ -28,7 +28,7 @@ from services.rpc.server import listen, new_server
 from services.rpc.tls import Tls, tls_of
 from services.rpc.versions import PROTOCOL_VERSION
 from services.telemetry.admin_server import serve_admin
-from services.telemetry.clock import Clock, SystemClock
+from services.telemetry.clock import SystemClock
 from services.telemetry.logs import get_logger
 from services.telemetry.metrics import WorkerMetrics, counter_values
 from services.transfer.faults import with_faults
@@ -38,7 +38,9 @@ from services.transfer.open import TransportOptions, open_transport
 from services.transfer.tcp import TcpOptions
 from services.transfer.transport import Transport
 from services.worker.admin import AdminServicer, Service
+from services.worker.arrivals import Arrivals
 from services.worker.building import Built, build
+from services.worker.cache_feed import CacheFeed
 from services.worker.engine_thread import EngineThread
 from services.worker.exporter import Exporter
 from services.worker.grammar_compiler import GrammarCompiler
@@ -49,6 +51,7 @@ from services.worker.node import Node
 from services.worker.quarantine import excess_of_quarantine
 from services.worker.seal import Sealer
 from services.worker.settings import WorkerSettings
+from services.worker.settling import Settling
 from services.worker.step_metrics import StepMetrics
 from services.worker.throughput import Throughput
 from services.worker.warm_up import warm_up
@@ -93,6 +96,8 @@ class WorkerHost:
     metrics: WorkerMetrics
     exporter: Exporter
     kept: KeptBlocks
+    arrivals: Arrivals
+    settling: Settling
     registry: RedisRegistry
     server: grpc.aio.Server
     address: str
@@ -194,8 +199,6 @@ async def open_host(
     settings: WorkerSettings,
     role: Role,
     *,
-    max_reserved_share: float,
-    on_notice: NoticeHandler,
     prometheus: CollectorRegistry,
     metrics: WorkerMetrics,
 ) -> AsyncIterator[WorkerHost]:
@@ -211,7 +214,7 @@ async def open_host(
         serving = serve_admin(settings.admin_host, settings.admin_port, prometheus, state.ready, liveness=state.live)
         admin = await stack.enter_async_context(serving)
         secret, faults = load_or_create_secret(settings.secret_file.expanduser()), faults_of(settings.fault_plan)
-        built = await asyncio.to_thread(build, settings, clock=clock, max_reserved_share=max_reserved_share)
+        built = await asyncio.to_thread(build, settings, clock=clock)
         tls = tls_of(settings)
         server = new_server(secret, interceptors=server_interceptors(faults, clock))
         address = _bind(stack, settings, server, tls)
@@ -220,23 +223,28 @@ async def open_host(
         stack.push_async_callback(channels.close)
         stack.push_async_callback(registry.close)
         sealer, throughput = Sealer(built.cache.block_view, enabled=settings.payload_digests), Throughput()
+        cache_feed, arrivals = CacheFeed(clock), Arrivals(metrics)
         transport = with_faults(_transport(built, settings, secret), faults, built.memory, clock)
         node = Node(
             member_id=f"{role.value}-{secrets.token_hex(4)}",
             role=role,
             card=built.card,
             layout=built.layout,
-            engine=_engine_thread(stack, built, sealer, StepMetrics(metrics, throughput), state, clock),
+            engine=_engine_thread(stack, built, sealer, cache_feed, StepMetrics(metrics, throughput), state),
+            cache_feed=cache_feed,
             grammars=_grammar_compiler(stack, built, settings, role),
-            transfers=_transfer_thread(stack, transport, on_notice),
+            transfers=_transfer_thread(stack, transport, arrivals.on_notice),
             sealer=sealer,
             throughput=throughput,
             clock=clock,
         )
+        stack.callback(cache_feed.close)
         exporter, kept = _kv_service(stack, node, metrics, server, settings)
+        settling = Settling(node, channels, metrics, grace_s=settings.settle_grace_s)
+        stack.push_async_callback(settling.close)
         _log.event("worker.listening", member=node.member_id, address=address, admin_port=admin.port)
-        parts = (node, channels, metrics, exporter, kept, registry, server, address, settings, prometheus, state)
-        yield WorkerHost(*parts)
+        moving = (exporter, kept, arrivals, settling)
+        yield WorkerHost(node, channels, metrics, *moving, registry, server, address, settings, prometheus, state)
     if state.is_broken:
         raise InternalError("The engine failed; the log has the details.")
 
@@ -260,9 +268,16 @@ def _stop_on_signals(state: _State) -> None:
 
 
 def _engine_thread(
-    stack: AsyncExitStack, built: Built, sealer: Sealer, on_step: StepMetrics, state: _State, clock: Clock
+    stack: AsyncExitStack, built: Built, sealer: Sealer, cache_feed: CacheFeed, on_step: StepMetrics, state: _State
 ) -> EngineThread:
-    engine = EngineThread(built.engine, clock=clock, seal=sealer.seal, on_step=on_step, on_defect=state.break_down)
+    engine = EngineThread(
+        built.engine,
+        clock=SystemClock(),
+        seal=sealer.seal,
+        on_step=on_step,
+        on_cache_change=cache_feed.changed,
+        on_defect=state.break_down,
+    )
     stack.push_async_callback(engine.close, _CLOSE_TIMEOUT_S)
     return engine
 

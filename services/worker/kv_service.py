@@ -1,6 +1,7 @@
 """The one movement of KV between workers: who has blocks pushes them into memory that the asker reserved."""
 
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 import grpc
 
@@ -70,6 +71,13 @@ class KVServicer(tandem_pb2_grpc.KVServicer):
             finally:
                 self._node.engine.unsubscribe(name)  # leases that were not taken end with it
         yield pb.FetchEvent(pushed=pb.FetchPushed(blocks=outgoing.num_blocks))
+
+    async def Watch(self, request: pb.WatchRequest, context: _Context) -> AsyncGenerator[pb.CacheEvent, None]:
+        """Tell which prefix blocks are here, and what changes."""
+        self._node.require_member(request.member_id)
+        async with aclosing(self._node.cache_feed.watch()) as events:
+            async for event in events:
+                yield event
 
     async def Settle(self, request: pb.SettleRequest, context: _Context) -> pb.SettleReply:
         """Answer once no write of the attempt is outstanding and none will be posted."""

@@ -12,6 +12,7 @@ from services.kv.layout import KVLayout
 from services.rpc import tandem_pb2 as pb
 from services.telemetry.clock import Clock
 from services.transfer.loop import TransferThread
+from services.worker.cache_feed import CacheFeed
 from services.worker.convert import load_to_message
 from services.worker.engine_thread import EngineThread
 from services.worker.grammar_compiler import GrammarCompiler
@@ -38,6 +39,7 @@ class Node:
         card: ModelCard,
         layout: KVLayout,
         engine: EngineThread,
+        cache_feed: CacheFeed,
         grammars: GrammarCompiler,
         transfers: TransferThread,
         sealer: Sealer,
@@ -49,6 +51,7 @@ class Node:
         self.card = card
         self.layout = layout
         self.engine = engine
+        self.cache_feed = cache_feed
         self.grammars = grammars
         self.transfers = transfers
         self.sealer = sealer

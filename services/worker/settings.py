@@ -54,6 +54,11 @@ class WorkerSettings(MemberSettings):
     """Longest time that compiling a request's schema or tools may take; then a decode worker refuses it with 400."""
     payload_digests: bool = True
     """Digest every block's bytes; without, answers are marked `verified: false`."""
+    max_reserved_share: float = Field(default=0.3, gt=0, le=1)
+    """Largest share of the KV pool that blocks on their way to this worker may hold."""
+    settle_grace_s: float = Field(default=5.0, ge=0)
+    """How long blocks stay quarantined after who may have written them is dead, or has removed this worker from its
+    transport: what was sent before may still be on its way."""
     max_quarantined_share: float = Field(default=0.5, gt=0, le=1)
     """Share of the KV pool in quarantine above which a worker says that it is unhealthy, drains and ends, so that its
     supervisor replaces it."""

@@ -18,6 +18,7 @@ from services.cluster.memory import MemoryRegistry
 from services.cluster.view import MemberView
 from services.gateway.__main__ import Gateway, Surroundings, build
 from services.gateway.admission.ledger import MemoryShareLedger
+from services.gateway.cache_client import GrpcCacheClient
 from services.gateway.decode_client import GrpcDecodeClient
 from services.gateway.embeddings.client import GrpcEmbeddingClient
 from services.gateway.health_client import GrpcHealthClient
@@ -111,6 +112,7 @@ async def whole(**changes: Any) -> AsyncIterator[Whole]:
                 view=view,
                 client=GrpcDecodeClient(workers.channels),
                 embedder=GrpcEmbeddingClient(workers.channels),
+                caches=GrpcCacheClient(workers.channels),
                 health=GrpcHealthClient(workers.channels),
                 keys=MemoryKeyStore(clock),
                 timelines=MemoryTimelineStore(clock, 900),

@@ -324,6 +324,7 @@ class TestPrefixElsewhere:
             assert answer.tokens == expected(longer)
             assert (answer.proof.path, answer.proof.kv_source) == ("pd", running.decode.node.member_id)
             assert (answer.proof.transferred_tokens, answer.proof.prefill_cached_tokens) == (70, 40)
+            assert answer.proof.fetched_tokens == 40
             sent = running.prefill.counted("transferred_blocks", transport="inproc", direction="sent")
             assert sent == 10 + 18 - 10  # the second time only what the decode worker did not have
             await running.settled()
@@ -335,7 +336,8 @@ class TestPrefixElsewhere:
             before = running.prefill.model.num_computed_tokens
             answer = await begin(running, prompt(40), worker=second, kv_source=running.prefill.source).finish()
             assert answer.tokens == expected(prompt(40))
-            assert (answer.proof.path, answer.proof.transferred_tokens) == ("handover", 36)
+            assert (answer.proof.path, answer.proof.reason) == ("local", "prefix fetched")
+            assert (answer.proof.transferred_tokens, answer.proof.fetched_tokens) == (36, 36)
             assert running.prefill.model.num_computed_tokens == before
             await running.settled()
 

@@ -33,6 +33,7 @@ from services.rpc import tandem_pb2 as pb
 from services.rpc.versions import PROTOCOL_VERSION
 from services.telemetry.clock import ManualClock
 from services.telemetry.metrics import GatewayMetrics
+from tests.gateway.cache_twin import CacheTwin
 from tests.gateway.embedding_twin import EmbeddingTwin
 
 CHAT_ML = (
@@ -284,6 +285,7 @@ async def world(
             view=view,
             client=decode,
             embedder=embedder or EmbeddingTwin(),
+            caches=CacheTwin(),
             health=decode,
             keys=keys,
             timelines=timelines,

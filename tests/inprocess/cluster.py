@@ -9,8 +9,7 @@ from typing import Any
 import grpc
 
 from services.cluster.registry import Role
-from services.decode.__main__ import prompt_services
-from services.decode.arrivals import Arrivals
+from services.decode.__main__ import Incoming, prompt_services
 from services.decode.handover import Handover
 from services.decode.prompt import PromptServices
 from services.decode.service import DecodeServicer
@@ -25,12 +24,14 @@ from services.rpc.faults import client_interceptors, server_interceptors
 from services.rpc.server import new_server
 from services.telemetry.metrics import counter_values
 from services.transfer.inproc import InProcessFabric
-from services.transfer.loop import NoticeHandler
 from services.worker.admin import AdminServicer, Service
+from services.worker.arrivals import Arrivals
 from services.worker.exporter import Exporter
 from services.worker.kept_blocks import KeptBlocks
 from services.worker.kv_service import KVServicer
 from services.worker.node import Node
+from services.worker.pulling import Pulling
+from services.worker.settling import Settling
 from tests.inprocess.hash_model import DEADLINE_S
 from tests.inprocess.parts import Built, Parts, build, new_metrics
 from tests.inprocess.parts import Shape as Shape
@@ -41,10 +42,12 @@ CONTEXT_LENGTH = 512
 
 @dataclass(frozen=True)
 class Moving:
-    """What pushes a worker's blocks to others."""
+    """What pushes a worker's blocks to others, and takes those of others."""
 
     exporter: Exporter
     kept: KeptBlocks
+    settling: Settling
+    address: str
 
 
 class Worker:
@@ -133,13 +136,13 @@ class Cluster:
         return self.prefills[0]
 
     async def add_prefill(self, shape: Shape | None = None, **settings: Any) -> Worker:
-        known = PrefillSettings(**{"model": "hash", **settings})
+        values = {"model": "hash", "min_fetch_tokens": 1, "settle_grace_s": 0.0}
+        known = PrefillSettings(**{**values, **settings})
         metrics, prometheus = new_metrics()
-        parts = Parts(Role.PREFILL, shape or Shape(), known, metrics, prometheus)
+        parts = Parts(Role.PREFILL, shape or Shape(), known, metrics, prometheus, Arrivals(metrics))
         worker = await self._start(
             parts,
-            on_notice=lambda agent, notice: metrics.stale_notices.inc(),
-            serve=lambda node, server, channels, moving: _serve_prefill(node, server, known, moving),
+            serve=lambda node, server, channels, moving: _serve_prefill(node, server, channels, parts, moving),
         )
         self.prefills.append(worker)
         return worker
@@ -155,15 +158,13 @@ class Cluster:
         }
         known = DecodeSettings(**{**values, **settings})
         metrics, prometheus = new_metrics()
-        arrivals = Arrivals(metrics)
-        parts = Parts(Role.DECODE, shape or Shape(), known, metrics, prometheus, known.max_reserved_share, arrivals)
-        worker = await self._start(
-            parts,
-            on_notice=arrivals.on_notice,
-            serve=lambda node, server, channels, moving: self._serve_decode(
-                prompt_services(node, channels, arrivals, metrics, known), server, moving
-            ),
-        )
+        parts = Parts(Role.DECODE, shape or Shape(), known, metrics, prometheus, Arrivals(metrics))
+
+        def serve(node: Node, server: grpc.aio.Server, channels: Channels, moving: Moving) -> Service:
+            incoming = Incoming(parts.arrivals, moving.settling, moving.address)
+            return self._serve_decode(prompt_services(node, channels, incoming, metrics, known), server, moving)
+
+        worker = await self._start(parts, serve=serve)
         self.decodes.append(worker)
         return worker
 
@@ -179,7 +180,6 @@ class Cluster:
 
     def _serve_decode(self, services: PromptServices, server: grpc.aio.Server, moving: Moving) -> Service:
         node = services.node
-        self.stack.push_async_callback(services.settling.close)
         handover = Handover(
             node,
             moving.kept,
@@ -195,10 +195,9 @@ class Cluster:
         self,
         parts: Parts,
         *,
-        on_notice: NoticeHandler,
         serve: Callable[[Node, grpc.aio.Server, Channels, Moving], Service],
     ) -> Worker:
-        built = build(parts, self.fabric, on_notice)
+        built = build(parts, self.fabric)
         node, steps = built.node, built.steps
         self.stack.push_async_callback(node.engine.close, DEADLINE_S)
         self.stack.callback(built.model.gate.open)
@@ -207,7 +206,7 @@ class Cluster:
         self.stack.push_async_callback(channels.close)
         server = new_server(SECRET, interceptors=server_interceptors(steps, node.clock))
         port = server.add_insecure_port("127.0.0.1:0")
-        moving = self._moving(parts, node, server)
+        moving = self._moving(parts, node, channels, server, f"127.0.0.1:{port}")
         servicer = serve(node, server, channels, moving)
         admin = AdminServicer(
             node,
@@ -219,14 +218,18 @@ class Cluster:
         tandem_pb2_grpc.add_AdminServicer_to_server(admin, server)
         await server.start()
         self.stack.push_async_callback(server.stop, None)
-        return Worker(built, f"127.0.0.1:{port}", server, servicer, admin, channels, moving)
+        return Worker(built, moving.address, server, servicer, admin, channels, moving)
 
-    def _moving(self, parts: Parts, node: Node, server: grpc.aio.Server) -> Moving:
+    def _moving(self, parts: Parts, node: Node, channels: Channels, server: grpc.aio.Server, address: str) -> Moving:
         settings = parts.settings
         moving = Moving(
             Exporter(node, parts.metrics, push_timeout_s=settings.push_timeout_s),
             KeptBlocks(node),
+            Settling(node, channels, parts.metrics, grace_s=settings.settle_grace_s),
+            address,
         )
+        self.stack.push_async_callback(moving.settling.close)
+        self.stack.callback(node.cache_feed.close)
         self.stack.push_async_callback(moving.exporter.close, 0.0)
         self.stack.push_async_callback(moving.kept.close)
         kv = KVServicer(node, moving.exporter, moving.kept, max_waiting=settings.max_waiting)
@@ -276,7 +279,17 @@ async def until_async(condition: Callable[[], Awaitable[bool]], otherwise: str) 
         raise AssertionError(otherwise) from None
 
 
-def _serve_prefill(node: Node, server: grpc.aio.Server, settings: PrefillSettings, moving: Moving) -> Service:
-    servicer = PrefillServicer(node, settings, moving.exporter)
+def _serve_prefill(node: Node, server: grpc.aio.Server, channels: Channels, parts: Parts, moving: Moving) -> Service:
+    settings = parts.settings
+    assert isinstance(settings, PrefillSettings)
+    pulling = Pulling(
+        node,
+        channels,
+        parts.arrivals,
+        moving.settling,
+        min_tokens=settings.min_fetch_tokens,
+        step_timeout_s=settings.fetch_step_timeout_s,
+    )
+    servicer = PrefillServicer(node, settings, moving.exporter, pulling)
     tandem_pb2_grpc.add_PrefillServicer_to_server(servicer, server)
     return servicer

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from prometheus_client import CollectorRegistry
 
 from services.cluster.registry import Role
-from services.decode.arrivals import Arrivals
 from services.engine.engine import Engine
 from services.engine.grammar import Grammars
 from services.engine.limits import SchedulerConfig
@@ -20,8 +19,10 @@ from services.telemetry.clock import SystemClock
 from services.telemetry.metrics import WorkerMetrics
 from services.transfer.faults import with_faults
 from services.transfer.inproc import InProcessFabric, InProcessTransport
-from services.transfer.loop import NoticeHandler, TransferThread
+from services.transfer.loop import TransferThread
 from services.transfer.memory import KVMemory, allocate
+from services.worker.arrivals import Arrivals
+from services.worker.cache_feed import CacheFeed
 from services.worker.engine_thread import EngineThread
 from services.worker.grammar_compiler import GrammarCompiler
 from services.worker.node import Node
@@ -63,8 +64,7 @@ class Parts:
     settings: WorkerSettings
     metrics: WorkerMetrics
     prometheus: CollectorRegistry
-    max_reserved_share: float = 0.0
-    arrivals: Arrivals = field(default_factory=lambda: Arrivals(new_metrics()[0]))
+    arrivals: Arrivals
 
 
 @dataclass(frozen=True)
@@ -80,24 +80,26 @@ class Built:
     defects: list[str]
 
 
-def build(parts: Parts, fabric: InProcessFabric, on_notice: NoticeHandler) -> Built:
+def build(parts: Parts, fabric: InProcessFabric) -> Built:
     """Start the threads of a worker, under a new member id that is also its agent's name."""
     shape, clock, defects = parts.shape, SystemClock(), list[str]()
     member_id = f"{parts.role.value}-{secrets.token_hex(4)}"
     memory = allocate(shape.num_blocks + 1, shape.layout.block_bytes)
     model = HashModel(memory, shape.slot_bytes)
+    cache_feed = CacheFeed(clock)
     sealer, throughput = Sealer(memory.block, enabled=parts.settings.payload_digests), Throughput()
     engine = EngineThread(
         Engine(model, BatchSampler(), _scheduler(parts)),
         clock=clock,
         seal=sealer.seal,
         on_step=StepMetrics(parts.metrics, throughput),
+        on_cache_change=cache_feed.changed,
         on_defect=lambda: defects.append("engine"),
     )
     inner = InProcessTransport(agent=member_id, fingerprint=shape.layout.fingerprint, memory=memory, fabric=fabric)
     faults, steps = TransportFaults(), ArmedFaults(FaultPlan())
     faulty = with_faults(with_faults(inner, faults, memory, faults.clock), steps, memory, clock)
-    transfers = TransferThread(faulty, on_notice=on_notice)
+    transfers = TransferThread(faulty, on_notice=parts.arrivals.on_notice)
     transfers.start()
     node = Node(
         member_id=member_id,
@@ -105,6 +107,7 @@ def build(parts: Parts, fabric: InProcessFabric, on_notice: NoticeHandler) -> Bu
         card=_card(shape),
         layout=shape.layout,
         engine=engine,
+        cache_feed=cache_feed,
         grammars=GrammarCompiler(shape.grammars),
         transfers=transfers,
         sealer=sealer,
@@ -124,7 +127,7 @@ def _scheduler(parts: Parts) -> Scheduler:
             max_mixed_prefill_tokens=min(parts.shape.max_step_tokens, parts.settings.max_mixed_prefill_tokens),
             max_running=parts.shape.max_running,
             max_waiting=parts.settings.max_waiting,
-            max_reserved_share=parts.max_reserved_share,
+            max_reserved_share=parts.settings.max_reserved_share,
         )
     )
 

@@ -7,6 +7,7 @@ import pytest
 
 from services.engine.engine import Engine
 from services.engine.output import EngineLoad, FinalBlocks, SampledToken, StepOutput, StepStats, TokenOutput
+from services.engine.prefix_cache import CacheChanges
 from services.errors import InternalError, InvalidRequest, Overloaded, PoolExhausted, Unavailable
 from services.telemetry.clock import ManualClock
 from services.worker import engine_thread
@@ -33,6 +34,9 @@ class ScriptedScheduler:
     def cancel(self, request_id: str) -> None:
         self.cancelled.append(request_id)
 
+    def take_cache_changes(self) -> CacheChanges:
+        return {}
+
     def load(self) -> EngineLoad:
         return EngineLoad(0, 0, len(self.outputs), 0, 0)
 
@@ -56,6 +60,7 @@ async def rig() -> AsyncIterator[Any]:
         clock=ManualClock(),
         seal=lambda final: final,
         on_step=lambda stats, _: steps.append(stats),
+        on_cache_change=lambda changes: None,
         on_defect=lambda: defects.append("defect"),
     )
     yield SimpleNamespace(thread=thread, scheduler=engine.scheduler, steps=steps, defects=defects)

@@ -1,6 +1,6 @@
 """Pick: who decodes a request, and who may prefill it."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from random import Random
@@ -10,8 +10,10 @@ from services.cluster.registry import Member, MemberLoad
 from services.errors import NoDecodeWorker, NoPrefillWorker
 from services.gateway.routing.candidates import Requirements, decode_candidates, prefill_candidates
 from services.gateway.routing.in_flight import InFlight
+from services.gateway.routing.prefixes import PrefixIndex
 from services.gateway.routing.score import JITTER, decode_cost, prefill_cost
 from services.gateway.routing.suspects import Suspects
+from services.kv.hashes import BlockHash
 
 
 class Members(Protocol):
@@ -30,6 +32,9 @@ class RouteRequest:
     """Prompt and resumed tokens whose KV is needed."""
     num_blocks: int
     """KV blocks that the whole sequence may take."""
+    block_size: int = 1
+    block_hashes: Sequence[BlockHash] = ()
+    """Of the whole blocks of the prompt."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,10 @@ class Route:
     decode: Member
     prefill: tuple[Member, ...]
     """Best first; empty means that the decode worker computes the prompt."""
+    kv_source: Member | None
+    """Who has so much more of the prompt's KV than those two that it is worth fetching."""
+    num_uncached_tokens: int
+    """Tokens that somebody has to compute."""
 
 
 class Flight:
@@ -74,13 +83,17 @@ class Router:
         suspects: Suspects,
         random: Random,
         *,
+        prefixes: PrefixIndex | None = None,
         num_prefill_candidates: int = 3,
+        min_fetch_tokens: int = 64,
         require_prefill: bool = False,
     ) -> None:
         self._members = members
         self._suspects = suspects
         self._random = random
+        self._prefixes = prefixes or PrefixIndex()
         self._num_prefill_candidates = num_prefill_candidates
+        self._min_fetch_tokens = min_fetch_tokens
         self._require_prefill = require_prefill
         self._in_flight = InFlight()
 
@@ -99,9 +112,16 @@ class Router:
         prefillers = prefill_candidates(members, request.requirements, suspects=suspects)
         if self._require_prefill and not prefillers:
             raise NoPrefillWorker("No prefill worker can take this request now.")
-        decode = min(decoders, key=lambda member: self._decode_cost(member, request))
-        ranked = sorted(prefillers, key=lambda member: self._prefill_cost(member, request))
-        return Route(decode, tuple(ranked[: self._num_prefill_candidates]))
+        cached = self._cached_tokens(request)
+        trusted = {member.member_id: member for member in members if member.member_id not in suspects}
+        source, num_found = _longest(cached, trusted)
+        decode = min(decoders, key=lambda member: self._decode_cost(member, request, cached))
+        ranked = sorted(prefillers, key=lambda member: self._prefill_cost(member, request, cached, num_found))
+        prefill = tuple(ranked[: self._num_prefill_candidates])
+        num_here = max(cached.get(member.member_id, 0) for member in (decode, *prefill[:1]))
+        is_far = source is not None and num_found - num_here >= self._min_fetch_tokens
+        num_uncached = request.num_tokens - (num_found if is_far else num_here)
+        return Route(decode, prefill, source if is_far else None, num_uncached)
 
     def queued_tokens(self, member: Member) -> int:
         """Return the prompt tokens that wait at a member, as far as is known here."""
@@ -138,11 +158,30 @@ class Router:
         self._in_flight.keep_only({member.member_id for member in members})
         return members
 
-    def _decode_cost(self, member: Member, request: RouteRequest) -> float:
-        estimate = self._in_flight.estimate(member.member_id)
-        return decode_cost(estimate, request.num_blocks) + JITTER * self._random.random()
+    def _cached_tokens(self, request: RouteRequest) -> Mapping[str, int]:
+        """Return how much of the prompt each member has, in tokens; one always remains to be computed."""
+        overlaps = self._prefixes.overlaps(request.block_hashes)
+        limit = request.num_tokens - 1
+        return {name: min(num_blocks * request.block_size, limit) for name, num_blocks in overlaps.items()}
 
-    def _prefill_cost(self, member: Member, request: RouteRequest) -> float:
+    def _decode_cost(self, member: Member, request: RouteRequest, cached: Mapping[str, int]) -> float:
+        estimate = self._in_flight.estimate(member.member_id)
+        cached_share = cached.get(member.member_id, 0) / request.num_tokens
+        return decode_cost(estimate, request.num_blocks, cached_share) + JITTER * self._random.random()
+
+    def _prefill_cost(self, member: Member, request: RouteRequest, cached: Mapping[str, int], num_found: int) -> float:
         # The term stands for a few per cent, so that equal workers share what several gateways send.
         estimate = self._in_flight.estimate(member.member_id)
-        return prefill_cost(estimate, request.num_tokens) * (1.0 + 0.05 * self._random.random())
+        num_cached = cached.get(member.member_id, 0)
+        num_reusable = max(num_cached, num_found)
+        cost = prefill_cost(estimate, request.num_tokens - num_reusable, num_reusable - num_cached)
+        return cost * (1.0 + 0.05 * self._random.random())
+
+
+def _longest(cached: Mapping[str, int], members: Mapping[str, Member]) -> tuple[Member | None, int]:
+    """Return who of ``members`` has most of a prompt, and how many tokens that is."""
+    found = [(num_tokens, member_id) for member_id, num_tokens in cached.items() if member_id in members]
+    if not found:
+        return None, 0
+    num_tokens, member_id = max(found)
+    return members[member_id], num_tokens

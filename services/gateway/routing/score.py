@@ -6,19 +6,27 @@ from services.gateway.routing.in_flight import Estimate
 _FULL_POOL_REQUESTS = 32.0
 # Costs closer than this are the same; the order among them is left to chance, so that gateways differ.
 JITTER = 0.5
+# Having all KV of a prompt weighs as much as this many running sequences: it can be fetched, but not for nothing.
+_WHOLE_PREFIX_REQUESTS = 2.0
+# What fetching the KV of a token costs, in tokens computed.
+_FETCHED_TOKEN = 0.05
 # Taken for a worker that has not measured itself yet.
 _UNKNOWN_TOKENS_PER_S = 1_000.0
 
 
-def decode_cost(estimate: Estimate, num_blocks: int) -> float:
-    """Return the cost, in running sequences, of a request that needs ``num_blocks`` KV blocks."""
-    return estimate.requests + _FULL_POOL_REQUESTS * _used_share(estimate, num_blocks)
+def decode_cost(estimate: Estimate, num_blocks: int, cached_share: float = 0.0) -> float:
+    """Return the cost, in running sequences, of a request that needs ``num_blocks`` KV blocks.
+
+    ``cached_share`` is the part of its prompt that the member has in its prefix cache.
+    """
+    full_pool = _FULL_POOL_REQUESTS * _used_share(estimate, num_blocks)
+    return estimate.requests + full_pool - _WHOLE_PREFIX_REQUESTS * cached_share
 
 
-def prefill_cost(estimate: Estimate, num_uncached_tokens: int) -> float:
-    """Return the predicted seconds until ``num_uncached_tokens`` more prompt tokens are computed."""
+def prefill_cost(estimate: Estimate, num_computed_tokens: int, num_fetched_tokens: int = 0) -> float:
+    """Return the predicted seconds until so many more prompt tokens are computed, and others fetched before."""
     tokens_per_s = estimate.prefill_tokens_per_s or _UNKNOWN_TOKENS_PER_S
-    return (estimate.queued_tokens + num_uncached_tokens) / tokens_per_s
+    return (estimate.queued_tokens + num_computed_tokens + _FETCHED_TOKEN * num_fetched_tokens) / tokens_per_s
 
 
 def _used_share(estimate: Estimate, num_blocks: int) -> float:

@@ -1,11 +1,7 @@
 """One attempt to let a peer fill reserved blocks. An attempt owns its blocks, epoch and notices.
 
-Run ----->  accepted   progress ...   first token           pushed
-notices          blocks 0..k   blocks k+1..n    (checked as they arrive)
-                               first token goes out at once | sequence starts when all are verified
-
 Fetch --->  found n    progress ...   pushed                  (whoever has the blocks, and computes nothing)
-notices          blocks 0..k   blocks k+1..n-1
+notices          blocks 0..k   blocks k+1..n-1   (checked as they arrive)
 """
 
 import asyncio
@@ -16,10 +12,8 @@ from typing import Any, TypeVar, cast
 
 import grpc
 
-from services.decode.arrivals import Arrivals
-from services.decode.proof import Proof
-from services.engine.output import Reservation, SampledToken
-from services.engine.request import AttemptKey, NewRequest, Outcome
+from services.engine.output import Reservation
+from services.engine.request import AttemptKey, Outcome
 from services.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -34,9 +28,9 @@ from services.errors import (
 )
 from services.rpc import tandem_pb2 as pb
 from services.rpc.channel import Channels
-from services.rpc.convert import sampling_to_message
 from services.rpc.errors import translated
-from services.worker.convert import endpoint_to_message, token_from_message
+from services.worker.arrivals import Arrivals
+from services.worker.convert import endpoint_to_message
 from services.worker.node import Node
 
 _REFUSALS = (Overloaded, Draining, IncompatiblePeer)
@@ -62,7 +56,7 @@ class Leaving:
 
 
 class Attempt:
-    """Lets one peer fill one reservation: ``run`` or ``fetch``, once."""
+    """Lets one peer fill one reservation, once: who has the blocks, or in a subclass who computes them."""
 
     def __init__(
         self, node: Node, channels: Channels, arrivals: Arrivals, *, reservation: Reservation, key: AttemptKey
@@ -93,25 +87,7 @@ class Attempt:
         """Wanted blocks, from the first one on without a gap, that arrived and were verified."""
         return self._arrival.num_arrived
 
-    async def run(
-        self, spec: NewRequest, candidate: pb.PrefillCandidate, project: str, *, step_timeout_s: float, proof: Proof
-    ) -> AsyncGenerator[SampledToken, None]:
-        """Yield the first token as soon as it is known; return when every block arrived and was verified.
-
-        Raises:
-            PeerError, IntegrityError, Overloaded, Unavailable: this candidate did not do it; leave the attempt.
-        """
-        await self._reached(candidate.address, step_timeout_s)
-        self.peer = Peer(candidate.member_id, candidate.address, computes=True)
-        call = self._channels.prefill(candidate.address).Run(self._run_request(spec, candidate, project))
-        with self._asking(call):
-            token = await self._first_token(call, step_timeout_s, proof)
-            yield token
-            proof.mark()
-            await self._verified(call, self.num_wanted, step_timeout_s)
-            proof.lap("transfer")
-
-    async def fetch(self, source: pb.KVSource, *, num_blocks: int, step_timeout_s: float, proof: Proof) -> int:
+    async def fetch(self, source: pb.KVSource, *, num_blocks: int, step_timeout_s: float) -> int:
         """Get those of the first ``num_blocks`` wanted blocks that ``source`` has; return how many that is.
 
         Raises:
@@ -121,13 +97,11 @@ class Attempt:
         self.peer = Peer(source.member_id, source.address, computes=False)
         call = self._channels.kv(source.address).Fetch(self._fetch_request(source, num_blocks))
         with self._asking(call):
-            event = await _read(call, step_timeout_s)
+            event = await read_event(call, step_timeout_s)
             if not event.HasField("found") or event.found.blocks > num_blocks:
                 raise PeerError("The peer did not say which of the wanted blocks it has.")
             self._was_accepted = True
-            proof.mark()
             await self._verified(call, event.found.blocks, step_timeout_s)
-            proof.lap("transfer")
             self._outcome = Outcome.NOTHING_POSTED  # of the others, by the peer's word
         return event.found.blocks
 
@@ -150,22 +124,6 @@ class Attempt:
         finally:
             self._node.transfers.expect(-1)
             call.cancel()
-
-    async def _first_token(
-        self, call: grpc.aio.UnaryStreamCall[pb.RunRequest, pb.RunEvent], step_timeout_s: float, proof: Proof
-    ) -> SampledToken:
-        while True:
-            event = await _read(call, step_timeout_s)
-            self._was_accepted = True  # whatever came: the first event may be lost
-            match event.WhichOneof("event"):
-                case "accepted":
-                    proof.prefill_cached_tokens = event.accepted.cached_tokens
-                case "first_token":
-                    proof.timings_ms["prefill_queue"] = event.first_token.queue_ms
-                    proof.timings_ms["prefill"] = event.first_token.prefill_ms
-                    return token_from_message(event.first_token.token)
-                case "pushed":
-                    raise PeerGone("The prefill worker ended before it sent a token.")
 
     async def _verified(self, call: grpc.aio.UnaryStreamCall[Any, Any], num_blocks: int, step_timeout_s: float) -> None:
         """Wait for the data; the call tells when the sender fails, the notices when everything is here."""
@@ -192,17 +150,6 @@ class Attempt:
             block_ids=self.reservation.block_table[first : first + num_blocks],
         )
 
-    def _run_request(self, spec: NewRequest, candidate: pb.PrefillCandidate, project: str) -> pb.RunRequest:
-        return pb.RunRequest(
-            request_id=self.key.request_id,
-            prompt_token_ids=spec.prompt_token_ids,
-            resumed_output_token_ids=spec.resumed_output_token_ids,
-            sampling=sampling_to_message(spec.params),
-            target=self._target(self.num_wanted),
-            project=project,
-            member_id=candidate.member_id,
-        )
-
     def _fetch_request(self, source: pb.KVSource, num_blocks: int) -> pb.FetchRequest:
         first = self.reservation.first_wanted
         return pb.FetchRequest(
@@ -215,11 +162,16 @@ class Attempt:
 
 
 async def _until_pushed(call: grpc.aio.UnaryStreamCall[Any, _Event], timeout_s: float) -> None:
-    while not (await _read(call, timeout_s)).HasField("pushed"):
+    while not (await read_event(call, timeout_s)).HasField("pushed"):
         pass
 
 
-async def _read(call: grpc.aio.UnaryStreamCall[Any, _Event], timeout_s: float) -> _Event:
+async def read_event(call: grpc.aio.UnaryStreamCall[Any, _Event], timeout_s: float) -> _Event:
+    """Return the next event of a peer's call.
+
+    Raises:
+        PeerError, Overloaded, Unavailable: it ended early, failed, or said nothing in time.
+    """
     with _failures_of_the_peer(), translated():
         async with _progress_within(timeout_s):
             event = await call.read()

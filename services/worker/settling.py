@@ -9,16 +9,19 @@ after it goes on. Dead is a peer at whose address nobody listens any more, or an
 """
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from services.cluster.background import Background
-from services.decode.attempt import Peer
-from services.engine.request import AttemptKey
+from services.engine.request import AttemptKey, Outcome
 from services.errors import AuthenticationFailed, IncompatiblePeer, PeerGone, TandemError
 from services.rpc import tandem_pb2 as pb
 from services.rpc.channel import Channels
 from services.rpc.errors import translated
 from services.rpc.liveness import is_refused
 from services.telemetry.logs import get_logger
+from services.telemetry.metrics import WorkerMetrics
+from services.worker.attempt import Attempt, Leaving, Peer
 from services.worker.node import Node
 
 _log = get_logger(__name__)
@@ -31,12 +34,44 @@ _GRACE_STEPS = 10
 class Settling:
     """Owns the quarantines of one worker; one task per attempt that was left with an unknown outcome."""
 
-    def __init__(self, node: Node, channels: Channels, *, grace_s: float, ask_timeout_s: float = 35.0) -> None:
+    def __init__(
+        self,
+        node: Node,
+        channels: Channels,
+        metrics: WorkerMetrics,
+        *,
+        grace_s: float,
+        ask_timeout_s: float = 35.0,
+    ) -> None:
         self._node = node
         self._channels = channels
+        self._metrics = metrics
         self._grace_s = grace_s
         self._ask_timeout_s = ask_timeout_s
         self._watching: dict[AttemptKey, Background] = {}
+
+    @contextmanager
+    def leaving(self, attempt: Attempt | None) -> Iterator[Leaving]:
+        """Leave an attempt, if there is one; the command inside tells the engine, then its quarantine is watched."""
+        leaving = attempt.leave() if attempt is not None else Leaving(0, Outcome.NOTHING_POSTED)
+        if attempt is None or attempt.peer is None:
+            yield leaving
+            return
+        self._count(attempt, attempt.peer, leaving)
+        try:
+            yield leaving
+        finally:
+            if leaving.num_arrived < attempt.num_wanted and leaving.outcome is Outcome.UNKNOWN:
+                self.watch(attempt.key, attempt.peer)
+
+    def _count(self, attempt: Attempt, peer: Peer, leaving: Leaving) -> None:
+        has_all = leaving.num_arrived == attempt.num_wanted
+        is_known = leaving.outcome is Outcome.NOTHING_POSTED  # of those that did not arrive
+        outcome = "arrived" if has_all or (is_known and leaving.num_arrived) else leaving.outcome.value
+        counter = self._metrics.attempts if peer.computes else self._metrics.fetches
+        counter.labels(outcome=outcome.replace(" ", "_")).inc()
+        if leaving.outcome is Outcome.UNKNOWN:
+            self._metrics.quarantined_blocks.inc(attempt.num_wanted - leaving.num_arrived)
 
     def watch(self, attempt: AttemptKey, peer: Peer) -> None:
         """Give the attempt's blocks back once no write of it can land any more."""

@@ -4,13 +4,13 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from services.decode.attempt import Peer
-from services.decode.settling import Settling
 from services.engine.request import AttemptKey, NewRequest, Outcome
 from services.faults.plan import Action
 from services.kv.hashes import cache_seed
 from services.rpc import tandem_pb2 as pb
 from services.telemetry.clock import SystemClock
+from services.worker.attempt import Peer
+from services.worker.settling import Settling
 from tests.inprocess.client import GREEDY, begin, generate, prompt
 from tests.inprocess.cluster import Cluster, cluster, until, until_async
 from tests.inprocess.faults import scripted
@@ -25,7 +25,9 @@ async def settling(running: Cluster, *, grace_s: float = 0.0, ask_timeout_s: flo
     spec = NewRequest("request", tuple(prompt(30)), GREEDY, cache_seed(node.layout.fingerprint, ""))
     await node.engine.call(lambda scheduler: scheduler.reserve(spec, ATTEMPT))
     await node.engine.call(lambda scheduler: scheduler.cancel("request", num_arrived=0, outcome=Outcome.UNKNOWN))
-    opened = Settling(node, running.decode.channels, grace_s=grace_s, ask_timeout_s=ask_timeout_s)
+    opened = Settling(
+        node, running.decode.channels, running.decode.metrics, grace_s=grace_s, ask_timeout_s=ask_timeout_s
+    )
     yield opened
     await opened.close()
 
@@ -122,7 +124,8 @@ async def test_nobody_at_the_address_ends_it_after_the_grace_period() -> None:
 
 @asynccontextmanager
 async def settling_again(running: Cluster) -> AsyncIterator[Settling]:
-    opened = Settling(running.decode.node, running.decode.channels, grace_s=0.0)
+    decode = running.decode
+    opened = Settling(decode.node, decode.channels, decode.metrics, grace_s=0.0)
     yield opened
     await opened.close()
 

@@ -4,12 +4,12 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from services.decode.arrivals import Arrivals
 from services.engine.output import Reservation
 from services.engine.request import AttemptKey
 from services.errors import IntegrityError, PayloadDigestMismatch, StaleEpoch, TokenDigestMismatch
 from services.kv.hashes import cache_seed, token_digests
 from services.telemetry.metrics import WorkerMetrics, counter_values
+from services.worker.arrivals import Arrivals
 from services.worker.notice import Notice
 from services.worker.seal import Sealer
 
