@@ -14,6 +14,7 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from services.engine.output import Ledger
+from services.engine.parking import Parking
 from services.engine.prefix_cache import CacheChanges, PrefixCache
 from services.engine.request import AttemptKey
 from services.errors import InternalError, PoolExhausted
@@ -47,10 +48,10 @@ class Claim(NamedTuple):
 class BlockPool:
     """Gives out blocks ``0 .. num_blocks - 1`` and takes them back when their last claim ends."""
 
-    def __init__(self, num_blocks: int) -> None:
+    def __init__(self, num_blocks: int, parking: Parking | None = None) -> None:
         self._num_blocks = num_blocks
         self._free = list(range(num_blocks - 1, -1, -1))
-        self._cache = PrefixCache()
+        self._cache = PrefixCache(parking)
         self._blocks_of: dict[Claim, list[int]] = {}
         self._num_claims = [[0] * len(Reason) for _ in range(num_blocks)]  # [block][reason]
         self._num_strongest = [0] * len(Reason)  # [reason]: blocks of which it is the strongest
@@ -98,6 +99,11 @@ class BlockPool:
         num_pinned = sum(_strongest(self._num_claims[block]) is None for block in sharing)
         return num_blocks + num_pinned + leaving <= self.num_available
 
+    @property
+    def num_parked(self) -> int:
+        """Blocks in host memory beside the pool."""
+        return self._cache.num_parked
+
     def num_claimed(self, reason: Reason) -> int:
         """Return how many blocks have ``reason`` as their strongest claim."""
         return self._num_strongest[reason]
@@ -107,6 +113,23 @@ class BlockPool:
     def find(self, names: Iterable[BlockHash]) -> list[int]:
         """Return the blocks of the longest known run at the start of ``names``; claim them to keep them."""
         return self._cache.find(names)
+
+    def restore(self, names: Sequence[BlockHash], *, leaving: int) -> None:
+        """Make parked blocks findable again that continue what is found of ``names``, as far as there is room.
+
+        ``leaving`` blocks stay available. What had to go for them was missed longest, and is parked in turn.
+        """
+        found = self._cache.find(names)
+        parked = self._cache.find_parked(names[len(found) :])
+        if not parked:
+            return
+        restoring = Claim(Reason.LEASED, "restoring")
+        self.claim(found, restoring)
+        num_blocks = min(len(parked), max(self.num_available - leaving, 0))
+        taken = self._cache.take_parked(parked[:num_blocks])
+        for entry, block in zip(taken, self.take(num_blocks, restoring), strict=True):
+            self._cache.restore(entry, block)
+        self.release(restoring)
 
     def publish(self, block: int, name: BlockHash, index: int) -> None:
         """Make a claimed block findable that is whole, computed, and the ``index``-th of its sequence.

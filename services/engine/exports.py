@@ -32,12 +32,16 @@ class Exports:
         num_final = request.num_computed_tokens // self._tables.block_size
         return self._lease(request, request.block_table if is_whole_prompt else request.block_table[:num_final])
 
-    def lease_named(self, request_id: str, names: Sequence[BlockHash], first_block: int) -> FinalBlocks | None:
+    def lease_named(
+        self, request_id: str, names: Sequence[BlockHash], first_block: int, *, leaving: int
+    ) -> FinalBlocks | None:
         """Lease the longest run of blocks at the start of ``names`` that is here; None if that is nothing.
 
         Whoever computed them, and whether they are cached or in use: a block has a name only when it is whole
-        and final. The first of them is the ``first_block``-th of its sequence.
+        and final. The first of them is the ``first_block``-th of its sequence. Parked ones come back into the pool
+        while ``leaving`` blocks stay available.
         """
+        self._pool.restore(names, leaving=leaving)
         blocks = tuple(self._pool.find(names))
         if not blocks:
             return None

@@ -63,12 +63,21 @@ class KVCache:
         Raises:
             InternalError: no such block.
         """
+        block = self.block(block_id)
+        if self._pages is None:
+            return memoryview(block.cpu().numpy().tobytes())
+        start = block_id * self.layout.block_bytes
+        return memoryview(self._pages)[start : start + self.layout.block_bytes]
+
+    def block(self, block_id: int) -> torch.Tensor:
+        """Return the bytes of a block as a ``uint8`` tensor that shares the pool's memory, wherever that is.
+
+        Raises:
+            InternalError: no such block.
+        """
         self._check(block_id)
         start = block_id * self.layout.block_bytes
-        end = start + self.layout.block_bytes
-        if self._pages is None:
-            return memoryview(self._memory[start:end].cpu().numpy().tobytes())
-        return memoryview(self._pages)[start:end]
+        return self._memory[start : start + self.layout.block_bytes]
 
     def zero_tail(self, block_id: int, num_tokens: int) -> None:
         """Zero the slots of a block from token ``num_tokens`` on, in every plane.

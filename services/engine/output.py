@@ -181,3 +181,5 @@ class EngineLoad:
     """Prompt tokens not computed yet."""
     num_available_blocks: int
     num_total_blocks: int
+    num_parked_blocks: int = 0
+    """In host memory, beside the pool."""

@@ -1,4 +1,4 @@
-"""Finds computed blocks by the tokens they hold, and knows which of them to give up first.
+"""Finds computed blocks by the tokens they hold, and knows which of them to park or give up first.
 
 A block is named by the chained hash of its tokens (``services.kv.hashes``), so that equal names mean
 equal KV. Of the blocks that nobody claims, the one whose chain was used longest ago goes first, and of
@@ -6,9 +6,10 @@ one chain the end goes before its beginning: a block is of no use without those 
 """
 
 import heapq
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from services.engine.parking import Parked, Parking
 from services.kv.hashes import BlockHash
 from services.kv.landmarks import is_landmark
 
@@ -32,8 +33,9 @@ class _Entry:
 class PrefixCache:
     """Names of blocks, and the order in which unclaimed ones are evicted."""
 
-    def __init__(self) -> None:
+    def __init__(self, parking: Parking | None = None) -> None:
         self.num_evictable = 0
+        self._parking = Parking() if parking is None else parking
         self._block_of: dict[BlockHash, int] = {}
         self._entries: dict[int, _Entry] = {}
         self._oldest: list[tuple[int, int, int]] = []  # (last use, minus index, block), at most one per block
@@ -57,9 +59,29 @@ class PrefixCache:
         """Make a claimed, computed block findable; of two with the same name the first one stays."""
         if name not in self._block_of:
             self._block_of[name] = block
+            self._parking.discard(name)
             self._entries[block] = entry = _Entry(name, index, self._num_uses)
             if is_landmark(index):
                 self._tell(entry)
+
+    @property
+    def num_parked(self) -> int:
+        """Blocks in host memory."""
+        return len(self._parking)
+
+    def find_parked(self, names: Sequence[BlockHash]) -> list[BlockHash]:
+        """Return the longest run at the start of ``names`` that is parked."""
+        return self._parking.run(names)
+
+    def take_parked(self, names: Iterable[BlockHash]) -> list[Parked]:
+        """Return parked blocks that are to be restored; what is parked from now on does not displace them."""
+        return [self._parking.take(name) for name in names]
+
+    def restore(self, parked: Parked, block: int) -> None:
+        """Bring a block that was taken back into the pool, into a claimed block."""
+        self._parking.load(parked, block)
+        self.publish(block, parked.name, parked.index)
+        self._entries[block].is_told = parked.is_told
 
     def touch(self, blocks: Iterable[int]) -> None:
         """Note a use of ``blocks``, a chain from its beginning; so no block is ever older than a later one."""
@@ -83,7 +105,7 @@ class PrefixCache:
             self._queue(block, entry)
 
     def evict(self) -> int:
-        """Forget the block that is missed least, and return it. There must be an evictable one."""
+        """Park the block that is missed least, or forget it, and return it. There must be an evictable one."""
         while True:
             last_use, _, block = heapq.heappop(self._oldest)
             entry = self._entries[block]
@@ -113,8 +135,9 @@ class PrefixCache:
         self.num_evictable -= 1
         entry = self._entries.pop(block)
         del self._block_of[entry.name]
-        if entry.is_told:
-            self._changes[entry.name] = False
+        lost = self._parking.park(block, entry.name, entry.index, is_told=entry.is_told)
+        if lost is not None and lost.is_told:
+            self._changes[lost.name] = False
         return block
 
     def _tell(self, entry: _Entry) -> None:

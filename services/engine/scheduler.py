@@ -25,6 +25,7 @@ from services.engine.output import (
     SampledToken,
     StepOutput,
 )
+from services.engine.parking import Parking
 from services.engine.prefix_cache import CacheChanges
 from services.engine.queues import Queues
 from services.engine.request import AttemptKey, FinishReason, NewRequest, Outcome, Request, Status
@@ -41,9 +42,9 @@ __all__ = ["Scheduler", "SchedulerConfig"]
 class Scheduler:
     """Holds all requests and the block pool of one engine; plain Python, no tensors, no clock."""
 
-    def __init__(self, config: SchedulerConfig) -> None:
+    def __init__(self, config: SchedulerConfig, parking: Parking | None = None) -> None:
         self._config = config
-        self._pool = BlockPool(config.num_blocks)
+        self._pool = BlockPool(config.num_blocks, parking)
         self._tables = BlockTables(self._pool, config.block_size)
         self._exports = Exports(self._pool, self._tables)
         self._reservations = Reservations(self._pool, self._tables, int(config.num_blocks * config.max_reserved_share))
@@ -164,7 +165,7 @@ class Scheduler:
 
         Returns None if the first one is not here.
         """
-        return self._exports.lease_named(request_id, names, first_block)
+        return self._exports.lease_named(request_id, names, first_block, leaving=self._queues.num_running)
 
     def hand_over(self, request_id: str, *, max_tokens: int) -> HandedOver | None:
         """End a request in mid-sequence and lease its whole blocks for whoever goes on with it.
@@ -288,7 +289,9 @@ class Scheduler:
         if spec.request_id in self._queues:
             raise InvalidRequest(f"A request {spec.request_id} is in progress.", param="request_id")
         self._config.check(spec)
-        return Request.of(spec)
+        request = Request.of(spec)
+        self._tables.restore(request, leaving=self._queues.num_running)
+        return request
 
     def _reserved(self, request_id: str) -> Request:
         request = self._queues.reserved.get(request_id)
@@ -332,6 +335,7 @@ class Scheduler:
             num_queued_tokens=sum(request.num_uncomputed_tokens for request in behind),
             num_available_blocks=self._pool.num_available,
             num_total_blocks=self._config.num_blocks,
+            num_parked_blocks=self._pool.num_parked,
         )
 
     def ledger(self) -> Ledger:

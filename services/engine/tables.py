@@ -23,6 +23,10 @@ class BlockTables:
         limit = (request.num_tokens - 1) // self.block_size
         return self._pool.find(self._hashes(request)[:limit])
 
+    def restore(self, request: Request, *, leaving: int) -> None:
+        """Bring back from host memory what was parked of the request's first tokens."""
+        self._pool.restore(self._hashes(request), leaving=leaving)
+
     def find_computed(self, request: Request) -> list[int]:
         """Return findable blocks of the request's computed tokens: its own, or equal ones that were there before."""
         return self._pool.find(self._hashes(request)[: request.num_computed_tokens // self.block_size])

@@ -178,7 +178,8 @@ def _name_of(details: grpc.aio.ClientCallDetails) -> str:
 
 
 def _step_of(method: str, message: Any) -> str:
-    return reply_step(method, str(message.WhichOneof("event")))
+    has_kinds = "event" in message.DESCRIPTOR.oneofs_by_name
+    return reply_step(method, str(message.WhichOneof("event")) if has_kinds else "reply")
 
 
 async def _nothing() -> NoReturn:

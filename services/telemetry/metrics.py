@@ -233,6 +233,9 @@ class WorkerMetrics:
         self.running = Gauge("tandem_sequences_running", "Sequences that take part in steps.", registry=registry)
         self.waiting = Gauge("tandem_sequences_waiting", "Sequences that wait for their first step.", registry=registry)
         self.queued_tokens = Gauge("tandem_queued_tokens", "Prompt tokens not computed yet.", registry=registry)
+        self.parked_blocks = Gauge(
+            "tandem_kv_blocks_parked", "KV blocks kept in host memory beside the pool.", registry=registry
+        )
 
 
 def process_registry() -> CollectorRegistry:

@@ -10,10 +10,12 @@ from services.engine import probe
 from services.engine.card import build_card
 from services.engine.engine import Engine
 from services.engine.grammar import Grammars, NoGrammars
+from services.engine.host_store import HostStore
 from services.engine.kv_cache import KVCache
 from services.engine.limits import SchedulerConfig
 from services.engine.llguidance_grammar import LLGuidanceGrammars
 from services.engine.loading import LoadedModel, LoadProgress, load_model
+from services.engine.parking import Parking
 from services.engine.sampler import BatchSampler
 from services.engine.scheduler import Scheduler
 from services.engine.selection import default_operators
@@ -84,7 +86,7 @@ def build(settings: WorkerSettings, *, clock: Clock) -> Built:
             "engine.inexact", differing=",".join(invariance.differing), max_difference=invariance.max_difference
         )
     card = _card(settings, folder, layout, loaded, num_blocks)
-    scheduler = Scheduler(_limits(settings, loaded, num_blocks))
+    scheduler = Scheduler(_limits(settings, loaded, num_blocks), _parking(settings, cache))
     _log.event(
         "engine.ready",
         model=folder.name,
@@ -149,6 +151,11 @@ class _LoadLog:
 
 def _log_resolving(what: str, share: float | None) -> None:
     _log.event("model.preparing", step=repr(what), percent="-" if share is None else round(100 * share))
+
+
+def _parking(settings: WorkerSettings, cache: KVCache) -> Parking:
+    num_slots = settings.parked_memory_bytes // cache.layout.block_bytes
+    return Parking(HostStore(cache, num_slots) if num_slots else None)
 
 
 def _num_blocks(settings: WorkerSettings, layout: KVLayout) -> int:

@@ -191,6 +191,7 @@ class WorkerHost:
             self.metrics.running.set(snapshot.load.num_running)
             self.metrics.waiting.set(snapshot.load.num_waiting)
             self.metrics.queued_tokens.set(snapshot.load.num_queued_tokens)
+            self.metrics.parked_blocks.set(snapshot.load.num_parked_blocks)
             await self.node.clock.sleep(_LOAD_REFRESH_S)
 
 

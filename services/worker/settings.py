@@ -29,6 +29,9 @@ class WorkerSettings(MemberSettings):
     """Memory of the KV pool; 0 means `kv_memory_share` of what is free under the cgroup limit."""
     kv_memory_share: float = Field(default=0.25, gt=0, lt=1)
     """Share of the free memory that the KV pool takes if `kv_memory_bytes` is 0."""
+    parked_memory_bytes: int = Field(default=0, ge=0)
+    """Host memory for KV blocks that the pool has no room for, so that idle conversations are found again; useful where
+    the pool is on a GPU. 0 keeps none."""
     max_step_tokens: int = Field(default=512, ge=16)
     """Most tokens of one forward pass: the prefill chunk size when nothing else runs."""
     max_mixed_prefill_tokens: int = Field(default=16, ge=16)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from services.engine.output import FinalBlocks, Ledger, SampledToken, StepOutput
+from services.engine.parking import Parking
 from services.engine.request import AttemptKey, NewRequest, Request
 from services.engine.schedule import Schedule
 from services.engine.scheduler import Scheduler, SchedulerConfig
@@ -46,15 +47,31 @@ def alone(prompt: Sequence[int], num_tokens: int) -> list[int]:
     return history[len(prompt) :]
 
 
+class SlotStore:
+    """Host memory beside the slots of a world."""
+
+    def __init__(self, slots: dict[tuple[int, int], tuple[int, ...]], num_slots: int) -> None:
+        self.num_slots = num_slots
+        self._slots = slots
+        self._parked: dict[int, list[tuple[int, ...]]] = {}
+
+    def save(self, block: int, slot: int) -> None:
+        self._parked[slot] = [self._slots[block, offset] for offset in range(BLOCK)]
+
+    def load(self, slot: int, block: int) -> None:
+        for offset, held in enumerate(self._parked[slot]):
+            self._slots[block, offset] = held
+
+
 class World:
     """A scheduler, the memory that its blocks name, and everything that came out of it.
 
     A slot of memory holds the whole history up to its token, so that reading a wrong block is noticed.
     """
 
-    def __init__(self, scheduler: Scheduler) -> None:
-        self.scheduler = scheduler
+    def __init__(self, limits: SchedulerConfig, *, num_parked: int = 0) -> None:
         self.slots: dict[tuple[int, int], tuple[int, ...]] = {}
+        self.scheduler = Scheduler(limits, Parking(SlotStore(self.slots, num_parked)))
         self.tokens: dict[str, list[int]] = {}
         self.outputs: list[StepOutput] = []
         self.schedules: list[Schedule] = []
@@ -111,8 +128,8 @@ class World:
         return [final for output in self.outputs for final in output.final_blocks if final.request_id == request_id]
 
 
-def world(**limits: Any) -> World:
-    return World(Scheduler(config(**limits)))
+def world(*, num_parked: int = 0, **limits: Any) -> World:
+    return World(config(**limits), num_parked=num_parked)
 
 
 def check_ledger(scheduler: Scheduler) -> Ledger:

@@ -52,9 +52,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.leases: dict[int, FinalBlocks] = {}
         self.num_ids = 0
 
-    @initialize(num_blocks=st.integers(8, 24), share=st.sampled_from([0.3, 0.7, 1.0]))
-    def begin(self, num_blocks: int, share: float) -> None:
+    @initialize(num_blocks=st.integers(8, 24), share=st.sampled_from([0.3, 0.7, 1.0]), num_parked=st.integers(0, 16))
+    def begin(self, num_blocks: int, share: float, num_parked: int) -> None:
         self.world = world(
+            num_parked=num_parked,
             num_blocks=num_blocks,
             max_step_tokens=MAX_STEP_TOKENS,
             max_mixed_prefill_tokens=MAX_MIXED_TOKENS,

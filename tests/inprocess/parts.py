@@ -9,6 +9,7 @@ from services.cluster.registry import Role
 from services.engine.engine import Engine
 from services.engine.grammar import Grammars
 from services.engine.limits import SchedulerConfig
+from services.engine.parking import Parking
 from services.engine.sampler import BatchSampler
 from services.engine.scheduler import Scheduler
 from services.faults.armed import ArmedFaults
@@ -47,6 +48,8 @@ class Shape:
     max_step_tokens: int = 8
     """Two blocks, so that prompts have many chunks."""
     max_running: int = 64
+    num_parked: int = 0
+    """Blocks of host memory beside the pool."""
     grammars: Grammars = field(default_factory=FakeGrammars)
 
 
@@ -89,7 +92,7 @@ def build(parts: Parts, fabric: InProcessFabric) -> Built:
     cache_feed = CacheFeed(clock)
     sealer, throughput = Sealer(memory.block, enabled=parts.settings.payload_digests), Throughput()
     engine = EngineThread(
-        Engine(model, BatchSampler(), _scheduler(parts)),
+        Engine(model, BatchSampler(), _scheduler(parts, memory)),
         clock=clock,
         seal=sealer.seal,
         on_step=StepMetrics(parts.metrics, throughput),
@@ -117,7 +120,22 @@ def build(parts: Parts, fabric: InProcessFabric) -> Built:
     return Built(parts, node, model, memory, faults, steps, defects)
 
 
-def _scheduler(parts: Parts) -> Scheduler:
+class MemoryStore:
+    """Host memory for parked blocks."""
+
+    def __init__(self, memory: KVMemory, num_slots: int) -> None:
+        self.num_slots = num_slots
+        self._memory = memory
+        self._slots = [b""] * num_slots
+
+    def save(self, block: int, slot: int) -> None:
+        self._slots[slot] = bytes(self._memory.block(block))
+
+    def load(self, slot: int, block: int) -> None:
+        self._memory.block(block)[:] = self._slots[slot]
+
+
+def _scheduler(parts: Parts, memory: KVMemory) -> Scheduler:
     return Scheduler(
         SchedulerConfig(
             num_blocks=parts.shape.num_blocks,
@@ -128,7 +146,8 @@ def _scheduler(parts: Parts) -> Scheduler:
             max_running=parts.shape.max_running,
             max_waiting=parts.settings.max_waiting,
             max_reserved_share=parts.settings.max_reserved_share,
-        )
+        ),
+        Parking(MemoryStore(memory, parts.shape.num_parked)),
     )
 
 
