@@ -1,13 +1,17 @@
 """What schemas cannot see between the objects: selectors, names, policies and scaling."""
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 
+from services.telemetry.metrics import GatewayMetrics, WorkerMetrics
 from tests.deploy.chart import (
     RELEASE,
+    REPOSITORY,
     ROLES,
     WORKER_ROLES,
     Manifest,
@@ -140,6 +144,22 @@ def test_autoscalers_have_targets_of_their_own_and_room(rendered: Rendered) -> N
         assert rendered.find(spec["scaleTargetRef"]["kind"], spec["scaleTargetRef"]["name"])
         assert 1 <= spec["minReplicas"] <= spec["maxReplicas"]
         assert spec["metrics"]
+
+
+def test_metrics_to_scale_by_exist() -> None:
+    names: dict[str, set[str]] = {}
+    for metrics, roles in ((GatewayMetrics, ("gateway",)), (WorkerMetrics, WORKER_ROLES)):
+        registry = CollectorRegistry()
+        metrics(registry)
+        for role in roles:
+            names[role] = {metric.name for metric in registry.collect()}
+    documented = re.findall(r"`(tandem_\w+)`", (REPOSITORY / "docs/deploy.md").read_text())
+    scaled = values_of("hpa")
+
+    assert len(documented) >= 4
+    assert set(documented) <= set().union(*names.values())
+    for role in WORKER_ROLES:
+        assert {metric["name"] for metric in scaled[role]["autoscaling"]["podMetrics"]} <= names[role]
 
 
 def test_disruption_budgets_never_block_a_node(rendered: Rendered) -> None:
