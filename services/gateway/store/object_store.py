@@ -17,6 +17,7 @@ from services.gateway.store.scripts import APPLY, LIST
 
 MAX_EDITS = 100
 """Attempts of one ``edit``; each one that fails means that another writer succeeded."""
+_PROJECTS_KEY = "tandem:projects"
 _FIRST_PAYLOAD = 3
 """Place of the first payload among the arguments of the script, counted from 1."""
 
@@ -37,10 +38,32 @@ class ObjectStore:
     def __init__(self, state: RedisState) -> None:
         self.state = state
         """For what is kept beside objects."""
+        self._registered: set[str] = set()
 
     def of(self, project: str) -> "Objects":
         """Return the objects of one project; no others can be reached through them."""
         return Objects(self.state, project)
+
+    async def register(self, project: str) -> None:
+        """Let gateways know of a project, before it has anything that they look after on their own.
+
+        Raises:
+            StateUnavailable: Redis cannot be reached.
+        """
+        if project not in self._registered:
+            async with self.state.reaching() as client:
+                await client.sadd(_PROJECTS_KEY, project)
+            self._registered.add(project)
+
+    async def projects(self) -> list[str]:
+        """Return all projects that ever registered.
+
+        Raises:
+            StateUnavailable: Redis cannot be reached.
+        """
+        async with self.state.reaching() as client:
+            names: Any = await client.smembers(_PROJECTS_KEY)
+        return sorted(name.decode() for name in names)
 
 
 class Objects:
