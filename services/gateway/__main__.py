@@ -153,6 +153,7 @@ def build(settings: GatewaySettings, around: Surroundings) -> Gateway:
         limits=_limits(settings),
         objects=around.objects,
         runs=jobs.runs,
+        responses=jobs.responses,
         reader=jobs.reader,
         files=files,
         is_lenient=settings.lenient_objects,

@@ -1,4 +1,4 @@
-"""How files and uploads end when their time is over."""
+"""How files, uploads and responses end when their time is over."""
 
 from services.gateway.files.storage import ProjectFiles
 from services.gateway.search.stores import file_deletion
@@ -34,3 +34,8 @@ async def part_deletions(objects: Objects, upload: Ref) -> list[Operation]:
         if not page.has_more:
             return found
         after = page.records[-1].ref.id
+
+
+async def end_response(files: ProjectFiles, ref: Ref) -> None:
+    """Delete a response whose time is over."""
+    await files.objects.delete(ref)

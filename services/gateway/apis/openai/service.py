@@ -19,6 +19,7 @@ from services.gateway.jobs.reader import EventReader
 from services.gateway.models import ModelCatalog
 from services.gateway.recorder import TimelineRecorder
 from services.gateway.replies import JsonReply
+from services.gateway.responses.service import Responses
 from services.gateway.store.object_store import ObjectStore
 from services.gateway.stream import EventStream
 from services.gateway.text.threads import TextThreads
@@ -50,6 +51,7 @@ class OpenAIServices:
     objects: ObjectStore
     files: FileServices
     runs: RunParts
+    responses: Responses
     reader: EventReader
     """Reads what runs and responses said."""
     is_lenient: bool
