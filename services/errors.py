@@ -11,8 +11,8 @@
     │   │   ├── ModelNotFound
     │   │   └── ObjectNotFound       no such API object in the caller's project
     │   ├── Conflict                 another request changed the same object
-    │   │   ├── LeaseLost            another gateway holds the run
-    │   │   └── RunEnded             nothing can happen to the run any more
+    │   │   ├── LeaseLost            another gateway holds the object
+    │   │   └── JobEnded             nothing is left to do for the object
     │   ├── PayloadTooLarge
     │   └── RequestTimeout           the request did not arrive in time
     ├── Overloaded                   a bounded queue or pool is full; try again later
@@ -124,15 +124,15 @@ class Conflict(RequestError):
 
 
 class LeaseLost(Conflict):
-    """Another gateway took the run meanwhile; nothing may be written to it here any more."""
+    """Another gateway took the object meanwhile; nothing may be written to it here any more."""
 
     code = "lease_lost"
 
 
-class RunEnded(Conflict):
-    """The run has come to an end."""
+class JobEnded(Conflict):
+    """Nothing is left to do: the run, the response or the indexing has come to an end."""
 
-    code = "run_ended"
+    code = "job_ended"
 
 
 class PayloadTooLarge(RequestError):

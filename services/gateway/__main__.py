@@ -28,7 +28,7 @@ from services.gateway.admission.limits import AdmissionLimits
 from services.gateway.admission.redis_ledger import RedisShareLedger
 from services.gateway.admission.shares import Shares
 from services.gateway.answers import Answers
-from services.gateway.apis.openai.service import OpenAILimits, OpenAIServices, RunParts
+from services.gateway.apis.openai.service import OpenAILimits, OpenAIServices
 from services.gateway.app import AppParts, create_app
 from services.gateway.auth import Authenticator, KnownKeys
 from services.gateway.cache_client import GrpcCacheClient
@@ -39,6 +39,9 @@ from services.gateway.entrance import Entrance
 from services.gateway.file_services import FileServices, build_file_services
 from services.gateway.generation import GenerationLimits, GenerationServices
 from services.gateway.health_client import GrpcHealthClient
+from services.gateway.job_services import JobParts, build_jobs
+from services.gateway.jobs.service import Jobs
+from services.gateway.jobs.sweeper import Sweeper
 from services.gateway.keys import KeyStore, RedisKeyStore
 from services.gateway.models import ClusterView, ModelCatalog
 from services.gateway.observer import AnswerObserver
@@ -49,14 +52,7 @@ from services.gateway.routing.prefixes import PrefixIndex
 from services.gateway.routing.probing import HealthClient, Probing
 from services.gateway.routing.router import Router
 from services.gateway.routing.suspects import Suspects
-from services.gateway.runs.execution import ExecutionLimits
-from services.gateway.runs.feed import Feed
-from services.gateway.runs.held import LeaseTerms
 from services.gateway.runs.model_turns import ModelTurns, TurnServices
-from services.gateway.runs.reader import EventReader
-from services.gateway.runs.service import Runs, RunServices
-from services.gateway.runs.storage import RunStorage
-from services.gateway.runs.sweeper import Sweeper
 from services.gateway.runs.turns import Turns
 from services.gateway.server import HttpServer
 from services.gateway.settings import GatewaySettings
@@ -98,7 +94,7 @@ class Surroundings:
     clock: Clock
     random: Random
     turns: Callable[[TurnServices], Turns] = ModelTurns
-    """Makes what runs ask of models."""
+    """Makes what runs and responses ask of models."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +110,7 @@ class Gateway:
     drain: Drain
     probing: Probing
     caches: CacheWatching
-    runs: Runs
+    jobs: Jobs
     sweeper: Sweeper
     files: FileServices
 
@@ -146,7 +142,7 @@ def build(settings: GatewaySettings, around: Surroundings) -> Gateway:
     suspects, prefixes = Suspects(clock, settings.suspect_s), PrefixIndex()
     generation = _generation(settings, around, suspects, prefixes)
     making = TurnServices(catalog, threads, admission, generation, observer, recorder, settings.default_max_tokens)
-    runs, sweeper = _runs(settings, around, making, drain)
+    jobs = _jobs(settings, around, making, drain)
     files = _files(settings, around)
     openai = OpenAIServices(
         entrance=_entrance(settings, keys, clock),
@@ -156,7 +152,9 @@ def build(settings: GatewaySettings, around: Surroundings) -> Gateway:
         recorder=recorder,
         limits=_limits(settings),
         objects=around.objects,
-        runs=runs,
+        runs=jobs.runs,
+        responses=jobs.responses,
+        reader=jobs.reader,
         files=files,
         is_lenient=settings.lenient_objects,
     )
@@ -164,7 +162,7 @@ def build(settings: GatewaySettings, around: Surroundings) -> Gateway:
     caches = CacheWatching(around.view, prefixes, around.caches, clock)
     app = create_app(_app_parts(settings, around, openai, observer, drain, readiness))
     return Gateway(
-        app, catalog, keys, recorder, shares, readiness, drain, probing, caches, runs.service, sweeper, files
+        app, catalog, keys, recorder, shares, readiness, drain, probing, caches, jobs.jobs, jobs.sweeper, files
     )
 
 
@@ -253,22 +251,11 @@ def _generation(
     return GenerationServices(router, around.client, around.clock, limits)
 
 
-def _runs(
-    settings: GatewaySettings, around: Surroundings, services: TurnServices, drain: Drain
-) -> tuple[RunParts, Sweeper]:
-    storage, feed = RunStorage(around.objects), Feed()
-    terms = LeaseTerms(
-        owner=secrets.token_hex(8),
-        clock=around.clock,
-        lease_s=settings.run_lease_s,
-        retention_s=settings.event_retention_s,
-    )
-    limits = ExecutionLimits(flush_s=settings.run_flush_s, patience_s=settings.run_patience_s)
-    service = Runs(RunServices(storage, feed, around.turns(services), terms, limits, around.metrics.runs_taken.inc))
-    around.metrics.runs_held.set_function(lambda: len(service.held()))
-    reader = EventReader(storage, feed, service.is_here, wait_s=min(1.0, settings.redis_timeout_s / 2))
-    parts = RunParts(service, reader, settings.run_expiry_s, settings.queue_runs)
-    return parts, Sweeper(service, storage, terms, drain, around.random)
+def _jobs(settings: GatewaySettings, around: Surroundings, services: TurnServices, drain: Drain) -> JobParts:
+    turns, metrics = around.turns(services), around.metrics
+    parts = build_jobs(settings, around.objects, turns, around.clock, drain, around.random, metrics.jobs_taken.inc)
+    metrics.jobs_held.set_function(lambda: len(parts.jobs.held()))
+    return parts
 
 
 def _watch(metrics: GatewayMetrics, admission: FairAdmission, view: ClusterView) -> None:
@@ -326,7 +313,7 @@ async def run(settings: GatewaySettings) -> None:
         gateway = build(settings, around)
         await stack.enter_async_context(gateway.recorder)
         stack.push_async_callback(gateway.shares.close)
-        stack.push_async_callback(gateway.runs.close)
+        stack.push_async_callback(gateway.jobs.close)
         closing = ("channels", lambda: tell_addresses(view, channels.keep_only))
         _start((*_followers(gateway, settings), *gateway.files.followers(settings), closing), stack, clock)
         await stack.enter_async_context(
@@ -351,7 +338,7 @@ def _followers(gateway: Gateway, settings: GatewaySettings) -> tuple[Follower, .
         ("shares", gateway.shares.follow),
         ("probing", gateway.probing.follow),
         ("caches", gateway.caches.follow),
-        ("runs", lambda: gateway.sweeper.follow(settings.run_sweep_s)),
+        ("jobs", lambda: gateway.sweeper.follow(settings.run_sweep_s)),
     )
 
 

@@ -8,7 +8,7 @@ from random import Random
 from services.gateway.documents.parsing import Parser, ParserLimits
 from services.gateway.embeddings.client import EmbeddingClient
 from services.gateway.embeddings.models import EmbeddingModels
-from services.gateway.files.endings import end_file, end_upload
+from services.gateway.files.endings import end_file, end_response, end_upload
 from services.gateway.files.storage import FileStorage
 from services.gateway.files.upkeep import Upkeep
 from services.gateway.models import ClusterView
@@ -18,7 +18,7 @@ from services.gateway.search.queue import IngestionQueue
 from services.gateway.search.searches import Searches
 from services.gateway.search.stores import end_store
 from services.gateway.settings import GatewaySettings
-from services.gateway.store.kinds import FILE, UPLOAD, VECTOR_STORE
+from services.gateway.store.kinds import FILE, RESPONSE, UPLOAD, VECTOR_STORE
 from services.gateway.store.object_store import ObjectStore
 from services.gateway.text.threads import TextThreads
 from services.telemetry.clock import Clock
@@ -65,10 +65,11 @@ def build_file_services(
         max_tokens=settings.max_ingested_tokens,
     )
     ingestion = Ingestion(storage, Parser(limits), embeddings, clock, bounds)
+    ends = {FILE: end_file, UPLOAD: end_upload, VECTOR_STORE: end_store, RESPONSE: end_response}
     return FileServices(
         storage,
         embeddings,
         Searches(storage, embeddings, threads, clock, IndexCache(settings.search_cache_bytes)),
         IngestionQueue(storage, ingestion, random),
-        Upkeep(storage, {FILE: end_file, UPLOAD: end_upload, VECTOR_STORE: end_store}, clock, random),
+        Upkeep(storage, ends, clock, random),
     )

@@ -119,19 +119,23 @@ class GatewaySettings(TlsSettings):
 
     run_expiry_s: float = Field(default=600.0, gt=0)
     """Longest life of a run, waiting for tool outputs included."""
+    response_expiry_s: float = Field(default=600.0, gt=0)
+    """Longest life of a response until its end."""
     queue_runs: bool = False
     """Let a run wait for its turn when its thread has an active one, instead of answering 400; `if_active` in the body
     of a request goes before."""
     run_lease_s: float = Field(default=10.0, gt=0)
-    """How long after its last sign of life the runs of a gateway are left to it."""
+    """How long after its last sign of life the runs and responses of a gateway are left to it."""
     run_sweep_s: float = Field(default=1.0, gt=0)
-    """How often runs without a gateway are looked for."""
+    """How often runs and responses without a gateway are looked for."""
     run_flush_s: float = Field(default=0.05, ge=0)
-    """Least time between two writes of a run's text; what comes meanwhile is written and shown together."""
+    """Least time between two writes of the text of a run or response; what comes meanwhile is written and shown
+    together."""
     run_patience_s: float = Field(default=60.0, ge=0)
-    """How long a run waits for a worker before it fails."""
+    """How long a run or response waits for a worker before it fails."""
     event_retention_s: float = Field(default=7 * 86400.0, gt=0)
-    """How long the events of a run can be read after its end."""
+    """How long the events of a run can be read after its end, and how long a response is kept after its own, or after
+    the last response that went on from it began."""
 
     trust_loopback: bool = True
     """While no API key exists, callers from this host need none and belong to the project ``default``."""

@@ -75,9 +75,11 @@ class GatewayMetrics:
             "Sequences continued on another decode worker because theirs leaves; none of them was lost.",
             registry=registry,
         )
-        self.runs_held = Gauge("tandem_runs_held", "Runs of assistants that this gateway works on.", registry=registry)
-        self.runs_taken = Counter(
-            "tandem_runs_taken", "Runs taken over because their gateway or their time was gone.", registry=registry
+        self.jobs_held = Gauge("tandem_jobs_held", "Runs and responses that this gateway works on.", registry=registry)
+        self.jobs_taken = Counter(
+            "tandem_jobs_taken",
+            "Runs and responses taken over because their gateway or their time was gone.",
+            registry=registry,
         )
         self.timelines_lost = Counter(
             "tandem_timelines_lost", "Timelines of requests that could not be kept.", registry=registry

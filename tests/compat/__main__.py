@@ -29,6 +29,11 @@ FILES = (
     "tests/api_resources/vector_stores/test_files.py",
     "tests/api_resources/vector_stores/test_file_batches.py",
     "tests/api_resources/test_embeddings.py",
+    "tests/api_resources/test_responses.py",
+    "tests/api_resources/responses/test_input_items.py",
+    "tests/api_resources/responses/test_input_tokens.py",
+    "tests/api_resources/test_conversations.py",
+    "tests/api_resources/conversations/test_items.py",
 )
 """What is run; an API that is served adds its files here."""
 

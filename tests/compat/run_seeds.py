@@ -4,11 +4,12 @@ from collections.abc import Sequence
 
 from services.gateway.apis.openai.assistants.assistants import assistant_json
 from services.gateway.apis.openai.assistants.run_bodies import CreateRun, run_json
+from services.gateway.jobs.events import Event, numbered
+from services.gateway.jobs.operations import ClaimThread, WriteJob
 from services.gateway.runs import lifecycle
 from services.gateway.runs.documents import call_part, calls_delta, calls_step, message_step, with_calls
-from services.gateway.runs.events import RunEvent, numbered, run_event, step_event
+from services.gateway.runs.events import run_event, step_event
 from services.gateway.runs.job import Job, Used
-from services.gateway.runs.operations import ClaimThread, Lease, WriteRun
 from services.gateway.runs.turns import TurnPlan
 from services.gateway.store.changes import Create, Operation
 from services.gateway.store.kinds import ASSISTANT, RUN, STEP, THREAD
@@ -40,12 +41,11 @@ def _run(test_id: str, run: lifecycle.Body, created: int) -> list[Operation]:
     if "submit_tool_outputs" in test_id:
         return _waiting(started, created)
     if "_cancel" in test_id:
-        lease = Lease("another gateway", 0, NEVER_MS, NEVER_MS)
-        entries = numbered([RunEvent("thread.run.created", run), run_event(run), run_event(started)], 1)
+        entries = numbered([Event("thread.run.created", run), run_event(run), run_event(started)], 1)
         return [
             ClaimThread(_THREAD, _RUN),
             Create(_RUN, started, _THREAD, private=Job().to_bytes()),
-            WriteRun(_RUN, 1, lease, entries, retention_s=600.0),
+            WriteJob(_RUN, 1, 0, NEVER_MS, NEVER_MS, entries, retention_s=600.0),
         ]
     return [Create(_RUN, lifecycle.completed(started, created, _USAGE), _THREAD)]
 
@@ -56,15 +56,15 @@ def _waiting(started: lifecycle.Body, created: int) -> list[Operation]:
     waiting = lifecycle.needs_outputs(started, [_CALL], _USAGE)
     part = call_part(0, _CALL["arguments"], call_id=_CALL["id"], name=_CALL["name"])
     events = [
-        RunEvent("thread.run.step.created", step),
+        Event("thread.run.step.created", step),
         step_event(step),
-        RunEvent("thread.run.step.delta", calls_delta(step["id"], [part]), (7,)),
+        Event("thread.run.step.delta", calls_delta(step["id"], [part]), (7,)),
         run_event(waiting),
     ]
     job = Job(plan=TurnPlan("card", (1, 2, 3), {}), first_event=1, turn=Used(3, 1))
     return [
         ClaimThread(_THREAD, _RUN),
         Create(_RUN, waiting, _THREAD, private=job.to_bytes()),
-        WriteRun(_RUN, 1, Lease("", 0, NEVER_MS, NEVER_MS), numbered(events, 1), retention_s=600.0),
+        WriteJob(_RUN, 1, 0, NEVER_MS, NEVER_MS, numbered(events, 1), retention_s=600.0),
         Create(STEP.ref("step_waiting"), with_calls(step, [_CALL]), _RUN),
     ]

@@ -29,10 +29,11 @@ from services.gateway.store.kinds import (
     VECTOR_STORE,
     Ref,
 )
+from tests.compat.response_seeds import response_seeds
 from tests.compat.run_seeds import run_seeds
 
 CREATED = 1_700_000_000
-MODELS = ("gpt-6-astra", "gpt-4.1", "gpt-5", "gpt-3.5-turbo-instruct")
+MODELS = ("gpt-6-astra", "gpt-4.1", "gpt-5", "gpt-3.5-turbo-instruct", "model")
 """Names of models in the tests; aliases of the model that is served."""
 EMBEDDING_ALIAS = "text-embedding-3-small"
 """Likewise, of the embedding model."""
@@ -43,7 +44,8 @@ BEGIN, END = "after", "before"
 def seeds(test_id: str) -> Sequence[Operation]:
     """Return what the store shall hold before a test, in an order in which it can be created."""
     runs = run_seeds(test_id, CREATED, (BEGIN, END))
-    return [*_assistants(), *_thread(), *runs, *_files(), *_upload(), *_vector_stores()]
+    responses = response_seeds(test_id, CREATED, (BEGIN, END))
+    return [*_assistants(), *_thread(), *runs, *responses, *_files(), *_upload(), *_vector_stores()]
 
 
 def _assistants() -> list[Create]:

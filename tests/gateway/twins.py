@@ -304,4 +304,4 @@ async def world(
             try:
                 yield World(gateway, client, decode, registry, view, keys, timelines, clock, metrics)
             finally:
-                await gateway.runs.close()
+                await gateway.jobs.close()

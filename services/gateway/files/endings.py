@@ -1,9 +1,9 @@
-"""How files and uploads end when their time is over."""
+"""How files, uploads and responses end when their time is over."""
 
-from services.gateway.files.operations import ExpireAt
 from services.gateway.files.storage import ProjectFiles
 from services.gateway.search.stores import file_deletion
 from services.gateway.store.changes import Delete, Operation, Update
+from services.gateway.store.expiry import ExpireAt
 from services.gateway.store.kinds import UPLOAD_PART, Ref
 from services.gateway.store.object_store import Objects
 from services.gateway.store.records import Query
@@ -34,3 +34,8 @@ async def part_deletions(objects: Objects, upload: Ref) -> list[Operation]:
         if not page.has_more:
             return found
         after = page.records[-1].ref.id
+
+
+async def end_response(files: ProjectFiles, ref: Ref) -> None:
+    """Delete a response whose time is over."""
+    await files.objects.delete(ref)

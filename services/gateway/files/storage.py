@@ -10,8 +10,6 @@ from services.gateway.redis_state import RedisState
 from services.gateway.store.keys import project_prefix
 from services.gateway.store.object_store import Objects, ObjectStore
 
-_PROJECTS_KEY = "tandem:file-projects"
-
 
 @dataclass(frozen=True)
 class StoredBytes:
@@ -35,7 +33,6 @@ class FileStorage:
 
     def __init__(self, objects: ObjectStore) -> None:
         self._objects = objects
-        self._registered: set[str] = set()
 
     def of(self, project: str) -> "ProjectFiles":
         """Return the files of one project."""
@@ -43,16 +40,11 @@ class FileStorage:
 
     async def register(self, project: str) -> None:
         """Let upkeep know of a project, before it has anything that upkeep looks after."""
-        if project not in self._registered:
-            async with self._objects.state.reaching() as client:
-                await client.sadd(_PROJECTS_KEY, project)
-            self._registered.add(project)
+        await self._objects.register(project)
 
     async def projects(self) -> list[str]:
         """Return all projects that ever registered."""
-        async with self._objects.state.reaching() as client:
-            names: Any = await client.smembers(_PROJECTS_KEY)
-        return sorted(name.decode() for name in names)
+        return await self._objects.projects()
 
 
 class ProjectFiles:

@@ -6,8 +6,8 @@ from random import Random
 
 from services.cluster.background import Outage
 from services.errors import Conflict, ObjectNotFound, StateUnavailable
-from services.gateway.files.operations import ForgetExpiry
 from services.gateway.files.storage import FileStorage, ProjectFiles
+from services.gateway.store.expiry import ForgetExpiry
 from services.gateway.store.kinds import Kind, Ref
 from services.telemetry.clock import Clock
 from services.telemetry.logs import get_logger

@@ -1,9 +1,9 @@
 """How a run ends: the events that close what is open, then the run itself. Pure functions."""
 
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from services.errors import InvalidRequest, Overloaded, TandemError
+from services.gateway.jobs.events import Event
 from services.gateway.runs import lifecycle
 from services.gateway.runs.documents import (
     IncompleteReason,
@@ -12,24 +12,24 @@ from services.gateway.runs.documents import (
     ended_step,
     incomplete_message,
 )
-from services.gateway.runs.events import RunEvent, message_event, run_event, step_event
+from services.gateway.runs.events import message_event, run_event, step_event
 from services.gateway.runs.job import Job, Used
 from services.gateway.runs.lifecycle import Body, ErrorCode, LimitReason
 from services.gateway.runs.transcript import Transcript
 
 
-def completed(run: Body, job: Job, said: Transcript, now: int) -> list[RunEvent]:
+def completed(run: Body, job: Job, said: Transcript, now: int) -> list[Event]:
     """Return the end of a run whose last turn, ``job.turn``, ended by itself."""
     return [*_closed(said, job, "completed", None, now), run_event(lifecycle.completed(run, now, job.total.usage))]
 
 
-def incomplete(run: Body, job: Job, said: Transcript, now: int, *, reason: LimitReason) -> list[RunEvent]:
+def incomplete(run: Body, job: Job, said: Transcript, now: int, *, reason: LimitReason) -> list[Event]:
     """Return the end of a run that met a limit."""
     ended = run_event(lifecycle.incomplete(run, reason, job.total.usage))
     return [*_closed(said, job, "completed", "max_tokens", now), ended]
 
 
-def failed(run: Body, job: Job, said: Transcript, now: int, *, error: TandemError) -> list[RunEvent]:
+def failed(run: Body, job: Job, said: Transcript, now: int, *, error: TandemError) -> list[Event]:
     """Return the end of a run that cannot go on."""
     shown = {"code": _code(error), "message": error.message}
     ended = run_event(lifecycle.failed(run, now, shown, _cut(job, said).total.usage))
@@ -37,22 +37,18 @@ def failed(run: Body, job: Job, said: Transcript, now: int, *, error: TandemErro
     return [*_closed(said, _cut(job, said), "failed", "run_failed", now, step_error), ended]
 
 
-def expired(run: Body, job: Job, said: Transcript, now: int) -> list[RunEvent]:
+def expired(run: Body, job: Job, said: Transcript, now: int) -> list[Event]:
     """Return the end of a run whose time is over."""
     job = _cut(job, said)
     ended = run_event(lifecycle.expired(run, job.total.usage))
     return [*_closed(said, job, "expired", "run_expired", now), ended]
 
 
-def cancelled(run: Body, job: Job, said: Transcript, now: int) -> list[RunEvent]:
+def cancelled(run: Body, job: Job, said: Transcript, now: int) -> list[Event]:
     """Return the end of a run that somebody cancelled; the first event is that it is being cancelled."""
     job, cancelling = _cut(job, said), lifecycle.cancelling(run)
     ended = run_event(lifecycle.cancelled(cancelling, now, job.total.usage))
     return [run_event(cancelling), *_closed(said, job, "cancelled", "run_cancelled", now), ended]
-
-
-Ending = Callable[[Body, Job, Transcript, int], Sequence[RunEvent]]
-"""How a run ends before its turn does."""
 
 
 def _cut(job: Job, said: Transcript) -> Job:
@@ -69,7 +65,7 @@ def _closed(
     reason: IncompleteReason | None,
     now: int,
     error: Body | None = None,
-) -> list[RunEvent]:
+) -> list[Event]:
     events = []
     if said.message is not None:
         message = (

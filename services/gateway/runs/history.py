@@ -26,7 +26,7 @@ async def read_history(objects: Objects, run: Ref, thread: Ref, *, max_character
         page = await objects.list(Query(MESSAGE, thread, limit=_PAGE, after=after, with_private=True))
         for record in page.records:
             if record.body["run_id"] != run.id and record.body["content"]:
-                entries.append(_entry(record))
+                entries.append(message_entry(record))
                 num_characters += len(text_of(record.body))
         if not page.has_more:
             break
@@ -61,7 +61,12 @@ async def _steps(objects: Objects, run: Ref) -> list[Body]:
         after = page.records[-1].ref.id
 
 
-def _entry(record: Record) -> HistoryEntry:
+def message_entry(record: Record) -> HistoryEntry:
+    """Return a message of a thread as a part of a conversation.
+
+    Raises:
+        InvalidRequest: it has something that models of text cannot read.
+    """
     for part in record.body["content"]:
         if part["type"] != "text":
             raise InvalidRequest(

@@ -10,17 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from services.errors import InternalError
-
-Body = Mapping[str, Any]
-"""An object as the API shows it."""
+from services.gateway.jobs.events import Body as Body
 
 ErrorCode = Literal["server_error", "rate_limit_exceeded", "invalid_prompt"]
 LimitReason = Literal["max_completion_tokens", "max_prompt_tokens"]
-
-ENDS = frozenset({"completed", "incomplete", "failed", "expired", "cancelled"})
-"""Statuses that a run never leaves."""
-PAUSES = ENDS | {"requires_action"}
-"""Statuses in which nothing happens unless a client does something; streams end there."""
 
 _NEXT: Mapping[str, frozenset[str]] = {
     "queued": frozenset({"in_progress", "incomplete", "failed", "expired", "cancelling"}),

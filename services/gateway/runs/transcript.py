@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from services.gateway.jobs.events import Event
 from services.gateway.runs.documents import (
     call_part,
     calls_delta,
@@ -15,7 +16,7 @@ from services.gateway.runs.documents import (
     text_delta,
     with_calls,
 )
-from services.gateway.runs.events import RunEvent, message_event, step_event
+from services.gateway.runs.events import message_event, step_event
 from services.gateway.runs.lifecycle import Body
 from services.gateway.runs.turns import Called, TurnPart, Written
 from services.gateway.store.kinds import MESSAGE, STEP, Kind
@@ -39,14 +40,14 @@ class Transcript:
     """The end of it that no event has: tokens that showed nothing so far."""
 
     @classmethod
-    def of(cls, events: Iterable[RunEvent]) -> "Transcript":
+    def of(cls, events: Iterable[Event]) -> "Transcript":
         """Return what the events of a turn have said."""
         transcript = cls()
         for event in events:
             transcript.apply(event)
         return transcript
 
-    def apply(self, event: RunEvent) -> None:
+    def apply(self, event: Event) -> None:
         """Take one more event."""
         self.token_ids.extend(event.token_ids)
         if event.name == "thread.message.delta":
@@ -77,23 +78,23 @@ class TranscriptWriter:
         self._transcript = transcript
         self._run = run
         self._now = now
-        self._events: list[RunEvent] = []
+        self._events: list[Event] = []
 
-    def events(self, parts: Sequence[TurnPart]) -> list[RunEvent]:
+    def events(self, parts: Sequence[TurnPart]) -> list[Event]:
         """Return the events that tell ``parts``; texts that follow each other become one delta."""
         text = "".join(part.text for part in parts if isinstance(part, Written))
         calls = [part for part in parts if isinstance(part, Called)]
         if text:
             self._open_message()
             assert self._transcript.message is not None
-            self._emit(RunEvent("thread.message.delta", text_delta(self._transcript.message["id"], text)))
+            self._emit(Event("thread.message.delta", text_delta(self._transcript.message["id"], text)))
         if calls:
             self._open_calls()
             assert self._transcript.step is not None
-            self._emit(RunEvent("thread.run.step.delta", calls_delta(self._transcript.step["id"], self._parts(calls))))
+            self._emit(Event("thread.run.step.delta", calls_delta(self._transcript.step["id"], self._parts(calls))))
         return self._taken(tuple(token_id for part in parts for token_id in part.token_ids))
 
-    def opened_message(self) -> list[RunEvent]:
+    def opened_message(self) -> list[Event]:
         """Return the events that begin a message, if none has begun: an answer without text is one, too."""
         if not (self._transcript.message or self._transcript.calls):
             self._open_message()
@@ -103,8 +104,8 @@ class TranscriptWriter:
         if self._transcript.message is None:
             message, now = MESSAGE.new_ref(), self._now()
             self._open_step(message_step(STEP.new_ref(), self._run, message.id, now))
-            self._emit(RunEvent("thread.message.created", new_message(message, self._run, now)))
-            self._emit(RunEvent("thread.message.in_progress", new_message(message, self._run, now)))
+            self._emit(Event("thread.message.created", new_message(message, self._run, now)))
+            self._emit(Event("thread.message.in_progress", new_message(message, self._run, now)))
 
     def _open_calls(self) -> None:
         if self._transcript.message is not None and self._transcript.step is not None:
@@ -115,7 +116,7 @@ class TranscriptWriter:
             self._open_step(calls_step(STEP.new_ref(), self._run, self._now()))
 
     def _open_step(self, step: Body) -> None:
-        self._emit(RunEvent("thread.run.step.created", step))
+        self._emit(Event("thread.run.step.created", step))
         self._emit(step_event(step))
 
     def _parts(self, calls: Sequence[Called]) -> list[Body]:
@@ -128,11 +129,11 @@ class TranscriptWriter:
             parts.append(call_part(index, arguments, call_id=call_id, name=name))
         return parts
 
-    def _emit(self, event: RunEvent) -> None:
+    def _emit(self, event: Event) -> None:
         self._transcript.apply(event)
         self._events.append(event)
 
-    def _taken(self, token_ids: tuple[int, ...]) -> list[RunEvent]:
+    def _taken(self, token_ids: tuple[int, ...]) -> list[Event]:
         events, self._events = self._events, []
         self._transcript.token_ids.extend(token_ids)
         self._transcript.silent_ids.extend(token_ids)

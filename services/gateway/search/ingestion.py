@@ -23,18 +23,11 @@ from services.gateway.embeddings.models import EmbeddingModel, EmbeddingModels
 from services.gateway.files.storage import FileStorage, ProjectFiles, StoredBytes
 from services.gateway.search.chunks import Chunk, Strategy, cut
 from services.gateway.search.index import IndexReader
-from services.gateway.search.operations import (
-    BeginChunks,
-    EndIngestion,
-    ForgetIngestion,
-    RenewIngestion,
-    TakeIngestion,
-    TouchIndex,
-    WriteChunks,
-)
+from services.gateway.search.operations import QUEUE, BeginChunks, TouchIndex, WriteChunks
 from services.gateway.search.stores import StoredFileSource, file_of, store_of
 from services.gateway.store.changes import Operation, Update
 from services.gateway.store.kinds import Ref
+from services.gateway.store.leases import EndLease, ForgetLease, RenewLease, TakeLease
 from services.telemetry.clock import Clock
 from services.telemetry.logs import get_logger
 
@@ -103,11 +96,11 @@ class Ingestion:
         """
         files = self._storage.of(project)
         try:
-            [taken] = await files.objects.apply([TakeIngestion(ref, self.now_ms, self._until_ms())])
+            [taken] = await files.objects.apply([TakeLease(QUEUE, ref, self.now_ms, self._until_ms())])
         except Conflict:
             return
         except ObjectNotFound:
-            await files.objects.apply([ForgetIngestion(ref)])
+            await files.objects.apply([ForgetLease(QUEUE, ref)])
             return
         job = _Job(files, ref, taken.details["fence"])
         try:
@@ -134,12 +127,12 @@ class Ingestion:
     async def _renew(self, job: _Job) -> None:
         while True:
             await self._clock.sleep(self._limits.lease_s / _RENEWALS)
-            await job.files.objects.apply([RenewIngestion(job.ref, job.fence, self._until_ms())])
+            await job.files.objects.apply([RenewLease(QUEUE, job.ref, job.fence, self._until_ms())])
 
     async def _give_back(self, job: _Job) -> None:
         """Let another gateway go on at once."""
         try:
-            await job.files.objects.apply([RenewIngestion(job.ref, job.fence, self.now_ms)])
+            await job.files.objects.apply([RenewLease(QUEUE, job.ref, job.fence, self.now_ms)])
         except (Conflict, ObjectNotFound, StateUnavailable) as error:
             _log.event("ingestion.not_given_back", object=job.ref.id, reason=error.message)
 
@@ -232,14 +225,14 @@ class Ingestion:
         for _ in range(_MAX_ATTEMPTS):
             record = await job.files.objects.get(job.ref)
             operations: list[Operation] = [
-                EndIngestion(job.ref, job.fence),
+                EndLease(QUEUE, job.ref, job.fence),
                 TouchIndex(store_of(job.ref), fields["usage_bytes"]),
                 Update(job.ref, {**record.body, **fields}, record.version, labels=source.labels(fields["status"])),
             ]
             try:
                 await job.files.objects.apply(operations)
             except Conflict:  # its attributes were changed meanwhile, or another gateway has it, which this tells
-                await job.files.objects.apply([RenewIngestion(job.ref, job.fence, self._until_ms())])
+                await job.files.objects.apply([RenewLease(QUEUE, job.ref, job.fence, self._until_ms())])
                 continue
             _log.event("ingestion.ended", object=job.ref.id, status=fields["status"])
             return

@@ -7,6 +7,10 @@ from typing import Any
 from services.errors import Conflict, TandemError
 from services.gateway.store.changes import Payloads, refused
 from services.gateway.store.kinds import Ref
+from services.gateway.store.leases import lease_refused
+
+QUEUE = "ingestions"
+"""Where the leases of files are that are to be indexed."""
 
 
 class _Ingestion:
@@ -14,9 +18,9 @@ class _Ingestion:
 
     def refusal(self, problem: str, detail: str) -> TandemError:
         """Return the error for a problem."""
-        if problem in ("held", "ended", "fence", "position"):
-            return Conflict(f"Another gateway indexes {self.ref.id}, or nobody shall any more.")
-        return refused(self.ref, problem, detail)
+        if problem == "position":
+            return Conflict(f"Another gateway indexes {self.ref.id}.")
+        return lease_refused(self.ref, problem, detail)
 
 
 @dataclass(frozen=True)
@@ -35,32 +39,6 @@ class EnqueueIngestion(_Ingestion):
     def refusal(self, problem: str, detail: str) -> TandemError:
         """Return the error for a problem."""
         return refused(self.file, problem, detail)
-
-
-@dataclass(frozen=True)
-class TakeIngestion(_Ingestion):
-    """Makes a gateway the only one that may index a file; ``details`` has its fence."""
-
-    ref: Ref
-    now_ms: int
-    until_ms: int
-
-    def encoded(self, payloads: Payloads) -> dict[str, Any]:
-        """Return the operation as the Lua function reads it."""
-        return {"name": "take_ingestion", "ref": self.ref.key, "now_ms": self.now_ms, "until_ms": self.until_ms}
-
-
-@dataclass(frozen=True)
-class RenewIngestion(_Ingestion):
-    """Extends a lease; with the present time it gives the file to whoever wants it."""
-
-    ref: Ref
-    fence: int
-    until_ms: int
-
-    def encoded(self, payloads: Payloads) -> dict[str, Any]:
-        """Return the operation as the Lua function reads it."""
-        return {"name": "renew_ingestion", "ref": self.ref.key, "fence": self.fence, "until_ms": self.until_ms}
 
 
 @dataclass(frozen=True)
@@ -101,30 +79,6 @@ class WriteChunks(_Ingestion):
             "owners": payloads.add(self.owners),
             "until_ms": self.until_ms,
         }
-
-
-@dataclass(frozen=True)
-class EndIngestion(_Ingestion):
-    """Takes a file out of the queue; without a fence whoever holds it is refused from now on."""
-
-    ref: Ref
-    fence: int | None = None
-
-    def encoded(self, payloads: Payloads) -> dict[str, Any]:
-        """Return the operation as the Lua function reads it."""
-        encoded = {"name": "end_ingestion", "ref": self.ref.key}
-        return encoded if self.fence is None else {**encoded, "fence": self.fence}
-
-
-@dataclass(frozen=True)
-class ForgetIngestion(_Ingestion):
-    """Takes a file out of the queue that was deleted; leaves all others alone."""
-
-    ref: Ref
-
-    def encoded(self, payloads: Payloads) -> dict[str, Any]:
-        """Return the operation as the Lua function reads it."""
-        return {"name": "forget_ingestion", "ref": self.ref.key}
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from services.cluster.background import Outage
 from services.errors import StateUnavailable
 from services.gateway.files.storage import FileStorage
 from services.gateway.search.ingestion import Ingestion
+from services.gateway.search.operations import QUEUE
 from services.gateway.store.kinds import STORED_FILE
 from services.telemetry.logs import get_logger
 
@@ -51,7 +52,7 @@ class IngestionQueue:
         self._random.shuffle(projects)
         num_tried = 0
         for project in projects:
-            waiting = await self._storage.of(project).due("ingestions", self._ingestion.now_ms, MAX_TAKEN)
+            waiting = await self._storage.of(project).due(QUEUE, self._ingestion.now_ms, MAX_TAKEN)
             for _, object_id in waiting:
                 await self._ingestion.run(project, STORED_FILE.ref(object_id))
             num_tried += len(waiting)

@@ -7,13 +7,14 @@ from typing import Any
 import orjson
 
 from services.errors import Conflict, ObjectNotFound
-from services.gateway.files.operations import ExpireAt
 from services.gateway.files.storage import FileStorage, ProjectFiles
 from services.gateway.search.chunks import Strategy
-from services.gateway.search.operations import EndIngestion, EnqueueIngestion, TouchIndex
+from services.gateway.search.operations import QUEUE, EnqueueIngestion, TouchIndex
 from services.gateway.store.changes import Create, Delete, Operation, Update
+from services.gateway.store.expiry import ExpireAt
 from services.gateway.store.keys import attached_key, index_name, project_prefix, record_key
 from services.gateway.store.kinds import FILE, FILE_BATCH, STORED_FILE, VECTOR_STORE, Ref
+from services.gateway.store.leases import EndLease
 from services.gateway.store.records import Page, Query, Record
 
 STATUSES = ("in_progress", "completed", "failed", "cancelled")
@@ -176,7 +177,7 @@ class VectorStores:
                 update = Update(record.ref, {**record.body, "status": "cancelled"}, record.version, store)
                 try:
                     await self._objects.apply(
-                        [replace(update, labels=source.labels("cancelled")), EndIngestion(record.ref)]
+                        [replace(update, labels=source.labels("cancelled")), EndLease(QUEUE, record.ref)]
                     )
                 except (Conflict, ObjectNotFound):  # it was indexed or deleted meanwhile; the next page tells
                     continue
@@ -200,7 +201,7 @@ class VectorStores:
 def removal(record: Record, store: Ref) -> list[Operation]:
     """Return what takes a file out of a store, in the version that was read."""
     used = record.body["usage_bytes"]
-    return [EndIngestion(record.ref), TouchIndex(store, -used), Delete(record.ref, record.version, store)]
+    return [EndLease(QUEUE, record.ref), TouchIndex(store, -used), Delete(record.ref, record.version, store)]
 
 
 def stored_ref(store: Ref, file_id: str) -> Ref:

@@ -70,3 +70,7 @@ VECTOR_STORE = Kind("vector_store", "vs", "vector store")
 STORED_FILE = Kind("vector_store_file", "vs", "file of a vector store")
 FILE_BATCH = Kind("vector_store_file_batch", "vsfb", "file batch")
 UPLOAD_PART = Kind("upload_part", "part", "upload part")
+RESPONSE = Kind("response", "resp", "response", absent_text="Response with id '{id}' not found.")
+INPUT_ITEM = Kind("input_item", "", "input item")
+"""Items have ids of many forms: those of messages, of calls, of their outputs."""
+ITEM = Kind("item", "", "item")

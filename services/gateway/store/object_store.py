@@ -17,6 +17,7 @@ from services.gateway.store.scripts import APPLY, LIST
 
 MAX_EDITS = 100
 """Attempts of one ``edit``; each one that fails means that another writer succeeded."""
+_PROJECTS_KEY = "tandem:projects"
 _FIRST_PAYLOAD = 3
 """Place of the first payload among the arguments of the script, counted from 1."""
 
@@ -37,10 +38,32 @@ class ObjectStore:
     def __init__(self, state: RedisState) -> None:
         self.state = state
         """For what is kept beside objects."""
+        self._registered: set[str] = set()
 
     def of(self, project: str) -> "Objects":
         """Return the objects of one project; no others can be reached through them."""
         return Objects(self.state, project)
+
+    async def register(self, project: str) -> None:
+        """Let gateways know of a project, before it has anything that they look after on their own.
+
+        Raises:
+            StateUnavailable: Redis cannot be reached.
+        """
+        if project not in self._registered:
+            async with self.state.reaching() as client:
+                await client.sadd(_PROJECTS_KEY, project)
+            self._registered.add(project)
+
+    async def projects(self) -> list[str]:
+        """Return all projects that ever registered.
+
+        Raises:
+            StateUnavailable: Redis cannot be reached.
+        """
+        async with self.state.reaching() as client:
+            names: Any = await client.smembers(_PROJECTS_KEY)
+        return sorted(name.decode() for name in names)
 
 
 class Objects:
@@ -85,8 +108,23 @@ class Objects:
             raise ObjectNotFound(query.parent.absent_text)
         if problem == "no_cursor":
             raise _no_cursor(query, detail.decode())
-        records = (_record(query.kind.ref(values[0].decode()), values[1:]) for values in reply[2:])
+        kinds = {kind.name: kind for kind in query.kinds}
+        records = (_record(kinds[kind.decode()].ref(name.decode()), values) for kind, name, *values in reply[2:])
         return Page(tuple(records), has_more=bool(detail))
+
+    async def last_child(self, ref: Ref) -> int:
+        """Return the highest number that an object gave to one beneath it; 0 if it had none.
+
+        Raises:
+            ObjectNotFound: there is no such object.
+        """
+        values: Sequence[bytes | str | None] = ()
+        if ref.is_storable:
+            async with self._state.reaching() as client:
+                values = await client.hmget(record_key(self._project, ref), ["version", "last_child"])
+        if not values or values[0] is None:
+            raise ObjectNotFound(ref.absent_text)
+        return int(values[1] or 0)
 
     async def create(self, create: Create) -> Record:
         """Write a new object and return it.
@@ -163,7 +201,8 @@ def _list_arguments(query: Query) -> list[str | int]:
     parent = query.parent.key if query.parent is not None else ""
     label = "=".join(query.label) if query.label is not None else ""
     cursors = [query.after or "", query.before or ""]
-    return [parent, query.kind.name, label, query.order, query.limit, *cursors, int(query.with_private)]
+    kinds = ",".join(kind.name for kind in query.kinds)
+    return [parent, kinds, label, query.order, query.limit, *cursors, int(query.with_private)]
 
 
 def _record(ref: Ref, values: Sequence[bytes | str | None]) -> Record:

@@ -27,7 +27,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Query:
-    """One page of a parent's children of one kind."""
+    """One page of a parent's children of one kind, or of several together."""
 
     kind: Kind
     parent: Ref | None = None
@@ -41,6 +41,13 @@ class Query:
     before: str | None = None
     """Id of the object behind the page; without ``after`` the page ends just before it."""
     with_private: bool = False
+    also: tuple[Kind, ...] = ()
+    """Further kinds whose objects are in the list, all in the order in which they were made."""
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """All kinds of the list."""
+        return (self.kind, *self.also)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ def _text(*names: str) -> str:
 
 
 # A file here may add operations to those of a change.
-_OPERATIONS = ("operations", "runs", "files", "ingestions")
+_OPERATIONS = ("operations", "expiry", "leases", "jobs", "files", "ingestions")
 
 LIST = _text("library", "list")
 APPLY = _text("library", *_OPERATIONS, "apply")

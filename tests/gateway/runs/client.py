@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import orjson
 
-from services.gateway.runs.lifecycle import PAUSES
+from services.gateway.jobs.events import PAUSES
 from tests.gateway.twins import MODEL, World
 
 DEADLINE_S = 60.0

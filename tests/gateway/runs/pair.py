@@ -76,6 +76,6 @@ async def until_written(model: Silent, w: World, num_tokens: int) -> None:
     """Wait until a model says nothing more, and all of its tokens are in the log of the gateway's only run."""
     async with asyncio.timeout(DEADLINE_S):
         await model.hanging.wait()
-        [held] = w.gateway.runs.held().values()
-        while sum(len(entry.token_ids) for entry in await held.runs.read(held.ref, 0)) < num_tokens:
+        [held] = w.gateway.jobs.held().values()
+        while sum(len(entry.token_ids) for entry in await held.jobs.read(held.ref, 0)) < num_tokens:
             await asyncio.sleep(0.005)

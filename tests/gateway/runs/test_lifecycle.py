@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from services.errors import InternalError
+from services.gateway.jobs.events import ENDS
 from services.gateway.runs import lifecycle
 
 USAGE = lifecycle.usage_json(3, 4, 2)
@@ -54,7 +55,7 @@ def test_only_these_moves_are_possible(before: str, after: str) -> None:
             MOVES[after](run(before))
 
 
-@pytest.mark.parametrize("status", sorted(lifecycle.ENDS))
+@pytest.mark.parametrize("status", sorted(ENDS))
 def test_an_end_has_usage_and_no_expiry(status: str) -> None:
     before = run("cancelling" if status == "cancelled" else "in_progress")
     ended = MOVES[status](before)

@@ -86,7 +86,7 @@ async def test_a_position_that_no_event_has_is_refused(both: Pair, position: str
 async def test_events_that_are_not_kept_any_more_are_said_to_be_gone(both: Pair) -> None:
     thread = await both.a.thread()
     run = (await both.a.stream(thread, await both.a.assistant()))[-1].data["id"]
-    async with both.first.gateway.runs._storage._state.reaching() as client:
+    async with both.first.gateway.jobs._storage._objects.state.reaching() as client:
         [key] = [key for key in await client.keys("*/events") if isinstance(key, bytes)]
         retention_s = await client.ttl(key)
         await client.delete(key)
@@ -110,5 +110,5 @@ async def test_a_thread_that_is_deleted_ends_its_run_and_its_streams(both: Pair)
     await both.second.gateway.sweeper.sweep()
 
     assert "event: error\n" in stream.text
-    assert both.first.gateway.runs.held() == both.second.gateway.runs.held() == {}
+    assert both.first.gateway.jobs.held() == both.second.gateway.jobs.held() == {}
     assert await both.second.gateway.sweeper._storage.due(2**50, 10) == []

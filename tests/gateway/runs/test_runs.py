@@ -174,7 +174,7 @@ async def test_a_cancelled_run_stops_its_worker_and_keeps_what_it_wrote(w: World
 
     assert (answered["status"], ended["status"], ended["expires_at"]) == ("cancelling", "cancelled", None)
     assert w.decode.num_closed == 1
-    assert w.gateway.runs.held() == {}
+    assert w.gateway.jobs.held() == {}
     written = text_of(events)
     if written:
         assert names(events)[-4:] == ["run.cancelling", "message.incomplete", "run.step.cancelled", "run.cancelled"]
@@ -296,7 +296,7 @@ async def test_a_defect_fails_the_run(w: World, monkeypatch: pytest.MonkeyPatch)
     async def broken(*args: Any, **options: Any) -> None:
         raise ZeroDivisionError("secret detail")
 
-    monkeypatch.setattr("services.gateway.runs.execution.read_history", broken)
+    monkeypatch.setattr("services.gateway.runs.work.read_history", broken)
     caller = Caller(w)
     events = await caller.stream(await caller.thread(), await caller.assistant())
 

@@ -46,7 +46,7 @@ def assert_whole(events: list[Seen], expected: list[Seen]) -> None:
 async def test_a_killed_gateway_leaves_its_run_to_another(both: Pair, after: int) -> None:
     expected = await undisturbed(both.b)
     thread, run = await interrupted(both, after)
-    await both.first.gateway.runs.close()
+    await both.first.gateway.jobs.close()
     await both.lapse()
 
     ended = await both.b.settled(thread, run)
@@ -66,10 +66,10 @@ async def test_a_gateway_that_stood_still_writes_nothing_more(both: Pair) -> Non
     await both.b.settled(thread, run)
     log = await both.b.events(thread, run)
 
-    assert both.first.gateway.runs.held()
+    assert both.first.gateway.jobs.held()
     both.first.decode.release.set()  # its worker goes on, and with it the first gateway
     async with asyncio.timeout(30):
-        while both.first.gateway.runs.held():
+        while both.first.gateway.jobs.held():
             await asyncio.sleep(0.005)
     assert await both.a.events(thread, run) == log
     assert_whole(log, expected)
@@ -81,7 +81,7 @@ async def test_a_gateway_that_finds_its_lease_gone_stops_its_worker(both: Pair) 
     await both.b.settled(thread, run)
 
     await both.first.gateway.sweeper.renew()
-    assert both.first.gateway.runs.held() == {}
+    assert both.first.gateway.jobs.held() == {}
     assert both.first.decode.num_closed == len(both.first.decode.requests)
 
 
@@ -91,7 +91,7 @@ async def test_a_living_gateway_keeps_its_runs(both: Pair) -> None:
         both.clock.advance(4.0)
         await both.first.gateway.sweeper.renew()
         await both.second.gateway.sweeper.sweep()
-    assert both.second.gateway.runs.held() == {}
+    assert both.second.gateway.jobs.held() == {}
 
     both.first.decode.release.set()
     assert (await both.b.settled(thread, run))["status"] == "completed"
@@ -127,7 +127,7 @@ async def test_metadata_of_a_client_survive_the_run_and_its_move(both: Pair) -> 
     path = f"/v1/threads/{thread}"
     await both.b.post(f"{path}/runs/{run}", metadata={"a": "1"})
     await both.b.post(f"{path}/messages/{message['id']}", metadata={"b": "2"})
-    await both.first.gateway.runs.close()
+    await both.first.gateway.jobs.close()
     await both.lapse()
 
     assert (await both.b.settled(thread, run))["metadata"] == {"a": "1"}

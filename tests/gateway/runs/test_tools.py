@@ -143,7 +143,7 @@ async def test_a_waiting_run_belongs_to_nobody_and_expires_anywhere(tmp_path: Pa
     turns = FakeTurns(calls(*WEATHER))
     async with pair(tmp_path, turns=lambda services: turns) as both:
         thread, run, _, _ = await asked(both)
-        assert both.first.gateway.runs.held() == {}
+        assert both.first.gateway.jobs.held() == {}
         both.clock.advance(598)
         await both.second.gateway.sweeper.sweep()
         waiting = await both.a.get(f"/v1/threads/{thread}/runs/{run}")
@@ -170,7 +170,7 @@ async def test_calls_go_on_where_another_gateway_left_them(tmp_path: Path, after
         thread = await both.a.thread()
         run = (await both.a.run(thread, await both.a.assistant(tools=TOOLS)))["id"]
         await until_written(first, both.first, after)
-        await both.first.gateway.runs.close()
+        await both.first.gateway.jobs.close()
         await both.lapse()
         ended = await both.b.settled(thread, run)
         events = await both.b.events(thread, run)
@@ -188,8 +188,8 @@ async def test_tokens_that_show_nothing_are_in_the_log_too(tmp_path: Path) -> No
     async with pair(tmp_path, turns=lambda services: turns) as both:
         thread = await both.a.thread()
         events = await both.a.stream(thread, await both.a.assistant())
-        runs = both.first.gateway.runs._storage.of("default")
-        log = await runs.read(RUN.ref(events[-1].data["id"]), 0)
+        jobs = both.first.gateway.jobs._storage.of("default")
+        log = await jobs.read(RUN.ref(events[-1].data["id"]), 0)
 
     assert turns.known == [[], [1, 2]]
     assert text_of(events) == "ab"

@@ -93,6 +93,7 @@ class ObjectEndpoint:
         parent: Ref | None = None,
         *,
         label: tuple[str, str] | None = None,
+        also: tuple[Kind, ...] = (),
         max_limit: int = MAX_PAGE,
         default_limit: int = DEFAULT_PAGE,
     ) -> Query:
@@ -105,7 +106,7 @@ class ObjectEndpoint:
         order = _order(params.get("order") or "desc")
         limit = self._limit(params.get("limit"), max_limit, default_limit)
         cursors = {name: self._named(kind, params[name], name).id for name in ("after", "before") if params.get(name)}
-        return Query(kind, parent, label, limit, order, cursors.get("after"), cursors.get("before"))
+        return Query(kind, parent, label, limit, order, cursors.get("after"), cursors.get("before"), also=also)
 
     def _limit(self, text: str | None, most: int, default: int) -> int:
         if not text:

@@ -10,6 +10,7 @@ from services.gateway.apis.openai.completions import Completions
 from services.gateway.apis.openai.embeddings import Embeddings
 from services.gateway.apis.openai.files.routes import files_routes
 from services.gateway.apis.openai.models import Models
+from services.gateway.apis.openai.responses.routes import responses_routes
 from services.gateway.apis.openai.service import OpenAIServices
 from services.gateway.apis.openai.vector_stores.routes import vector_stores_routes
 from services.gateway.replies import JsonReply
@@ -34,4 +35,5 @@ def openai_routes(services: OpenAIServices) -> APIRouter:
     router.include_router(assistants_routes(services))
     router.include_router(files_routes(services))
     router.include_router(vector_stores_routes(services))
+    router.include_router(responses_routes(services))
     return router

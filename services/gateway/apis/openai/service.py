@@ -14,11 +14,12 @@ from services.gateway.connection import while_connected
 from services.gateway.entrance import Entrance
 from services.gateway.exchange import Exchange
 from services.gateway.file_services import FileServices
+from services.gateway.job_services import RunParts
+from services.gateway.jobs.reader import EventReader
 from services.gateway.models import ModelCatalog
 from services.gateway.recorder import TimelineRecorder
 from services.gateway.replies import JsonReply
-from services.gateway.runs.reader import EventReader
-from services.gateway.runs.service import Runs
+from services.gateway.responses.service import Responses
 from services.gateway.store.object_store import ObjectStore
 from services.gateway.stream import EventStream
 from services.gateway.text.threads import TextThreads
@@ -38,17 +39,6 @@ class OpenAILimits:
 
 
 @dataclass(frozen=True)
-class RunParts:
-    """What the endpoints of runs work with."""
-
-    service: Runs
-    reader: EventReader
-    expiry_s: float
-    queues_by_default: bool
-    """Whether a run waits for its turn unless the client says otherwise."""
-
-
-@dataclass(frozen=True)
 class OpenAIServices:
     """Finished collaborators of the endpoints."""
 
@@ -61,6 +51,9 @@ class OpenAIServices:
     objects: ObjectStore
     files: FileServices
     runs: RunParts
+    responses: Responses
+    reader: EventReader
+    """Reads what runs and responses said."""
     is_lenient: bool
     """Take ids of any form and any limit of a list, as tests written for a mock need it."""
 

@@ -1,20 +1,21 @@
--- One page of an index. ARGV: parent, kind, label ("" for none), order, limit, after, before, whether with private data.
--- Returns {problem, detail} or {"", more (0 or 1), {id, body, version, sequence, private} ...}.
-local parent, kind, label, order = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+-- One page of a list. ARGV: parent, kinds ("message" or "message,item"), label ("" for none), order, limit, after, before,
+-- whether with private data. Returns {problem, detail} or
+-- {"", more (0 or 1), {kind, id, body, version, sequence, private} ...}.
+local parent, label, order = ARGV[1], ARGV[3], ARGV[4]
 local limit, after, before, with_private = tonumber(ARGV[5]), ARGV[6], ARGV[7], ARGV[8] == '1'
+local kinds = {}
+for kind in string.gmatch(ARGV[2], '[^,]+') do kinds[#kinds + 1] = kind end
 
 if parent ~= '' and not exists(parent) then return {'no_parent', parent} end
-local whole = PREFIX .. index_name(parent, kind)
-local index = whole
-if label ~= '' then index = whole .. '/' .. label end
 
 -- Where a cursor stands; an object deleted a short time ago still tells where it stood.
 local function position(id)
-  local ref = kind .. ':' .. id
-  local found = redis.call('ZSCORE', whole, id)
-  if found then return found end
-  local gone = redis.call('HMGET', gone_key(ref), 'parent', 'sequence')
-  if gone[1] == parent then return gone[2] end
+  for _, kind in ipairs(kinds) do
+    local found = redis.call('ZSCORE', PREFIX .. index_name(parent, kind), id)
+    if found then return found end
+    local gone = redis.call('HMGET', gone_key(kind .. ':' .. id), 'parent', 'sequence')
+    if gone[1] == parent then return gone[2] end
+  end
   return nil
 end
 
@@ -32,21 +33,31 @@ local is_backwards = before ~= '' and after == ''
 local low, high = bounds.after, bounds.before
 if order == 'desc' then low, high = bounds.before, bounds.after end
 low, high = low or '-inf', high or '+inf'
-local ids
-if (order == 'asc') ~= is_backwards then
-  ids = redis.call('ZRANGEBYSCORE', index, low, high, 'LIMIT', 0, limit + 1)
-else
-  ids = redis.call('ZREVRANGEBYSCORE', index, high, low, 'LIMIT', 0, limit + 1)
+local is_rising = (order == 'asc') ~= is_backwards
+
+local found = {}
+for _, kind in ipairs(kinds) do
+  local index, ids = PREFIX .. index_name(parent, kind), nil
+  if label ~= '' then index = index .. '/' .. label end
+  if is_rising then
+    ids = redis.call('ZRANGEBYSCORE', index, low, high, 'WITHSCORES', 'LIMIT', 0, limit + 1)
+  else
+    ids = redis.call('ZREVRANGEBYSCORE', index, high, low, 'WITHSCORES', 'LIMIT', 0, limit + 1)
+  end
+  for place = 1, #ids, 2 do found[#found + 1] = {kind, ids[place], tonumber(ids[place + 1])} end
 end
-local has_more = #ids > limit
-if has_more then ids[#ids] = nil end
+if #kinds > 1 then
+  table.sort(found, function(one, other) return (one[3] < other[3]) == is_rising and one[3] ~= other[3] end)
+end
+local has_more = #found > limit
 
 local reply = {'', has_more and 1 or 0}
-for place = 1, #ids do
-  local id = is_backwards and ids[#ids - place + 1] or ids[place]
+local num_found = math.min(#found, limit)
+for place = 1, num_found do
+  local kind, id = unpack(found[is_backwards and num_found - place + 1 or place])
   local key = record_key(kind .. ':' .. id)
   local values = redis.call('HMGET', key, 'body', 'version', 'sequence')
   local private = with_private and redis.call('HGET', key, 'private')
-  if values[1] then reply[#reply + 1] = {id, values[1], values[2], values[3], private} end
+  if values[1] then reply[#reply + 1] = {kind, id, values[1], values[2], values[3], private} end
 end
 return reply

@@ -10,9 +10,9 @@ from starlette.responses import Response
 from services.errors import ObjectRefused
 from services.gateway.apis.openai.assistants.tools import CodeInterpreterTool, Id
 from services.gateway.apis.openai.objects import Metadata, ObjectEndpoint, deleted, listed
+from services.gateway.jobs.operations import RequireIdleThread
 from services.gateway.replies import JsonReply
 from services.gateway.runs.documents import RUN_LABEL
-from services.gateway.runs.operations import RequireIdleThread
 from services.gateway.store.changes import Create, Delete
 from services.gateway.store.kinds import MESSAGE, RUN, THREAD, Ref
 from services.gateway.validation import ClosedBody, type_tag

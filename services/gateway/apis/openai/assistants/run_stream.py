@@ -8,12 +8,12 @@ import orjson
 from services.errors import TandemError
 from services.gateway.apis.openai.service import OpenAIServices
 from services.gateway.errors import body_of
-from services.gateway.runs.events import DONE
-from services.gateway.runs.feed import RunKey
+from services.gateway.jobs.feed import JobKey
+from services.gateway.runs.events import DONE, sse
 from services.gateway.stream import EventStream
 
 
-def run_stream(services: OpenAIServices, key: RunKey, after: int, *, stops_at_pause: bool) -> EventStream:
+def run_stream(services: OpenAIServices, key: JobKey, after: int, *, stops_at_pause: bool) -> EventStream:
     """Return the events after number ``after``; the client's leaving does not end the run."""
     return EventStream(
         _chunks(services, key, after, stops_at_pause=stops_at_pause),
@@ -25,12 +25,12 @@ def run_stream(services: OpenAIServices, key: RunKey, after: int, *, stops_at_pa
 
 
 async def _chunks(
-    services: OpenAIServices, key: RunKey, after: int, *, stops_at_pause: bool
+    services: OpenAIServices, key: JobKey, after: int, *, stops_at_pause: bool
 ) -> AsyncGenerator[bytes, None]:
-    events = services.runs.reader.events(key, after, stops_at_pause=stops_at_pause)
+    events = services.reader.events(key, after, stops_at_pause=stops_at_pause)
     async with aclosing(events) as entries:
         async for entry in entries:
-            yield entry.sse()
+            yield sse(entry)
     yield DONE
 
 

@@ -21,8 +21,8 @@ from services.gateway.apis.openai.assistants.run_stream import run_stream
 from services.gateway.apis.openai.assistants.stores import with_new_stores
 from services.gateway.apis.openai.assistants.threads import CreateThread, new_thread
 from services.gateway.apis.openai.objects import Call, ObjectEndpoint, listed
+from services.gateway.jobs.events import PAUSES, Body
 from services.gateway.replies import JsonReply
-from services.gateway.runs.lifecycle import PAUSES, Body
 from services.gateway.runs.service import NewRun
 from services.gateway.store.changes import Create
 from services.gateway.store.kinds import ASSISTANT, RUN, STEP, THREAD, Ref

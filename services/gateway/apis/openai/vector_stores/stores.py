@@ -11,12 +11,12 @@ from services.gateway.apis.openai.objects import Call, ObjectEndpoint, deleted, 
 from services.gateway.apis.openai.vector_stores.filters import filter_of
 from services.gateway.apis.openai.vector_stores.schemas import CreateStore, ModifyStore, SearchBody, new_files
 from services.gateway.connection import while_connected
-from services.gateway.files.operations import ExpireAt
 from services.gateway.problems import wrong_type
 from services.gateway.replies import JsonReply
 from services.gateway.search.searches import SearchRequest, SearchResult
 from services.gateway.search.stores import VectorStores, new_store, with_expiry
 from services.gateway.store.changes import Update
+from services.gateway.store.expiry import ExpireAt
 from services.gateway.store.kinds import VECTOR_STORE, Ref
 from services.gateway.store.records import Record
 

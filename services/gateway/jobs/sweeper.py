@@ -1,4 +1,4 @@
-"""Keeps this gateway's leases, and takes runs whose gateway is gone or whose time is over, on any gateway."""
+"""Keeps this gateway's leases, and takes jobs whose gateway is gone or whose time is over, on any gateway."""
 
 import asyncio
 from random import Random
@@ -6,13 +6,13 @@ from random import Random
 from services.cluster.background import Outage
 from services.errors import StateUnavailable, TandemError
 from services.gateway.drain import Drain
-from services.gateway.runs.held import LeaseTerms
-from services.gateway.runs.service import Runs
-from services.gateway.runs.storage import RunStorage
+from services.gateway.jobs.held import LeaseTerms
+from services.gateway.jobs.service import Jobs
+from services.gateway.jobs.storage import JobStorage
 from services.telemetry.logs import get_logger
 
 MAX_TAKEN = 32
-"""Runs of one project that are taken in one sweep, so that gateways share them."""
+"""Jobs of one project that are taken in one sweep, so that gateways share them."""
 _RENEWALS = 4
 """How often a lease is renewed before it would end."""
 
@@ -20,15 +20,15 @@ _log = get_logger(__name__)
 
 
 class Sweeper:
-    """Looks after runs; when the gateway leaves it offers them to the others at once."""
+    """Looks after jobs; when the gateway leaves it offers them to the others at once."""
 
-    def __init__(self, runs: Runs, storage: RunStorage, terms: LeaseTerms, drain: Drain, random: Random) -> None:
-        self._runs = runs
+    def __init__(self, jobs: Jobs, storage: JobStorage, terms: LeaseTerms, drain: Drain, random: Random) -> None:
+        self._jobs = jobs
         self._storage = storage
         self._terms = terms
         self._drain = drain
         self._random = random
-        self._outage = Outage("runs", _log)
+        self._outage = Outage("jobs", _log)
 
     async def follow(self, interval_s: float) -> None:
         """Renew and sweep about every ``interval_s`` until the gateway leaves."""
@@ -61,30 +61,30 @@ class Sweeper:
             StateUnavailable: Redis cannot be reached.
         """
         oldest_ms = self._terms.now_ms - 1e3 * self._terms.lease_s / _RENEWALS
-        for key, held in self._runs.held().items():
+        for key, held in self._jobs.held().items():
             if held.renewed_ms <= oldest_ms:
-                await self._runs.renew(key)
+                await self._jobs.renew(key)
 
     async def sweep(self) -> None:
-        """Take all runs that are due.
+        """Take all jobs that are due.
 
         Raises:
             StateUnavailable: Redis cannot be reached.
         """
-        for project, run in await self._storage.due(self._terms.now_ms, MAX_TAKEN):
+        for project, job in await self._storage.due(self._terms.now_ms, MAX_TAKEN):
             try:
-                await self._runs.work_on_due(project, run)
+                await self._jobs.work_on_due(project, job)
             except StateUnavailable:
                 raise
             except TandemError as error:  # the others are not to wait for it
-                _log.warning("run.not_taken", run=run.id, code=error.code, reason=error.message)
+                _log.warning("job.not_taken", job=job.id, code=error.code, reason=error.message)
 
     async def leave(self) -> None:
-        """Offer all runs to other gateways; work on each goes on until one takes it.
+        """Offer all jobs to other gateways; work on each goes on until one takes it.
 
         Raises:
             StateUnavailable: Redis cannot be reached.
         """
         self._terms.is_leaving = True
-        for key in self._runs.held():
-            await self._runs.renew(key)
+        for key in self._jobs.held():
+            await self._jobs.renew(key)

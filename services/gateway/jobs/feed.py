@@ -1,18 +1,18 @@
-"""Hands new events of the runs that this gateway writes to the clients that it streams them to, without Redis."""
+"""Hands new events of the jobs that this gateway writes to the clients that it streams them to, without Redis."""
 
 import asyncio
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from services.gateway.runs.events import LogEntry
+from services.gateway.jobs.events import LogEntry
 from services.gateway.store.kinds import Ref
 
 MAX_KEPT = 256
 """Entries kept for one reader; one that lags further behind reads the log."""
 
-RunKey = tuple[str, Ref]
-"""Project and run."""
+JobKey = tuple[str, Ref]
+"""Project and job."""
 
 
 class Subscription:
@@ -43,19 +43,19 @@ class Subscription:
 
 
 class Feed:
-    """The readers of this gateway, by run."""
+    """The readers of this gateway, by job."""
 
     def __init__(self) -> None:
-        self._subscriptions: defaultdict[RunKey, set[Subscription]] = defaultdict(set)
+        self._subscriptions: defaultdict[JobKey, set[Subscription]] = defaultdict(set)
 
-    def publish(self, key: RunKey, entries: Sequence[LogEntry]) -> None:
-        """Tell all readers of a run what was written to its log."""
+    def publish(self, key: JobKey, entries: Sequence[LogEntry]) -> None:
+        """Tell all readers of a job what was written to its log."""
         for subscription in self._subscriptions.get(key, ()):
             subscription.put(entries)
 
     @contextmanager
-    def subscribed(self, key: RunKey) -> Iterator[Subscription]:
-        """Listen to a run for the length of the block."""
+    def subscribed(self, key: JobKey) -> Iterator[Subscription]:
+        """Listen to a job for the length of the block."""
         subscription = Subscription()
         self._subscriptions[key].add(subscription)
         try:

@@ -1,0 +1,72 @@
+"""What runs and responses are served with."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+
+from services.gateway.drain import Drain
+from services.gateway.jobs.execution import JobKind
+from services.gateway.jobs.feed import Feed
+from services.gateway.jobs.held import LeaseTerms
+from services.gateway.jobs.reader import EventReader
+from services.gateway.jobs.service import Jobs, JobServices
+from services.gateway.jobs.storage import JobStorage
+from services.gateway.jobs.sweeper import Sweeper
+from services.gateway.responses.service import Responses
+from services.gateway.responses.work import ResponseWork
+from services.gateway.runs.service import Runs
+from services.gateway.runs.turn_log import TurnLog
+from services.gateway.runs.turns import Turns
+from services.gateway.runs.work import RunWork
+from services.gateway.settings import GatewaySettings
+from services.gateway.store.kinds import RESPONSE, RUN
+from services.gateway.store.object_store import ObjectStore
+from services.telemetry.clock import Clock
+
+
+@dataclass(frozen=True)
+class RunParts:
+    """What the endpoints of runs work with."""
+
+    service: Runs
+    expiry_s: float
+    queues_by_default: bool
+    """Whether a run waits for its turn unless the client says otherwise."""
+
+
+@dataclass(frozen=True)
+class JobParts:
+    """Finished collaborators of the endpoints of runs and responses, and what goes on beside the server."""
+
+    runs: RunParts
+    responses: Responses
+    reader: EventReader
+    jobs: Jobs
+    sweeper: Sweeper
+
+
+def build_jobs(
+    settings: GatewaySettings,
+    objects: ObjectStore,
+    turns: Turns,
+    clock: Clock,
+    drain: Drain,
+    random: Random,
+    on_taken: Callable[[], None],
+) -> JobParts:
+    """Return the services, of which nothing runs yet; ``on_taken`` counts jobs that are taken over."""
+    storage, feed = JobStorage(objects, [RUN, RESPONSE]), Feed()
+    terms = LeaseTerms(clock, settings.run_lease_s, settings.event_retention_s)
+    turn_log = TurnLog(turns, clock, settings.run_flush_s)
+    kinds = [
+        JobKind(RUN, lambda held: RunWork(held, turn_log)),
+        JobKind(RESPONSE, lambda held: ResponseWork(held, turn_log)),
+    ]
+    jobs = Jobs(JobServices(storage, feed, terms, kinds, settings.run_patience_s, on_taken))
+    return JobParts(
+        RunParts(Runs(jobs, objects, turn_log), settings.run_expiry_s, settings.queue_runs),
+        Responses(jobs, objects, turns, terms, settings.response_expiry_s),
+        EventReader(storage, feed, jobs.is_here, wait_s=min(1.0, settings.redis_timeout_s / 2)),
+        jobs,
+        Sweeper(jobs, storage, terms, drain, random),
+    )

@@ -1,0 +1,1 @@
+"""Runs and responses as durable jobs, which gateways hand to each other."""

@@ -1,0 +1,83 @@
+"""Reads the events of a job for a client: what the log has, then what comes, each once, wherever the job is written."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+
+from services.errors import InvalidRequest, ObjectNotFound, StateUnavailable
+from services.gateway.jobs.events import PAUSES, LogEntry
+from services.gateway.jobs.feed import Feed, JobKey, Subscription
+from services.gateway.jobs.storage import JobStorage, ProjectJobs
+
+_PAUSE_S = 0.5
+_MAX_ATTEMPTS = 60
+"""Attempts to read the log of a stream that has begun while Redis is away."""
+
+
+class EventReader:
+    """Reads logs."""
+
+    def __init__(self, storage: JobStorage, feed: Feed, is_here: Callable[[JobKey], bool], *, wait_s: float) -> None:
+        """``is_here`` says whether this gateway writes a job; ``wait_s`` bounds each wait for a new event."""
+        self._storage = storage
+        self._feed = feed
+        self._is_here = is_here
+        self._wait_s = wait_s
+
+    async def events(self, key: JobKey, after: int, *, stops_at_pause: bool) -> AsyncGenerator[LogEntry, None]:
+        """Yield the events after number ``after``, until nothing more comes unless a client does something.
+
+        With ``stops_at_pause`` the first event that pauses the job is the last; without, it is passed if others follow.
+
+        Raises:
+            InvalidRequest: the log does not reach ``after``.
+            ObjectNotFound: there is no such job, or its events are not kept any more.
+            StateUnavailable: Redis cannot be reached, and stays away.
+        """
+        jobs, job = self._storage.of(key[0]), key[1]
+        with self._feed.subscribed(key) as subscription:
+            entries = await jobs.read(job, after)
+            if not entries:
+                await self._check_position(jobs, key, after)
+            while True:
+                for entry in entries:
+                    yield entry
+                    after = entry.number
+                    if stops_at_pause and entry.pauses_job:
+                        return
+                was_paused = bool(entries) and entries[-1].pauses_job
+                if (not entries or was_paused) and await self._is_over(jobs, key, after):
+                    return
+                entries = await self._next(jobs, key, after, subscription)
+
+    async def _next(self, jobs: ProjectJobs, key: JobKey, after: int, subscription: Subscription) -> Sequence[LogEntry]:
+        """Return entries after number ``after``; none if there were none for a while."""
+        if self._is_here(key):
+            await subscription.wait(self._wait_s)
+        if entries := subscription.take(after):
+            return entries
+        for _ in range(_MAX_ATTEMPTS):
+            try:
+                return await jobs.read(key[1], after, wait_s=0.0 if self._is_here(key) else self._wait_s)
+            except StateUnavailable as error:
+                failure = error
+                await asyncio.sleep(_PAUSE_S)
+        raise failure
+
+    async def _is_over(self, jobs: ProjectJobs, key: JobKey, after: int) -> bool:
+        """Return whether the job is paused or at its end, and ``after`` is its last event."""
+        record = await jobs.objects.get(key[1])
+        state = await jobs.state(key[1])
+        return record.body["status"] in PAUSES and state is not None and state.last_event <= after
+
+    async def _check_position(self, jobs: ProjectJobs, key: JobKey, after: int) -> None:
+        record = await jobs.objects.get(key[1])
+        state = await jobs.state(key[1])
+        if state is None:
+            raise ObjectNotFound(key[1].absent_text)
+        if after > state.last_event:
+            raise InvalidRequest(
+                f"The last event of the {key[1].kind.noun} '{key[1].id}' is number {state.last_event}.",
+                param="starting_after",
+            )
+        if after < state.last_event and record.body["status"] in PAUSES and not await jobs.read(key[1], after):
+            raise ObjectNotFound(f"The events of the {key[1].kind.noun} '{key[1].id}' are not kept any more.")

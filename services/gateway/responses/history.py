@@ -1,0 +1,177 @@
+"""Reads what a response goes on from: the responses before it, or a conversation, and its own input."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from services.errors import InvalidRequest, ObjectNotFound
+from services.gateway.jobs.events import Body
+from services.gateway.responses.items import chat_message, text_of
+from services.gateway.responses.state import ResponseState
+from services.gateway.runs.binding import Binding
+from services.gateway.runs.history import message_entry
+from services.gateway.runs.turns import ChatMessage, HistoryEntry
+from services.gateway.store.kinds import INPUT_ITEM, ITEM, MESSAGE, RESPONSE, Ref
+from services.gateway.store.object_store import Objects
+from services.gateway.store.records import Query, Record
+
+MAX_CHARACTERS = 4_000_000
+"""What lies further back is not read; no context is so long."""
+_PAGE = 100
+
+
+@dataclass(frozen=True)
+class Context:
+    """What was before a response."""
+
+    entries: Sequence[HistoryEntry] = ()
+    ancestors: Sequence[Ref] = ()
+    """The responses that it goes on from, the last one first."""
+    last_child: int | None = None
+    """The last number that its thread had given when it was read."""
+
+
+class HistoryBuilder:
+    """Puts items together to entries: what leads to a message, which is calls and their outputs, goes with it."""
+
+    def __init__(self) -> None:
+        self._entries: list[HistoryEntry] = []
+        self._lead: list[ChatMessage] = []
+        self._lead_id: str | None = None
+        self._names: dict[str, str] = {}
+        """Of functions, by call."""
+        self._unanswered: set[str] = set()
+
+    def add(self, item: Body, binding: Binding | None = None) -> None:
+        """Take the next item; ``binding`` is that of an answer.
+
+        Raises:
+            InvalidRequest: models of text cannot read it, or it answers no call.
+        """
+        if item["type"] == "message":
+            self.add_entry(HistoryEntry(item["id"], (chat_message(item),), binding))
+        elif item["type"] == "function_call":
+            self._call(item)
+        elif item["type"] == "function_call_output":
+            self._answer(item)
+
+    def add_entry(self, entry: HistoryEntry) -> None:
+        """Take a message with all that is known to have led to it."""
+        self._entries.append(replace(entry, messages=(*self._lead, *entry.messages)))
+        self._lead = []
+
+    def entries(self) -> list[HistoryEntry]:
+        """Return all entries.
+
+        Raises:
+            InvalidRequest: the output of a call is missing.
+        """
+        for call_id in self._unanswered:
+            raise InvalidRequest(f"No tool output found for function call {call_id}.", param="input")
+        last = [HistoryEntry(self._lead_id, tuple(self._lead))] if self._lead else []
+        return [*self._entries, *last]
+
+    def _call(self, item: Body) -> None:
+        call = {
+            "id": item["call_id"],
+            "type": "function",
+            "function": {"name": item["name"], "arguments": item["arguments"]},
+        }
+        last = self._lead[-1] if self._lead else {}
+        if "tool_calls" in last:
+            self._lead[-1] = {**last, "tool_calls": [*last["tool_calls"], call]}
+        else:
+            self._lead.append({"role": "assistant", "content": "", "tool_calls": [call]})
+        self._names[item["call_id"]] = item["name"]
+        self._unanswered.add(item["call_id"])
+        self._lead_id = item["id"]
+
+    def _answer(self, item: Body) -> None:
+        call_id = item["call_id"]
+        if call_id not in self._names:
+            raise InvalidRequest(f"No tool call found for function call output with call_id {call_id}.", param="input")
+        self._unanswered.discard(call_id)
+        told = {"tool_call_id": call_id, "name": self._names[call_id], "content": text_of(item)}
+        self._lead.append({"role": "tool", **told})
+        self._lead_id = item["id"]
+
+
+async def read_context(objects: Objects, response: Body, thread: Ref | None, items: Iterable[Body]) -> Context:
+    """Return what a response goes on from, its own input at the end.
+
+    Raises:
+        InvalidRequest: there is no such response before it, or something that models of text cannot read.
+        ObjectNotFound: there is no such conversation.
+    """
+    builder, previous = HistoryBuilder(), response["previous_response_id"]
+    context = Context()
+    if thread is not None:
+        context = Context(last_child=await objects.last_child(thread))
+        await _read_thread(builder, objects, thread)
+    elif previous is not None:
+        context = Context(ancestors=await _read_chain(builder, objects, previous))
+    for item in items:
+        builder.add(item)
+    return replace(context, entries=builder.entries())
+
+
+async def read_items(objects: Objects, response: Ref) -> list[Body]:
+    """Return the input of a response, in its order."""
+    items: list[Body] = []
+    after = None
+    while True:
+        page = await objects.list(Query(INPUT_ITEM, response, limit=_PAGE, order="asc", after=after))
+        items += (record.body for record in page.records)
+        if not page.has_more:
+            return items
+        after = page.records[-1].ref.id
+
+
+async def _read_thread(builder: HistoryBuilder, objects: Objects, thread: Ref) -> None:
+    records: list[Record] = []
+    num_characters, after = 0, None
+    while num_characters <= MAX_CHARACTERS:
+        query = Query(MESSAGE, thread, limit=_PAGE, after=after, with_private=True, also=(ITEM,))
+        page = await objects.list(query)
+        records += page.records
+        num_characters += sum(len(str(record.body)) for record in page.records)
+        if not page.has_more:
+            break
+        after = page.records[-1].ref.id
+    for record in reversed(records):
+        if record.ref.kind is ITEM:
+            builder.add(record.body)
+        elif record.body["content"]:
+            builder.add_entry(message_entry(record))
+
+
+async def _read_chain(builder: HistoryBuilder, objects: Objects, previous: str) -> list[Ref]:
+    chain: list[tuple[Record, list[Body]]] = []
+    num_characters, name = 0, previous
+    while name is not None and num_characters <= MAX_CHARACTERS:
+        record = await _stored(objects, name)
+        items = await read_items(objects, record.ref)
+        num_characters += sum(len(str(item)) for item in (*items, *record.body["output"]))
+        chain.append((record, items))
+        name = record.body["previous_response_id"]
+    for record, items in reversed(chain):
+        for item in items:
+            builder.add(item)
+        output = record.body["output"]
+        for item in output:
+            is_answer = item is output[-1] and item["type"] == "message"
+            builder.add(item, ResponseState.from_bytes(record.private).binding if is_answer else None)
+    return [record.ref for record, _ in chain]
+
+
+async def _stored(objects: Objects, response_id: str) -> Record:
+    try:
+        record = await objects.get(RESPONSE.ref(response_id), with_private=True)
+    except ObjectNotFound:
+        record = None
+    if record is None or not record.body["store"]:
+        raise InvalidRequest(
+            f"Previous response with id '{response_id}' not found.",
+            param="previous_response_id",
+            code="previous_response_not_found",
+        )
+    return record

@@ -1,0 +1,152 @@
+"""Items of conversations and responses: what was said, called and answered. Pure functions.
+
+A message that a thread can have is kept as one, so that a conversation is a thread read in another form:
+``conv_abc`` is ``thread_abc``. What threads do not show - calls of functions, their outputs, words of the developer -
+is kept beside its messages, in the same order.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from services.errors import InvalidRequest
+from services.gateway.jobs.events import Body
+from services.gateway.runs.turns import ChatMessage
+from services.gateway.store.changes import Create
+from services.gateway.store.kinds import ITEM, MESSAGE, THREAD, Kind, Ref
+from services.gateway.store.records import Record
+
+CONVERSATION = Kind("conversation", "conv", "conversation", absent_text="Conversation with id '{id}' not found.")
+"""Conversations are no objects of their own."""
+CALL_OUTPUT_PREFIX = "fco"
+_PREFIXES = {"message": "msg", "function_call": "fc", "function_call_output": CALL_OUTPUT_PREFIX, "reasoning": "rs"}
+
+
+def thread_of(conversation: Ref) -> Ref:
+    """Return the thread that a conversation is."""
+    return THREAD.ref(f"{THREAD.prefix}_{conversation.id.removeprefix('conv_')}")
+
+
+def conversation_of(thread: Ref) -> Ref:
+    """Return the conversation that a thread is."""
+    return CONVERSATION.ref(f"{CONVERSATION.prefix}_{thread.id.removeprefix('thread_')}")
+
+
+def conversation_json(thread: Record) -> Body:
+    """Return a thread as the conversation that the API shows."""
+    return {
+        "id": conversation_of(thread.ref).id,
+        "object": "conversation",
+        "created_at": thread.body["created_at"],
+        "metadata": thread.body["metadata"],
+    }
+
+
+def new_item_id(item_type: str) -> str:
+    """Return an id that no other item has."""
+    return Kind(item_type, _PREFIXES.get(item_type, "item"), item_type).new_ref().id
+
+
+def message_item(item_id: str, role: str, content: Sequence[Body], status: str = "completed") -> Body:
+    """Return a message."""
+    return {"id": item_id, "type": "message", "status": status, "role": role, "content": list(content)}
+
+
+def output_text(text: str, annotations: Sequence[Body] = ()) -> Body:
+    """Return text that a model wrote."""
+    return {"type": "output_text", "text": text, "annotations": list(annotations), "logprobs": []}
+
+
+def call_item(item_id: str, call_id: str, name: str, arguments: str, status: str) -> Body:
+    """Return a call of a function."""
+    call = {"id": item_id, "type": "function_call", "status": status}
+    return {**call, "call_id": call_id, "name": name, "arguments": arguments}
+
+
+def item_of(record: Record) -> Body:
+    """Return the item that an object of a thread is."""
+    if record.ref.kind is not MESSAGE:
+        return record.body
+    body = record.body
+    content = [_part_of(part, body["role"]) for part in body["content"]]
+    return message_item(body["id"], body["role"], content, body["status"])
+
+
+def creation(item: Body, thread: Ref, created: int, private: bytes | None = None) -> Create:
+    """Return the creation of an item in a thread; ``private`` is what is bound to an answer."""
+    if (message := _message(item, thread, created)) is not None:
+        return Create(MESSAGE.ref(item["id"]), message, thread, private=private)
+    return Create(ITEM.ref(item["id"]), item, thread, private=private)
+
+
+def text_of(item: Body) -> str:
+    """Return the text of a message or of an output.
+
+    Raises:
+        InvalidRequest: it has something that models of text cannot read.
+    """
+    content = item["output"] if item["type"] == "function_call_output" else item["content"]
+    if isinstance(content, str):
+        return content
+    for part in content:
+        if part["type"] not in _TEXT_FIELDS:
+            raise InvalidRequest(
+                f"The item '{item['id']}' has content of type '{part['type']}', and this model reads text only.",
+                param="input",
+            )
+    return "".join(part[_TEXT_FIELDS[part["type"]]] for part in content)
+
+
+def chat_message(item: Body) -> ChatMessage:
+    """Return a message as chat templates read it."""
+    role = "system" if item["role"] == "developer" else item["role"]
+    return {"role": role, "content": text_of(item)}
+
+
+_TEXT_FIELDS = {"input_text": "text", "output_text": "text", "refusal": "refusal"}
+
+
+def _part_of(part: Body, role: str) -> Body:
+    if part["type"] == "text":
+        text = part["text"]["value"]
+        if role != "assistant":
+            return {"type": "input_text", "text": text}
+        return output_text(text, [_citation(each) for each in part["text"]["annotations"]])
+    image = part[part["type"]]
+    return {"type": "input_image", "detail": "auto", **_IMAGE_SOURCES[part["type"]](image)}
+
+
+_IMAGE_SOURCES: Mapping[str, Any] = {
+    "image_file": lambda image: {"file_id": image["file_id"], "detail": image["detail"]},
+    "image_url": lambda image: {"image_url": image["url"], "detail": image["detail"]},
+}
+
+
+def _citation(annotation: Body) -> Body:
+    cited = annotation.get("file_citation", {})
+    file_id = cited.get("file_id", "")
+    return {"type": "file_citation", "file_id": file_id, "filename": file_id, "index": annotation["end_index"]}
+
+
+def _message(item: Body, thread: Ref, created: int) -> Body | None:
+    """Return an item as a message of a thread; None if threads have no such messages."""
+    if item["type"] != "message" or item["role"] not in ("user", "assistant"):
+        return None
+    if any(part["type"] not in ("input_text", "output_text") or part.get("annotations") for part in item["content"]):
+        return None
+    is_whole = item["status"] == "completed"
+    return {
+        "id": item["id"],
+        "object": "thread.message",
+        "created_at": created,
+        "thread_id": thread.id,
+        "status": "completed" if is_whole else "incomplete",
+        "incomplete_details": None if is_whole else {"reason": "max_tokens"},
+        "completed_at": created if is_whole else None,
+        "incomplete_at": None if is_whole else created,
+        "role": item["role"],
+        "content": [{"type": "text", "text": {"value": part["text"], "annotations": []}} for part in item["content"]],
+        "assistant_id": None,
+        "run_id": None,
+        "attachments": [],
+        "metadata": {},
+    }

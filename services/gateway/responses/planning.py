@@ -1,0 +1,81 @@
+"""How the turn of a response is made: what is asked of the model, in the words of a run."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from services.errors import ContextLengthExceeded, InternalError
+from services.gateway.jobs.events import Body
+from services.gateway.runs.turns import HistoryEntry, TurnPlan, TurnRequest, Turns
+
+
+async def plan_response(turns: Turns, response: Body, history: Sequence[HistoryEntry]) -> TurnPlan:
+    """Return the plan of a response's turn.
+
+    Raises:
+        ContextLengthExceeded: the input does not fit, and the response must not leave anything out.
+        InvalidRequest: the model refuses it, or it asks for something that cannot be had.
+        Unavailable: nobody serves the model now.
+    """
+    plan = await turns.plan(TurnRequest(_as_run(response), history))
+    if plan is None:
+        raise InternalError("A response has no limit of prompt tokens, but it was met.")
+    begins_with = history[0].message_id if history else None
+    if response["truncation"] == "disabled" and plan.first_message_id not in (None, begins_with):
+        raise ContextLengthExceeded(
+            "Your input exceeds the context window of this model: only a part of it would fit. Please adjust your "
+            "input and try again, or set 'truncation' to 'auto'.",
+            param="input",
+        )
+    return plan
+
+
+def with_sampling(response: Body, plan: TurnPlan) -> Body:
+    """Return a response that shows the sampling of its plan where the request left it open."""
+    shown = {name: response[name] for name in ("temperature", "top_p")}
+    chosen = {name: plan.sampling.get(name, 1.0) for name, value in shown.items() if value is None}
+    return {**response, **chosen}
+
+
+def _as_run(response: Body) -> Body:
+    return {
+        "id": response["id"],
+        "model": response["model"],
+        "instructions": response["instructions"] or "",
+        "tools": [_tool(tool) for tool in response["tools"]],
+        "tool_choice": _choice(response["tool_choice"]),
+        "parallel_tool_calls": response["parallel_tool_calls"],
+        "response_format": _format(response["text"]["format"]),
+        "temperature": response["temperature"],
+        "top_p": response["top_p"],
+        "max_completion_tokens": response["max_output_tokens"],
+        "max_prompt_tokens": None,
+        "truncation_strategy": {"type": "auto", "last_messages": None},
+    }
+
+
+def _tool(tool: Body) -> Body:
+    if tool["type"] != "function":
+        return tool
+    function = {name: value for name, value in tool.items() if name != "type" and value is not None}
+    return {"type": "function", "function": function}
+
+
+def _choice(choice: Any) -> Any:
+    if isinstance(choice, str):
+        return choice
+    if choice["type"] == "allowed_tools":
+        return {"type": "allowed_tools", "allowed_tools": {"mode": choice["mode"], "tools": _named(choice["tools"])}}
+    return _named([choice])[0]
+
+
+def _named(choices: Sequence[Body]) -> list[Body]:
+    return [
+        {"type": "function", "function": {"name": each["name"]}} if each["type"] == "function" else each
+        for each in choices
+    ]
+
+
+def _format(wanted: Body) -> Body:
+    if wanted["type"] != "json_schema":
+        return wanted
+    return {"type": "json_schema", "json_schema": {name: value for name, value in wanted.items() if name != "type"}}

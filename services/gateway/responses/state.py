@@ -1,0 +1,33 @@
+"""What a gateway needs to go on with a response beside its object and its log; kept in the response's private bytes."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import orjson
+
+from services.gateway.runs.binding import Binding
+from services.gateway.runs.job import Job
+
+
+@dataclass(frozen=True)
+class ResponseState:
+    """The private state of a response."""
+
+    job: Job = field(default_factory=Job)
+    binding: Binding | None = None
+    """The token ids of its answer, once it is complete."""
+
+    def to_bytes(self) -> bytes:
+        """Return the private bytes."""
+        binding = asdict(self.binding) if self.binding is not None else None
+        return orjson.dumps({"job": asdict(self.job), "binding": binding})
+
+    @classmethod
+    def from_bytes(cls, data: bytes | None) -> "ResponseState":
+        """Read what ``to_bytes`` wrote."""
+        values: dict[str, Any] = orjson.loads(data or b"{}")
+        job, binding = values.get("job") or {}, values.get("binding")
+        return cls(
+            Job.from_bytes(orjson.dumps(job)),
+            Binding.from_bytes(orjson.dumps(binding)) if binding is not None else None,
+        )

@@ -1,0 +1,164 @@
+"""What a gateway does with a run that it holds.
+
+    queued --- plan the turn, write it down ---> in_progress --- write what the model says, batch by batch ---+
+       ^                                                                                                     |
+       +--- the client submits outputs <--- requires_action <--- calls --- the turn ends --- text ---> completed
+
+Everything that decides the rest is in Redis before a client sees it, so another gateway that takes the run in any
+place reads the plan and the log, and continues with the next token.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from services.errors import InternalError
+from services.gateway.jobs.events import Event
+from services.gateway.jobs.execution import Cancelled, Ending, Expired
+from services.gateway.jobs.held import HeldJob
+from services.gateway.runs import endings, lifecycle
+from services.gateway.runs.documents import ended_step, with_calls
+from services.gateway.runs.events import run_event, step_event
+from services.gateway.runs.history import lead_of, own_messages, read_history
+from services.gateway.runs.job import Job
+from services.gateway.runs.transcript import Transcript, TranscriptWriter
+from services.gateway.runs.turn_log import TurnLog, binding_of, used_by
+from services.gateway.runs.turns import TurnEnded, TurnPart, TurnPlan, TurnRequest
+from services.gateway.runs.writing import new_message_creations, run_writing
+from services.gateway.store.kinds import MESSAGE, STEP, THREAD, Ref
+from services.telemetry.logs import get_logger
+
+MAX_HISTORY_CHARACTERS = 4_000_000
+"""What lies further back in a thread is not read; no context is so long."""
+
+_log = get_logger(__name__)
+
+
+class RunWork:
+    """The work on one run."""
+
+    def __init__(self, held: HeldJob, turn_log: TurnLog) -> None:
+        self._held = held
+        self._turn_log = turn_log
+        self._job = Job.from_bytes(held.private)
+        self._said = Transcript()
+
+    @property
+    def held(self) -> HeldJob:
+        """The run."""
+        return self._held
+
+    @property
+    def _thread(self) -> Ref:
+        return THREAD.ref(self.held.body["thread_id"])
+
+    async def resume(self) -> None:
+        """Read what the open turn has said, and learn the versions of its open objects."""
+        held = self.held
+        if self._job.plan is None:
+            return
+        position = self._job.first_event - 1
+        while entries := await held.jobs.read(held.ref, position):
+            for entry in entries:
+                self._said.apply(entry.event)
+            position = entries[-1].number
+        for kind, body in ((STEP, self._said.step), (MESSAGE, self._said.message)):
+            if body is not None:
+                held.learn(await held.jobs.objects.get(kind.ref(body["id"])))
+
+    async def advance(self) -> None:
+        """Make a turn: the run is complete then, met a limit, or waits for the outputs of its calls."""
+        plan = self._job.plan or await self._begin()
+        if plan is None:
+            return
+        ended = await self._turn_log.write(self.held, plan, self._said.token_ids, self._take)
+        self._said.token_ids.extend(ended.token_ids)
+        await self._finish(plan, ended)
+
+    async def end(self, ending: Ending, *, is_patient: bool = True) -> None:
+        """End the run wherever it stands."""
+        run, now = self.held.body, self.held.now
+        if isinstance(ending, Expired):
+            events = endings.expired(run, self._job, self._said, now)
+        elif isinstance(ending, Cancelled):
+            events = endings.cancelled(run, self._job, self._said, now)
+        else:
+            events = endings.failed(run, self._job, self._said, now, error=ending.error)
+        await self._commit(events, is_patient=is_patient)
+        self._log_end()
+
+    async def go_on(self, outputs: Sequence[tuple[str, str]]) -> None:
+        """Give the run the outputs of its calls, by call id; it is queued then."""
+        held, said = self.held, self._said
+        if said.step is None or self._job.turn is None:
+            raise InternalError(f"The run '{held.ref.id}' waits for outputs, but its calls are gone.")
+        step = with_calls(said.step, said.calls, dict(outputs))
+        ended = step_event(ended_step(step, "completed", held.now, usage=self._job.turn.usage))
+        await self._commit([ended, run_event(lifecycle.requeued(held.body))], self._job.next_turn(), is_patient=False)
+
+    async def _begin(self) -> TurnPlan | None:
+        """Decide how the next turn is made, and write it down; end the run if a limit forbids the turn."""
+        held, job = self.held, self._job
+        limit = held.body["max_completion_tokens"]
+        if limit is not None and job.used.completion_tokens >= limit:
+            await self._end_incomplete("max_completion_tokens")
+            return None
+        if job.waiting_messages:
+            job = replace(job, waiting_messages=())
+            creations = new_message_creations(self._thread, self._job.waiting_messages)
+            await held.commit(run_writing(held, (), job, further=creations))
+            self._job = job
+        history = await read_history(held.jobs.objects, held.ref, self._thread, max_characters=MAX_HISTORY_CHARACTERS)
+        used = job.used
+        request = TurnRequest(held.body, history, used.prompt_tokens, used.completion_tokens)
+        plan = await self._turn_log.turns.plan(request)
+        if plan is None:
+            await self._end_incomplete("max_prompt_tokens")
+            return None
+        self._said = Transcript()
+        events = [run_event(lifecycle.started(held.body, held.now))]
+        first_event = held.last_event + len(events) + 1
+        await self._commit(events, replace(job, plan=plan, first_event=first_event))
+        return plan
+
+    async def _take(self, parts: Sequence[TurnPart]) -> None:
+        if events := TranscriptWriter(self._said, self.held.body, lambda: self.held.now).events(parts):
+            await self._commit(events)
+
+    async def _finish(self, plan: TurnPlan, ended: TurnEnded) -> None:
+        held, said = self.held, self._said
+        opened = TranscriptWriter(said, held.body, lambda: held.now).opened_message()
+        job = replace(self._job, turn=used_by(plan, ended, len(said.token_ids)))
+        if said.calls and ended.reason == "stop":
+            step = said.step_with_calls
+            assert step is not None
+            waiting = run_event(lifecycle.needs_outputs(held.body, said.calls, job.total.usage))
+            await held.commit(run_writing(held, [*opened, waiting], job, bodies=[(STEP.ref(step["id"]), step)]))
+            self._job = job
+            return
+        private = await self._private(plan, ended)
+        if ended.reason == "length":
+            events = endings.incomplete(held.body, job, said, held.now, reason="max_completion_tokens")
+        else:
+            events = endings.completed(held.body, job, said, held.now)
+        await held.commit(run_writing(held, [*opened, *events], job, private=private))
+        self._job = job
+        self._log_end()
+
+    async def _private(self, plan: TurnPlan, ended: TurnEnded) -> dict[str, bytes]:
+        """Return the token ids that are kept with the message."""
+        message = self._said.message
+        if message is None:
+            return {}
+        lead = lead_of(await own_messages(self.held.jobs.objects, self.held.ref, self._thread))
+        return {message["id"]: binding_of(plan, ended, self._said.token_ids, lead).to_bytes()}
+
+    async def _end_incomplete(self, reason: lifecycle.LimitReason) -> None:
+        await self._commit(endings.incomplete(self.held.body, self._job, Transcript(), self.held.now, reason=reason))
+        self._log_end()
+
+    async def _commit(self, events: Sequence[Event], job: Job | None = None, *, is_patient: bool = True) -> None:
+        await self.held.commit(run_writing(self.held, events, job), is_patient=is_patient)
+        self._job = job or self._job
+
+    def _log_end(self) -> None:
+        _log.event("run.ended", run=self.held.ref.id, status=self.held.body["status"])
