@@ -52,6 +52,7 @@ from services.gateway.routing.prefixes import PrefixIndex
 from services.gateway.routing.probing import HealthClient, Probing
 from services.gateway.routing.router import Router
 from services.gateway.routing.suspects import Suspects
+from services.gateway.runs.file_search import FileSearch
 from services.gateway.runs.model_turns import ModelTurns, TurnServices
 from services.gateway.runs.turns import Turns
 from services.gateway.server import HttpServer
@@ -142,8 +143,9 @@ def build(settings: GatewaySettings, around: Surroundings) -> Gateway:
     suspects, prefixes = Suspects(clock, settings.suspect_s), PrefixIndex()
     generation = _generation(settings, around, suspects, prefixes)
     making = TurnServices(catalog, threads, admission, generation, observer, recorder, settings.default_max_tokens)
-    jobs = _jobs(settings, around, making, drain)
     files = _files(settings, around)
+    search = FileSearch(files.searches, around.objects, catalog, threads)
+    jobs = _jobs(settings, around, around.turns(making), search, drain)
     openai = OpenAIServices(
         entrance=_entrance(settings, keys, clock),
         catalog=catalog,
@@ -251,9 +253,11 @@ def _generation(
     return GenerationServices(router, around.client, around.clock, limits)
 
 
-def _jobs(settings: GatewaySettings, around: Surroundings, services: TurnServices, drain: Drain) -> JobParts:
-    turns, metrics = around.turns(services), around.metrics
-    parts = build_jobs(settings, around.objects, turns, around.clock, drain, around.random, metrics.jobs_taken.inc)
+def _jobs(settings: GatewaySettings, around: Surroundings, turns: Turns, search: FileSearch, drain: Drain) -> JobParts:
+    metrics = around.metrics
+    parts = build_jobs(
+        settings, around.objects, turns, search, around.clock, drain, around.random, metrics.jobs_taken.inc
+    )
     metrics.jobs_held.set_function(lambda: len(parts.jobs.held()))
     return parts
 

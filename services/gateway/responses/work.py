@@ -21,7 +21,7 @@ from services.gateway.responses.state import ResponseState
 from services.gateway.responses.transcript import Transcript, TranscriptWriter
 from services.gateway.runs.job import Job, Used
 from services.gateway.runs.turn_log import TurnLog, binding_of, used_by
-from services.gateway.runs.turns import TurnEnded, TurnPart, TurnPlan
+from services.gateway.runs.turns import TurnEnded, TurnEvent, TurnPlan
 from services.gateway.store.changes import Operation
 from services.gateway.store.expiry import ExpireAt
 from services.gateway.store.kinds import Ref
@@ -71,7 +71,6 @@ class ResponseWork:
         plan = self._state.job.plan
         assert plan is not None
         ended = await self._turn_log.write(self.held, plan, self._said.token_ids, self._take)
-        self._said.token_ids.extend(ended.token_ids)
         try:
             await self._finish(plan, ended)
         except ObjectNotFound as error:  # its conversation was deleted
@@ -98,13 +97,16 @@ class ResponseWork:
         await held.commit(Writing((), with_sampling(held.body, plan), state.to_bytes()))
         self._state = state
 
-    async def _take(self, parts: Sequence[TurnPart]) -> None:
-        if events := self._writer.events(parts):
+    async def _take(self, said: Sequence[TurnEvent]) -> None:
+        if events := self._writer.events(said):
             await self.held.commit(Writing(events))
 
     async def _finish(self, plan: TurnPlan, ended: TurnEnded) -> None:
         is_whole = ended.reason == "stop"
-        closing = self._writer.closing("completed" if is_whole else "incomplete")
+        closing = [
+            *self._writer.events([ended]),
+            *self._writer.closing("completed" if is_whole else "incomplete"),
+        ]
         job = replace(self._state.job, turn=used_by(plan, ended, len(self._said.token_ids)))
         body, output = self.held.body, self._said.output
         if is_whole:

@@ -9,7 +9,7 @@ conversation before it are kept by the answer that it names as its base.
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import orjson
@@ -42,6 +42,8 @@ class Binding:
     """Prompt tokens that there was room for."""
     lead: tuple[Mapping[str, Any], ...] = ()
     """Calls and outputs before the answer in the same run, as chat messages."""
+    sources: Mapping[str, str] = field(default_factory=dict)
+    """Files by the marks that stand for their passages in ``lead``."""
 
     def to_bytes(self) -> bytes:
         """Return the private bytes of the message."""
@@ -51,12 +53,16 @@ class Binding:
     def from_bytes(cls, data: bytes) -> "Binding | None":
         """Read what ``to_bytes`` wrote; None if it was another version of it: then the prompt is encoded afresh."""
         try:
-            values: dict[str, Any] = orjson.loads(data)
-            lists = {name: tuple(values[name]) for name in ("tail_ids", "output_ids", "lead")}
-            return cls(**{**values, **lists})
+            return cls.of_json(orjson.loads(data))
         except (ValueError, KeyError, TypeError) as error:
             _log.warning("binding.not_read", reason=repr(error))
             return None
+
+    @classmethod
+    def of_json(cls, values: Mapping[str, Any]) -> "Binding":
+        """Return the binding of its plain values."""
+        lists = {name: tuple(values[name]) for name in ("tail_ids", "output_ids", "lead")}
+        return cls(**{**values, **lists})
 
 
 class Rendering:

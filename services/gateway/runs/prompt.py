@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
+
 from services.errors import ContextLengthExceeded
 from services.gateway.models import ServedModel
 from services.gateway.runs.binding import Binding, Rendering, context_ids
@@ -28,6 +30,8 @@ class PromptRules:
     """Most tokens."""
     last_messages: int | None
     """How many messages of the thread may be in it; None for as many as fit."""
+    tools: Sequence[Mapping[str, Any]] = ()
+    """What the model is told of."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,13 @@ class Prompt:
     num_base_tokens: int
     first_message_id: str | None
 
-    def plan(self, card_digest: str, sampling: Mapping[str, Any], budget: int) -> TurnPlan:
+    def plan(
+        self,
+        card_digest: str,
+        sampling: Mapping[str, Any],
+        budget: int,
+        calls: Mapping[str, Any] | None = None,
+    ) -> TurnPlan:
         """Return the plan of the turn that continues the prompt."""
         text = self.rendering.text
         return TurnPlan(
@@ -54,7 +64,20 @@ class Prompt:
             prompt_digest=self.rendering.digest(len(text)),
             first_message_id=self.first_message_id,
             budget=budget,
+            calls=calls,
         )
+
+
+@dataclass(frozen=True)
+class _Known:
+    """Ids that a prompt begins with."""
+
+    token_ids: tuple[int, ...]
+    end: int
+    """Where the canonical text goes on behind them."""
+    base: str | None
+    """The message whose context they begin with, which they may be the whole of."""
+    num_base_tokens: int
 
 
 class PromptBuilder:
@@ -104,16 +127,19 @@ class PromptBuilder:
 
     def _start_within(self, num_tokens: int, least: int) -> int:
         """Return the earliest place from ``least`` on whose messages have about ``num_tokens`` at most."""
-        encode = self._model.tokenizer.raw.encode
-        room = num_tokens - len(encode(self._rules.instructions, add_special_tokens=False).ids)
+        tools = "".join(map(_json, self._rules.tools))
+        room = num_tokens - self._num_tokens(self._rules.instructions) - self._num_tokens(tools)
         start = len(self._history)
         while start > least:
-            texts = (str(message.get("content") or "") for message in self._history[start - 1].messages)
-            room -= sum(len(encode(text, add_special_tokens=False).ids) + _MESSAGE_TOKENS for text in texts)
+            texts = (_text(message) for message in self._history[start - 1].messages)
+            room -= sum(self._num_tokens(text) + _MESSAGE_TOKENS for text in texts)
             if room < 0:
                 break
             start -= 1
         return self._user_start(min(start, self._last_start))
+
+    def _num_tokens(self, text: str) -> int:
+        return len(self._model.tokenizer.raw.encode(text, add_special_tokens=False).ids)
 
     def _user_start(self, start: int) -> int:
         """Return the first place from ``start`` on where the user speaks, as many templates begin so."""
@@ -129,7 +155,7 @@ class PromptBuilder:
         if self._rules.instructions:
             messages.insert(0, {"role": "system", "content": self._rules.instructions})
         try:
-            rendering = Rendering(self._model.render_conversation(messages))
+            rendering = Rendering(self._model.render_conversation(messages, self._rules.tools))
         except ContextLengthExceeded:  # too long to be rendered, whatever its tokens
             return None
         if len(rendering.text) > self._model.tokenizer.max_characters:
@@ -145,22 +171,38 @@ class PromptBuilder:
         """Return the ids, the message whose context they begin with, and how many of them that is."""
         encode = self._model.tokenizer.encode_pieces
         for entry in reversed(entries):
-            if (binding := entry.binding) is None or entry.message_id is None:
+            if entry.binding is None:
                 continue
-            known = self._known(entry.message_id, binding, entry.messages[-1], rendering)
-            if known is not None:
-                known_ids, end = known
-                if (tail := rendering.behind(end)) is not None:
-                    return (*known_ids, *encode(tail)), entry.message_id, len(known_ids)
-            break  # an older answer is the base of this one: if this one does not match, none is worth the search
+            known = self._known(entry, entry.binding, rendering)
+            if known is not None and (tail := rendering.behind(known.end)) is not None:
+                return (*known.token_ids, *encode(tail)), known.base, known.num_base_tokens
+            if entry.message_id is not None:
+                break  # an older answer is the base of this one: if this one does not match, none is worth the search
         return tuple(encode(rendering.pieces)), None, 0
 
-    def _known(
-        self, message_id: str, binding: Binding, message: ChatMessage, rendering: Rendering
-    ) -> tuple[tuple[int, ...], int] | None:
-        """Return the ids of an answer's context and where the text goes on behind it, if the text begins with it."""
+    def _known(self, entry: HistoryEntry, binding: Binding, rendering: Rendering) -> _Known | None:
+        """Return the context of an answer, or of a turn that called, if the text begins with it."""
         if binding.card_digest != self._model.card_digest:
             return None
-        end = rendering.continues(binding, str(message["content"]))
-        known_ids = context_ids(message_id, self._bindings) if end is not None else None
-        return None if end is None or known_ids is None else (known_ids, end)
+        if entry.message_id is not None:
+            said = str(entry.messages[-1]["content"])
+        else:
+            said = self._model.tokenizer.raw.decode(list(binding.output_ids), skip_special_tokens=False)
+        end = rendering.continues(binding, said)
+        base_ids = () if binding.base is None else context_ids(binding.base, self._bindings)
+        if end is None or base_ids is None:
+            return None
+        token_ids = (*base_ids, *binding.tail_ids, *binding.output_ids)
+        if entry.message_id is not None:
+            return _Known(token_ids, end, entry.message_id, len(token_ids))
+        return _Known(token_ids, end, binding.base, len(base_ids))
+
+
+def _text(message: ChatMessage) -> str:
+    """Return about what a template makes of a message."""
+    calls = message.get("tool_calls") or ()
+    return str(message.get("content") or "") + "".join(_json(call["function"]) for call in calls)
+
+
+def _json(value: Mapping[str, Any]) -> str:
+    return orjson.dumps(value).decode()
