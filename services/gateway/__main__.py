@@ -48,6 +48,7 @@ from services.gateway.routing.router import Router
 from services.gateway.routing.suspects import Suspects
 from services.gateway.runs.execution import ExecutionLimits
 from services.gateway.runs.feed import Feed
+from services.gateway.runs.file_search import FileSearch
 from services.gateway.runs.held import LeaseTerms
 from services.gateway.runs.model_turns import ModelTurns, TurnServices
 from services.gateway.runs.reader import EventReader
@@ -141,8 +142,9 @@ def build(settings: GatewaySettings, around: Surroundings) -> Gateway:
     suspects = Suspects(clock, settings.suspect_s)
     generation = _generation(settings, around, suspects)
     making = TurnServices(catalog, threads, admission, generation, observer, recorder, settings.default_max_tokens)
-    runs, sweeper = _runs(settings, around, making, drain)
     files = _files(settings, around)
+    search = FileSearch(files.searches, around.objects, catalog, threads)
+    runs, sweeper = _runs(settings, around, around.turns(making), search, drain)
     openai = OpenAIServices(
         entrance=_entrance(settings, keys, clock),
         catalog=catalog,
@@ -242,7 +244,7 @@ def _generation(settings: GatewaySettings, around: Surroundings, suspects: Suspe
 
 
 def _runs(
-    settings: GatewaySettings, around: Surroundings, services: TurnServices, drain: Drain
+    settings: GatewaySettings, around: Surroundings, turns: Turns, search: FileSearch, drain: Drain
 ) -> tuple[RunParts, Sweeper]:
     storage, feed = RunStorage(around.objects), Feed()
     terms = LeaseTerms(
@@ -252,7 +254,7 @@ def _runs(
         retention_s=settings.event_retention_s,
     )
     limits = ExecutionLimits(flush_s=settings.run_flush_s, patience_s=settings.run_patience_s)
-    service = Runs(RunServices(storage, feed, around.turns(services), terms, limits, around.metrics.runs_taken.inc))
+    service = Runs(RunServices(storage, feed, turns, search, terms, limits, around.metrics.runs_taken.inc))
     around.metrics.runs_held.set_function(lambda: len(service.held()))
     reader = EventReader(storage, feed, service.is_here, wait_s=min(1.0, settings.redis_timeout_s / 2))
     parts = RunParts(service, reader, settings.run_expiry_s, settings.queue_runs)

@@ -8,8 +8,9 @@ Everything that decides the rest is in Redis before a client sees it, so another
 place reads the plan and the log, and continues with the next token.
 """
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
+from copy import deepcopy
 from dataclasses import dataclass, replace
 
 from services.errors import (
@@ -25,12 +26,16 @@ from services.errors import (
 from services.gateway.merge import Pump
 from services.gateway.runs import endings, lifecycle
 from services.gateway.runs.binding import Binding
-from services.gateway.runs.events import RunEvent, run_event
+from services.gateway.runs.citations import next_search
+from services.gateway.runs.documents import ended_step
+from services.gateway.runs.events import RunEvent, run_event, step_event
+from services.gateway.runs.file_search import FileSearch
 from services.gateway.runs.held import HeldRun, Writing
-from services.gateway.runs.history import lead_of, own_messages, read_history
+from services.gateway.runs.history import own_work, read_history
 from services.gateway.runs.job import Job, Used
+from services.gateway.runs.search_calls import Found, Search, StepNotes
 from services.gateway.runs.transcript import Transcript, TranscriptWriter
-from services.gateway.runs.turns import TurnContext, TurnEnded, TurnEvent, TurnPart, TurnPlan, TurnRequest, Turns
+from services.gateway.runs.turns import FullCall, TurnContext, TurnEnded, TurnEvent, TurnPlan, TurnRequest, Turns
 from services.gateway.store.kinds import MESSAGE, STEP
 from services.telemetry.clock import Clock
 from services.telemetry.logs import get_logger
@@ -55,9 +60,10 @@ class ExecutionLimits:
 class Execution:
     """The work on one run; ``run`` it once."""
 
-    def __init__(self, held: HeldRun, turns: Turns, clock: Clock, limits: ExecutionLimits) -> None:
+    def __init__(self, held: HeldRun, turns: Turns, search: FileSearch, clock: Clock, limits: ExecutionLimits) -> None:
         self.held = held
         self._turns = turns
+        self._search = search
         self._clock = clock
         self._limits = limits
         self._said = Transcript()
@@ -139,25 +145,25 @@ class Execution:
             await self._end_incomplete("max_prompt_tokens")
             return None
         self._said = Transcript()
-        events = [run_event(lifecycle.started(held.body, held.now))]
+        is_queued = held.body["status"] == "queued"
+        events = [run_event(lifecycle.started(held.body, held.now))] if is_queued else []
+        sources = {mark: file_id for entry in history for mark, file_id in entry.sources.items()}
         first_event = held.last_event + len(events) + 1
-        await held.commit(Writing(events, replace(job, plan=plan, first_event=first_event)))
+        await held.commit(Writing(events, replace(job, plan=plan, first_event=first_event, sources=sources)))
         return plan
 
     async def _write(self, plan: TurnPlan) -> TurnEnded:
         """Write what the model says until the turn is over."""
         held = self.held
-        writer = TranscriptWriter(self._said, held.body, lambda: held.now)
+        writer = self._writer(self._said)
         remaining_s = held.expires_ms / 1e3 - self._clock.wall()
         context = TurnContext(held.runs.project, held.ref.id, self._clock.now() + remaining_s)
         source = self._turns.write(context, plan, tuple(self._said.token_ids))
         async with aclosing(_batches(source, self._clock, self._limits.flush_s)) as batches:
             async for batch in batches:
-                parts: list[TurnPart] = [event for event in batch if not isinstance(event, TurnEnded)]
-                if events := writer.events(parts):
+                if events := writer.events([event for event in batch if not isinstance(event, TurnEnded)]):
                     await self._commit_parts(events)
                 if isinstance(ended := batch[-1], TurnEnded):
-                    self._said.token_ids.extend(ended.token_ids)
                     return ended
         raise PeerError("The turn ended without saying so.")
 
@@ -166,33 +172,46 @@ class Execution:
         self._failing_since_s, self._pause_s = None, 0.1
 
     async def _finish(self, plan: TurnPlan, ended: TurnEnded) -> None:
-        """Close the turn: the run is complete, met a limit, or waits for the outputs of its calls."""
-        held, said = self.held, self._said
-        opened = TranscriptWriter(said, held.body, lambda: held.now).opened_message()
+        """Close the turn: the run is complete, met a limit, goes on, or waits for the outputs of its calls."""
+        held, said = self.held, deepcopy(self._said)  # what is not written down yet was not said
+        writer = self._writer(said)
+        closing = [*writer.events([ended]), *writer.opened_message()]
         turn = Used(len(plan.prompt_ids), len(said.token_ids), ended.cached_tokens, _kv_of(plan, ended))
         job = replace(held.job, turn=turn)
         if said.calls and ended.reason == "stop":
-            step = said.step_with_calls
-            assert step is not None
-            waiting = run_event(lifecycle.needs_outputs(held.body, said.calls, job.total.usage))
-            await held.commit(Writing([*opened, waiting], job, [(STEP.ref(step["id"]), step)]))
+            found = await self._found(plan, said, ended.calls)
+            await held.commit(_with_calls(held, job, said, [*closing, *writer.found(found)], found))
+            self._said = said
             return
-        private = await self._private(plan, ended)
+        private = await self._private(plan, said, ended)
         if ended.reason == "length":
             events = endings.incomplete(held.body, job, said, held.now, reason="max_completion_tokens")
         else:
             events = endings.completed(held.body, job, said, held.now)
-        await held.commit(Writing([*opened, *events], job, private=private))
+        await held.commit(Writing([*closing, *events], job, private=private))
         _log.event("run.ended", run=held.ref.id, status=held.body["status"])
 
-    async def _private(self, plan: TurnPlan, ended: TurnEnded) -> dict[str, bytes]:
+    async def _found(self, plan: TurnPlan, said: Transcript, calls: Sequence[FullCall]) -> dict[int, Found]:
+        """Return what the searches among the calls found, by index."""
+        held, wanted = self.held, [i for i, call in enumerate(said.calls) if call["type"] == "file_search"]
+        if not wanted:
+            return {}
+        first = next_search(held.job.sources)
+        searches = [Search(calls[index].arguments, first + place) for place, index in enumerate(wanted)]
+        own = await own_work(held.runs.objects, held.ref, held.thread)
+        found = await self._search.find(held.runs.project, held.body, plan.card_digest, searches, own.found)
+        return dict(zip(wanted, found, strict=True))
+
+    def _writer(self, said: Transcript) -> TranscriptWriter:
+        return TranscriptWriter(said, self.held.body, lambda: self.held.now, self.held.job.sources)
+
+    async def _private(self, plan: TurnPlan, said: Transcript, ended: TurnEnded) -> dict[str, bytes]:
         """Return the token ids that are kept with the message."""
-        message = self._said.message
+        message = said.message
         if message is None:
             return {}
-        lead = lead_of(await own_messages(self.held.runs.objects, self.held.ref, self.held.thread))
-        num_silent = len(ended.token_ids) if ended.reason == "stop" else 0
-        output_ids = self._said.token_ids[: len(self._said.token_ids) - num_silent]
+        own = await own_work(self.held.runs.objects, self.held.ref, self.held.thread)
+        output_ids = said.token_ids[: len(said.token_ids) - ended.num_end_tokens]
         binding = Binding(
             card_digest=plan.card_digest,
             base=plan.base,
@@ -202,7 +221,8 @@ class Execution:
             prompt_digest=plan.prompt_digest,
             first_message_id=plan.first_message_id,
             budget=plan.budget,
-            lead=lead,
+            lead=own.lead,
+            sources=own.sources if own.lead else {},
         )
         return {message["id"]: binding.to_bytes()}
 
@@ -216,6 +236,22 @@ class Execution:
             Transcript(),
             lambda run, job, said, now: endings.incomplete(run, job, said, now, reason=reason),
         )
+
+
+def _with_calls(
+    held: HeldRun, job: Job, said: Transcript, events: Sequence[RunEvent], found: Mapping[int, Found]
+) -> Writing:
+    """Return the end of a turn with calls: the run waits for the outputs of functions, if there are any."""
+    step = said.step_with_calls
+    assert step is not None and job.turn is not None
+    notes = StepNotes({said.calls[index]["id"]: each for index, each in found.items()})
+    private = {step["id"]: notes.to_bytes()} if found else {}
+    if said.functions:
+        waiting = run_event(lifecycle.needs_outputs(held.body, said.functions, job.total.usage))
+        return Writing([*events, waiting], job, [(STEP.ref(step["id"]), step)], private)
+    ended = step_event(ended_step(step, "completed", held.now, usage=job.turn.usage))
+    said.apply(ended)
+    return Writing([*events, ended], job.next_turn(), private=private)
 
 
 async def end(held: HeldRun, said: Transcript, ending: endings.Ending, *, is_patient: bool = True) -> None:

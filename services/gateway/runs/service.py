@@ -19,6 +19,7 @@ from services.gateway.runs.documents import ended_step, with_calls
 from services.gateway.runs.events import RunEvent, numbered, run_event, step_event
 from services.gateway.runs.execution import Execution, ExecutionLimits, end, transcript_of
 from services.gateway.runs.feed import Feed, RunKey
+from services.gateway.runs.file_search import FileSearch
 from services.gateway.runs.held import HeldRun, LeaseTerms, Writing
 from services.gateway.runs.job import Job
 from services.gateway.runs.lifecycle import ENDS, Body
@@ -63,6 +64,7 @@ class RunServices:
     storage: RunStorage
     feed: Feed
     turns: Turns
+    search: FileSearch
     terms: LeaseTerms
     limits: ExecutionLimits
     on_taken: Callable[[], None]
@@ -84,6 +86,7 @@ class Runs:
         self._storage = services.storage
         self._feed = services.feed
         self._turns = services.turns
+        self._search = services.search
         self._terms = services.terms
         self._limits = services.limits
         self._on_taken = services.on_taken
@@ -256,7 +259,7 @@ class Runs:
         before = self._working.get(key)
         if before is not None and before.execution.held.fence > held.fence:
             return
-        work = _Work(Execution(held, self._turns, self._terms.clock, self._limits))
+        work = _Work(Execution(held, self._turns, self._search, self._terms.clock, self._limits))
         work.task = asyncio.create_task(self._run(work.execution), name=held.ref.id)
         self._working[key] = work
         if before is not None:
