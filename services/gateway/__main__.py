@@ -39,7 +39,7 @@ from services.gateway.entrance import Entrance
 from services.gateway.file_services import FileServices, build_file_services
 from services.gateway.generation import GenerationLimits, GenerationServices
 from services.gateway.health_client import GrpcHealthClient
-from services.gateway.job_services import JobParts, build_jobs
+from services.gateway.job_services import JobParts, JobSurroundings, build_jobs
 from services.gateway.jobs.service import Jobs
 from services.gateway.jobs.sweeper import Sweeper
 from services.gateway.keys import KeyStore, RedisKeyStore
@@ -52,6 +52,7 @@ from services.gateway.routing.prefixes import PrefixIndex
 from services.gateway.routing.probing import HealthClient, Probing
 from services.gateway.routing.router import Router
 from services.gateway.routing.suspects import Suspects
+from services.gateway.runs.file_search import FileSearch
 from services.gateway.runs.model_turns import ModelTurns, TurnServices
 from services.gateway.runs.turns import Turns
 from services.gateway.server import HttpServer
@@ -110,6 +111,7 @@ class Gateway:
     drain: Drain
     probing: Probing
     caches: CacheWatching
+    turns: Turns
     jobs: Jobs
     sweeper: Sweeper
     files: FileServices
@@ -142,8 +144,10 @@ def build(settings: GatewaySettings, around: Surroundings) -> Gateway:
     suspects, prefixes = Suspects(clock, settings.suspect_s), PrefixIndex()
     generation = _generation(settings, around, suspects, prefixes)
     making = TurnServices(catalog, threads, admission, generation, observer, recorder, settings.default_max_tokens)
-    jobs = _jobs(settings, around, making, drain)
     files = _files(settings, around)
+    search = FileSearch(files.searches, around.objects, catalog, threads)
+    turns = around.turns(making)
+    jobs = _jobs(settings, around, turns, search, drain)
     openai = OpenAIServices(
         entrance=_entrance(settings, keys, clock),
         catalog=catalog,
@@ -162,7 +166,19 @@ def build(settings: GatewaySettings, around: Surroundings) -> Gateway:
     caches = CacheWatching(around.view, prefixes, around.caches, clock)
     app = create_app(_app_parts(settings, around, openai, observer, drain, readiness))
     return Gateway(
-        app, catalog, keys, recorder, shares, readiness, drain, probing, caches, jobs.jobs, jobs.sweeper, files
+        app=app,
+        catalog=catalog,
+        keys=keys,
+        recorder=recorder,
+        shares=shares,
+        readiness=readiness,
+        drain=drain,
+        probing=probing,
+        caches=caches,
+        turns=turns,
+        jobs=jobs.jobs,
+        sweeper=jobs.sweeper,
+        files=files,
     )
 
 
@@ -251,9 +267,9 @@ def _generation(
     return GenerationServices(router, around.client, around.clock, limits)
 
 
-def _jobs(settings: GatewaySettings, around: Surroundings, services: TurnServices, drain: Drain) -> JobParts:
-    turns, metrics = around.turns(services), around.metrics
-    parts = build_jobs(settings, around.objects, turns, around.clock, drain, around.random, metrics.jobs_taken.inc)
+def _jobs(settings: GatewaySettings, around: Surroundings, turns: Turns, search: FileSearch, drain: Drain) -> JobParts:
+    shared, metrics = JobSurroundings(around.objects, around.clock, drain, around.random), around.metrics
+    parts = build_jobs(settings, shared, turns, search, metrics.jobs_taken.inc)
     metrics.jobs_held.set_function(lambda: len(parts.jobs.held()))
     return parts
 

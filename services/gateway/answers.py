@@ -14,7 +14,7 @@ from services.gateway.models import ServedModel
 from services.gateway.observer import AnswerObserver
 from services.gateway.proof import PathProof
 from services.gateway.sequence import Accepted, FinishReason, NewTokens, SequenceRequest
-from services.gateway.tools.format import ToolUse
+from services.gateway.tools.format import CallRules
 from services.kv.sampling import SamplingParams
 
 
@@ -31,7 +31,7 @@ class AnswerPlan:
     """Among the requests of the same project: lower goes first."""
     grammar_param: str = "response_format"
     """The field of the request that the grammar comes from."""
-    tools: ToolUse | None = None
+    calls: CallRules | None = None
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -114,7 +114,7 @@ class Answers:
         self, request: SequenceRequest, plan: AnswerPlan, exchange: Exchange, *, index: int, turn: Turn
     ) -> AsyncGenerator[AnswerEvent, None]:
         generation = Generation(request, self._services)
-        output = ChoiceOutput(plan.model, request.sampling, plan.stops, plan.tools)
+        output = ChoiceOutput(plan.model, request.sampling, plan.stops, plan.calls)
         reason: FinishReason = "stop"
         with _blaming(plan.grammar_param), self._observer.sequence(request, exchange, generation) as observed:
             async with aclosing(generation.events()) as events:

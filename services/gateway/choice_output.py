@@ -7,7 +7,7 @@ from services.gateway.models import ServedModel
 from services.gateway.sequence import FinishReason, GeneratedToken
 from services.gateway.text.choice import ChoiceText, Piece
 from services.gateway.tools.extraction import CallExtraction, CallOpening, CallPiece
-from services.gateway.tools.format import ToolUse
+from services.gateway.tools.format import CallRules
 from services.kv.sampling import SamplingParams
 
 OutputPiece = Piece | CallOpening | CallPiece
@@ -18,11 +18,11 @@ class ChoiceOutput:
     """Turns the tokens of one sequence into what may be shown now."""
 
     def __init__(
-        self, model: ServedModel, sampling: SamplingParams, stops: Sequence[str], tools: ToolUse | None
+        self, model: ServedModel, sampling: SamplingParams, stops: Sequence[str], calls: CallRules | None
     ) -> None:
-        shown = model.tool_format.syntax.markers if tools is not None else ()
-        self._text = ChoiceText(model.tokenizer, sampling, stops if tools is None else (), shown=shown)
-        self._calls = None if tools is None else CallExtraction(model.tool_format, tools, stops)
+        shown = model.tool_format.syntax.markers if calls is not None else ()
+        self._text = ChoiceText(model.tokenizer, sampling, stops if calls is None else (), shown=shown)
+        self._calls = None if calls is None else CallExtraction(model.tool_format, calls, stops)
 
     @property
     def num_tokens(self) -> int:

@@ -7,13 +7,14 @@ from random import Random
 from services.gateway.drain import Drain
 from services.gateway.jobs.execution import JobKind
 from services.gateway.jobs.feed import Feed
-from services.gateway.jobs.held import LeaseTerms
+from services.gateway.jobs.held import HeldJob, LeaseTerms
 from services.gateway.jobs.reader import EventReader
 from services.gateway.jobs.service import Jobs, JobServices
 from services.gateway.jobs.storage import JobStorage
 from services.gateway.jobs.sweeper import Sweeper
 from services.gateway.responses.service import Responses
 from services.gateway.responses.work import ResponseWork
+from services.gateway.runs.file_search import FileSearch
 from services.gateway.runs.service import Runs
 from services.gateway.runs.turn_log import TurnLog
 from services.gateway.runs.turns import Turns
@@ -45,28 +46,41 @@ class JobParts:
     sweeper: Sweeper
 
 
+@dataclass(frozen=True)
+class JobSurroundings:
+    """What jobs share with the rest of the gateway."""
+
+    objects: ObjectStore
+    clock: Clock
+    drain: Drain
+    random: Random
+
+
 def build_jobs(
     settings: GatewaySettings,
-    objects: ObjectStore,
+    around: JobSurroundings,
     turns: Turns,
-    clock: Clock,
-    drain: Drain,
-    random: Random,
+    search: FileSearch,
     on_taken: Callable[[], None],
 ) -> JobParts:
     """Return the services, of which nothing runs yet; ``on_taken`` counts jobs that are taken over."""
+    objects, clock = around.objects, around.clock
     storage, feed = JobStorage(objects, [RUN, RESPONSE]), Feed()
     terms = LeaseTerms(clock, settings.run_lease_s, settings.event_retention_s)
     turn_log = TurnLog(turns, clock, settings.run_flush_s)
+
+    def run_work(held: HeldJob) -> RunWork:
+        return RunWork(held, turn_log, search)
+
     kinds = [
-        JobKind(RUN, lambda held: RunWork(held, turn_log)),
+        JobKind(RUN, run_work),
         JobKind(RESPONSE, lambda held: ResponseWork(held, turn_log)),
     ]
     jobs = Jobs(JobServices(storage, feed, terms, kinds, settings.run_patience_s, on_taken))
     return JobParts(
-        RunParts(Runs(jobs, objects, turn_log), settings.run_expiry_s, settings.queue_runs),
+        RunParts(Runs(jobs, objects, run_work), settings.run_expiry_s, settings.queue_runs),
         Responses(jobs, objects, turns, terms, settings.response_expiry_s),
         EventReader(storage, feed, jobs.is_here, wait_s=min(1.0, settings.redis_timeout_s / 2)),
         jobs,
-        Sweeper(jobs, storage, terms, drain, random),
+        Sweeper(jobs, storage, terms, around.drain, around.random),
     )

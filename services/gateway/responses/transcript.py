@@ -6,7 +6,7 @@ from typing import Any
 
 from services.gateway.jobs.events import Event
 from services.gateway.responses.items import call_item, message_item, new_item_id, output_text
-from services.gateway.runs.turns import Called, TurnPart, Written
+from services.gateway.runs.turns import Called, TurnEvent, TurnPart, Written
 from services.gateway.store.kinds import Kind
 
 CALL = Kind("call", "call", "tool call")
@@ -59,14 +59,14 @@ class TranscriptWriter:
         self._transcript = transcript
         self._events: list[Event] = []
 
-    def events(self, parts: Sequence[TurnPart]) -> list[Event]:
-        """Return the events that tell ``parts``."""
-        for part in _joined(parts):
+    def events(self, said: Sequence[TurnEvent]) -> list[Event]:
+        """Return the events that tell what was said."""
+        for part in _joined([part for each in said for part in each.parts]):
             if isinstance(part, Written):
                 self._write(part)
             else:
                 self._call(part)
-        return self._taken(tuple(token_id for part in parts for token_id in part.token_ids))
+        return self._taken(tuple(token_id for each in said for token_id in each.token_ids))
 
     def closing(self, status: str) -> list[Event]:
         """Return the events that end what is open with a status; an answer without text is a message, too."""

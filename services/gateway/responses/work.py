@@ -6,6 +6,7 @@ The end is one change: the response, its last events, and what it adds to its co
 """
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import replace
 
 from services.errors import DeadlineExceeded, ObjectNotFound
@@ -21,7 +22,7 @@ from services.gateway.responses.state import ResponseState
 from services.gateway.responses.transcript import Transcript, TranscriptWriter
 from services.gateway.runs.job import Job, Used
 from services.gateway.runs.turn_log import TurnLog, binding_of, used_by
-from services.gateway.runs.turns import TurnEnded, TurnPart, TurnPlan
+from services.gateway.runs.turns import Said, TurnEnded, TurnPlan
 from services.gateway.store.changes import Operation
 from services.gateway.store.expiry import ExpireAt
 from services.gateway.store.kinds import Ref
@@ -41,7 +42,6 @@ class ResponseWork:
         self._turn_log = turn_log
         self._state = ResponseState.from_bytes(held.private)
         self._said = Transcript()
-        self._writer = TranscriptWriter(self._said)
 
     @property
     def held(self) -> HeldJob:
@@ -71,7 +71,6 @@ class ResponseWork:
         plan = self._state.job.plan
         assert plan is not None
         ended = await self._turn_log.write(self.held, plan, self._said.token_ids, self._take)
-        self._said.token_ids.extend(ended.token_ids)
         try:
             await self._finish(plan, ended)
         except ObjectNotFound as error:  # its conversation was deleted
@@ -79,7 +78,7 @@ class ResponseWork:
 
     async def end(self, ending: Ending, *, is_patient: bool = True) -> None:
         """End the response wherever it stands; what it said so far stays."""
-        closing = self._writer.closing("incomplete")
+        closing = TranscriptWriter(self._said).closing("incomplete")
         job = self._cut()
         body, output = self.held.body, self._said.output
         if isinstance(ending, Cancelled):
@@ -98,28 +97,29 @@ class ResponseWork:
         await held.commit(Writing((), with_sampling(held.body, plan), state.to_bytes()))
         self._state = state
 
-    async def _take(self, parts: Sequence[TurnPart]) -> None:
-        if events := self._writer.events(parts):
+    async def _take(self, said: Sequence[Said]) -> None:
+        if events := TranscriptWriter(self._said).events(said):
             await self.held.commit(Writing(events))
 
     async def _finish(self, plan: TurnPlan, ended: TurnEnded) -> None:
-        is_whole = ended.reason == "stop"
-        closing = self._writer.closing("completed" if is_whole else "incomplete")
-        job = replace(self._state.job, turn=used_by(plan, ended, len(self._said.token_ids)))
-        body, output = self.held.body, self._said.output
+        said, is_whole = deepcopy(self._said), ended.reason == "stop"  # what is not written down yet was not said
+        writer = TranscriptWriter(said)
+        closing = [*writer.events([ended]), *writer.closing("completed" if is_whole else "incomplete")]
+        job = replace(self._state.job, turn=used_by(plan, ended, len(said.token_ids)))
+        body, output = self.held.body, said.output
         if is_whole:
             shown = documents.completed(body, output, job.total, self.held.now)
         else:
             shown = documents.incomplete(body, output, job.total)
-        binding = binding_of(plan, ended, self._said.token_ids) if _is_answer(output) else None
+        binding = binding_of(plan, ended, said.token_ids) if _is_answer(output) else None
         state = ResponseState(job, binding)
-        await self._end(closing, shown, state, await self._additions(state))
+        await self._end(closing, shown, state, await self._additions(output, state))
 
-    async def _additions(self, state: ResponseState) -> list[Operation]:
+    async def _additions(self, output: Sequence[Body], state: ResponseState) -> list[Operation]:
         """Return what the response adds to its conversation."""
         if (thread := self._thread) is None:
             return []
-        items, output = await read_items(self.held.jobs.objects, self.held.ref), self._said.output
+        items = await read_items(self.held.jobs.objects, self.held.ref)
         bound = {output[-1]["id"]: state.binding.to_bytes()} if state.binding is not None else {}
         return [creation(item, thread, self.held.now, bound.get(item["id"])) for item in (*items, *output)]
 

@@ -9,7 +9,7 @@ conversation before it are kept by the answer that it names as its base.
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import orjson
@@ -42,6 +42,8 @@ class Binding:
     """Prompt tokens that there was room for."""
     lead: tuple[Mapping[str, Any], ...] = ()
     """Calls and outputs before the answer in the same run, as chat messages."""
+    sources: Mapping[str, str] = field(default_factory=dict)
+    """Files by the marks that stand for their passages in ``lead``."""
 
     def to_bytes(self) -> bytes:
         """Return the private bytes of the message."""

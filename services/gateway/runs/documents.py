@@ -1,4 +1,8 @@
-"""Steps and messages of a run as the API shows them, and the deltas that lead there: pure functions."""
+"""Steps and messages of a run as the API shows them, and the deltas that lead there: pure functions.
+
+The calls of a step are kept as ``id``, ``type``, and for functions ``name`` and ``arguments``, for searches of files
+``file_search`` once they are over.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -19,31 +23,25 @@ def message_step(step: Ref, run: Body, message_id: str, now: int) -> Body:
 
 
 def calls_step(step: Ref, run: Body, now: int) -> Body:
-    """Return the step that calls functions, before the first call is known."""
+    """Return the step that calls tools, before the first call is known."""
     return _step(step, run, {"type": "tool_calls", "tool_calls": []}, now)
 
 
 def with_calls(step: Body, calls: Sequence[Body], outputs: Mapping[str, str] | None = None) -> Body:
-    """Return the step with its calls (``id``, ``name``, ``arguments``), and their outputs by id once they are known."""
-    shown = [
-        {
-            "id": call["id"],
-            "type": "function",
-            "function": {
-                "name": call["name"],
-                "arguments": call["arguments"],
-                "output": None if outputs is None else outputs[call["id"]],
-            },
-        }
-        for call in calls
-    ]
+    """Return the step with its calls, and the outputs of functions by id once they are known."""
+    shown = [_shown_call(call, outputs) for call in calls]
     return {**step, "step_details": {"type": "tool_calls", "tool_calls": shown}}
 
 
-def step_calls(step: Body) -> list[Body]:
-    """Return the calls of a step, as ``with_calls`` takes them, each with its ``output``."""
-    calls = step["step_details"]["tool_calls"]
-    return [{"id": call["id"], **call["function"]} for call in calls]
+def _shown_call(call: Body, outputs: Mapping[str, str] | None) -> Body:
+    if call["type"] == "file_search":
+        return {"id": call["id"], "type": "file_search", "file_search": call["file_search"]}
+    function = {
+        "name": call["name"],
+        "arguments": call["arguments"],
+        "output": None if outputs is None else outputs[call["id"]],
+    }
+    return {"id": call["id"], "type": "function", "function": function}
 
 
 def ended_step(step: Body, status: StepEnd, now: int, *, usage: Body | None, error: Body | None = None) -> Body:
@@ -71,20 +69,22 @@ def new_message(message: Ref, run: Body, now: int) -> Body:
     }
 
 
-def completed_message(message: Body, text: str, now: int) -> Body:
+def completed_message(message: Body, text: str, annotations: Sequence[Body], now: int) -> Body:
     """Return a message that is whole."""
-    return {**message, "status": "completed", "completed_at": now, "content": _content(text)}
+    return {**message, "status": "completed", "completed_at": now, "content": _content(text, annotations)}
 
 
-def incomplete_message(message: Body, text: str, reason: IncompleteReason, now: int) -> Body:
+def incomplete_message(
+    message: Body, text: str, annotations: Sequence[Body], reason: IncompleteReason, now: int
+) -> Body:
     """Return a message that keeps what was written of it."""
     ended = {"status": "incomplete", "incomplete_at": now, "incomplete_details": {"reason": reason}}
-    return {**message, **ended, "content": _content(text)}
+    return {**message, **ended, "content": _content(text, annotations)}
 
 
-def text_delta(message_id: str, text: str) -> Body:
-    """Return more text of a message."""
-    part = {"index": 0, "type": "text", "text": {"value": text, "annotations": []}}
+def text_delta(message_id: str, text: str, annotations: Sequence[Body] = ()) -> Body:
+    """Return more text of a message, and annotations with the ``index`` that each has in it."""
+    part = {"index": 0, "type": "text", "text": {"value": text, "annotations": list(annotations)}}
     return {"id": message_id, "object": "thread.message.delta", "delta": {"content": [part]}}
 
 
@@ -95,7 +95,7 @@ def calls_delta(step_id: str, calls: Sequence[Body]) -> Body:
 
 
 def call_part(index: int, arguments: str, *, call_id: str | None = None, name: str | None = None) -> Body:
-    """Return a part of one call; clients join the texts of all parts, so id and name come once."""
+    """Return a part of one call of a function; clients join the texts of all parts, so id and name come once."""
     function: dict[str, Any] = {"arguments": arguments}
     part: dict[str, Any] = {"index": index, "type": "function", "function": function}
     if call_id is not None:
@@ -104,13 +104,19 @@ def call_part(index: int, arguments: str, *, call_id: str | None = None, name: s
     return part
 
 
+def search_part(index: int, *, call_id: str | None = None, found: Body | None = None) -> Body:
+    """Return the beginning of a search of files, or what it found."""
+    part: dict[str, Any] = {"index": index, "type": "file_search", "file_search": found or {}}
+    return part if call_id is None else {**part, "id": call_id}
+
+
 def text_of(message: Body) -> str:
     """Return the text of a message, its parts one after the other."""
     return "".join(part["text"]["value"] for part in message["content"] if part["type"] == "text")
 
 
-def _content(text: str) -> list[Body]:
-    return [{"type": "text", "text": {"value": text, "annotations": []}}]
+def _content(text: str, annotations: Sequence[Body]) -> list[Body]:
+    return [{"type": "text", "text": {"value": text, "annotations": list(annotations)}}]
 
 
 def _step(step: Ref, run: Body, details: Body, now: int) -> Body:

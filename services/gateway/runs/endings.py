@@ -69,9 +69,9 @@ def _closed(
     events = []
     if said.message is not None:
         message = (
-            completed_message(said.message, said.text, now)
+            completed_message(said.message, said.text, said.annotations, now)
             if reason is None
-            else incomplete_message(said.message, said.text, reason, now)
+            else incomplete_message(said.message, said.text, said.annotations, reason, now)
         )
         events.append(message_event(message))
     if (step := said.step_with_calls) is not None:

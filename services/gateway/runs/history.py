@@ -1,11 +1,13 @@
 """Reads a thread as a conversation: its messages, and what the present run has done so far."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from services.errors import InvalidRequest
 from services.gateway.runs.binding import Binding
-from services.gateway.runs.documents import step_calls, text_of
+from services.gateway.runs.documents import text_of
 from services.gateway.runs.lifecycle import Body
+from services.gateway.runs.search_calls import NAME, Found, StepNotes
 from services.gateway.runs.turns import ChatMessage, HistoryEntry
 from services.gateway.store.kinds import MESSAGE, STEP, Ref
 from services.gateway.store.object_store import Objects
@@ -31,31 +33,62 @@ async def read_history(objects: Objects, run: Ref, thread: Ref, *, max_character
         if not page.has_more:
             break
         after = page.records[-1].ref.id
-    own = await own_messages(objects, run, thread)
-    return [*reversed(entries), *([HistoryEntry(None, tuple(own))] if own else [])]
+    own = await own_work(objects, run, thread)
+    return [*reversed(entries), *([own.entry] if own.messages else [])]
 
 
-async def own_messages(objects: Objects, run: Ref, thread: Ref) -> list[ChatMessage]:
-    """Return what a run has said, called and been answered so far."""
+@dataclass(frozen=True)
+class OwnWork:
+    """What a run has said, called and been answered so far."""
+
+    messages: tuple[ChatMessage, ...]
+    found: tuple[Found, ...]
+    """By its searches."""
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """The files by the marks that stand for their passages."""
+        return {mark: file_id for each in self.found for mark, file_id in each.sources.items()}
+
+    @property
+    def entry(self) -> HistoryEntry:
+        """The end of the conversation."""
+        return HistoryEntry(None, self.messages, sources=self.sources)
+
+    @property
+    def lead(self) -> tuple[ChatMessage, ...]:
+        """The calls and outputs behind the last text: what leads to the next message."""
+        lead: list[ChatMessage] = []
+        for message in self.messages:
+            lead = [] if message["role"] == "assistant" and "tool_calls" not in message else [*lead, message]
+        return tuple(lead)
+
+
+async def own_work(objects: Objects, run: Ref, thread: Ref) -> OwnWork:
+    """Return what a run has done so far."""
     messages: list[ChatMessage] = []
-    for step in await _steps(objects, run):
+    found: list[Found] = []
+    for record in await _steps(objects, run):
+        step = record.body
         if step["status"] != "completed":
             continue
         if step["type"] == "message_creation":
             ref = MESSAGE.ref(step["step_details"]["message_creation"]["message_id"])
-            record = await objects.get(ref, parent=thread)
-            messages.append({"role": "assistant", "content": text_of(record.body)})
+            message = await objects.get(ref, parent=thread)
+            messages.append({"role": "assistant", "content": text_of(message.body)})
         else:
-            messages += _call_messages(step)
-    return messages
+            notes = StepNotes.from_bytes(record.private)
+            messages += _call_messages(step, notes)
+            found += notes.searches.values()
+    return OwnWork(tuple(messages), tuple(found))
 
 
-async def _steps(objects: Objects, run: Ref) -> list[Body]:
-    steps: list[Body] = []
+async def _steps(objects: Objects, run: Ref) -> list[Record]:
+    steps: list[Record] = []
     after = None
     while True:
-        page = await objects.list(Query(STEP, run, limit=_PAGE, order="asc", after=after))
-        steps += [record.body for record in page.records]
+        page = await objects.list(Query(STEP, run, limit=_PAGE, order="asc", after=after, with_private=True))
+        steps += page.records
         if not page.has_more:
             return steps
         after = page.records[-1].ref.id
@@ -74,11 +107,13 @@ def message_entry(record: Record) -> HistoryEntry:
             )
     binding = Binding.from_bytes(record.private) if record.private is not None else None
     message = {"role": record.body["role"], "content": text_of(record.body)}
-    return HistoryEntry(record.ref.id, (*(binding.lead if binding is not None else ()), message), binding)
+    if binding is None:
+        return HistoryEntry(record.ref.id, (message,))
+    return HistoryEntry(record.ref.id, (*binding.lead, message), binding, binding.sources)
 
 
-def _call_messages(step: Body) -> Sequence[ChatMessage]:
-    calls = step_calls(step)
+def _call_messages(step: Body, notes: StepNotes) -> Sequence[ChatMessage]:
+    calls = [_call(call, notes) for call in step["step_details"]["tool_calls"]]
     asked = {
         "role": "assistant",
         "content": "",
@@ -90,13 +125,13 @@ def _call_messages(step: Body) -> Sequence[ChatMessage]:
     return [asked, *(_output_message(call) for call in calls)]
 
 
+def _call(call: Body, notes: StepNotes) -> Body:
+    """Return a call of a step as a call of a function, which it is for the model."""
+    if call["type"] == "function":
+        return {"id": call["id"], **call["function"]}
+    found = notes.searches[call["id"]]
+    return {"id": call["id"], "name": NAME, "arguments": found.arguments, "output": found.output}
+
+
 def _output_message(call: Body) -> ChatMessage:
     return {"role": "tool", "tool_call_id": call["id"], "name": call["name"], "content": call["output"] or ""}
-
-
-def lead_of(messages: Iterable[ChatMessage]) -> tuple[ChatMessage, ...]:
-    """Return the calls and outputs behind the last text that a run wrote: what led to its next message."""
-    lead: list[ChatMessage] = []
-    for message in messages:
-        lead = [] if message["role"] == "assistant" and "tool_calls" not in message else [*lead, message]
-    return tuple(lead)

@@ -47,6 +47,8 @@ class Job:
     """By the turns before it."""
     turn: Used | None = None
     """By that turn, once it is over."""
+    sources: Mapping[str, str] = field(default_factory=dict)
+    """Files by the marks that the turn may cite."""
     waiting_messages: Sequence[Body] = ()
     """Messages that the run adds to its thread when it gets it."""
 

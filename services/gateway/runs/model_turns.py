@@ -3,22 +3,26 @@
 import secrets
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from services.errors import ContextLengthExceeded, InvalidRequest, ModelRefused
+from services.errors import ContextLengthExceeded
 from services.gateway.admission.limits import Admission, Demand, Turn
+from services.gateway.choice_output import ChoiceOutput
 from services.gateway.exchange import Exchange, open_exchange, token_in
 from services.gateway.generation import Generation, GenerationServices
 from services.gateway.models import ModelCatalog, ServedModel
 from services.gateway.observer import AnswerObserver
 from services.gateway.recorder import TimelineRecorder
+from services.gateway.runs.form import turn_form
 from services.gateway.runs.lifecycle import Body
 from services.gateway.runs.prompt import PromptBuilder, PromptRules
-from services.gateway.runs.turns import TurnContext, TurnEnded, TurnEvent, TurnPlan, TurnRequest, Written
-from services.gateway.sequence import Accepted, FinishReason, GeneratedToken, NewTokens, SequenceRequest
-from services.gateway.text.choice import ChoiceText
+from services.gateway.runs.turn_output import TurnOutput
+from services.gateway.runs.turns import TurnContext, TurnEvent, TurnPlan, TurnRequest
+from services.gateway.sequence import Accepted, FinishReason, NewTokens, SequenceRequest
 from services.gateway.text.threads import TextThreads
+from services.gateway.tools.format import CallRules
+from services.gateway.tools.use import Definition
 from services.kv.card import ModelCard
 from services.kv.sampling import SamplingParams
 
@@ -41,7 +45,7 @@ class TurnServices:
 
 
 class ModelTurns:
-    """Makes turns of text with the models of the cluster."""
+    """Makes turns with the models of the cluster."""
 
     def __init__(self, services: TurnServices) -> None:
         self._services = services
@@ -51,14 +55,14 @@ class ModelTurns:
 
         Raises:
             ContextLengthExceeded: it does not fit into the context of the model.
-            InvalidRequest: the model refuses it.
-            ModelRefused: a tool or a format that cannot be had here.
+            InvalidRequest: the model refuses it, or a tool or format is not what it should be.
+            ModelRefused: a tool that cannot be had here.
             Unavailable: nobody serves the model now.
         """
         run = request.run
-        _check_supported(run)
+        form = turn_form(run, has_called=_has_called(request))
         model = await self._services.catalog.resolve(run["model"])
-        rules, is_limited = _rules(request, model.card)
+        rules, is_limited = _rules(request, model.card, form.definitions)
         builder = PromptBuilder(model, request.history, rules)
         prompt = await self._services.threads.run(builder.build) if rules.budget > 0 else None
         if prompt is None:
@@ -72,7 +76,9 @@ class ModelTurns:
         wanted = _remaining(run["max_completion_tokens"], request.used_completion_tokens)
         room = model.card.context_length - len(prompt.token_ids)
         max_tokens = min(room, self._services.default_max_tokens if wanted is None else wanted)
-        return prompt.plan(model.card_digest, _sampling_json(run, model.card, max_tokens), rules.budget)
+        sampling = {**_sampling_json(run, model.card, max_tokens), "grammar": form.grammar(model)}
+        calls = None if form.calls is None else asdict(form.calls)
+        return prompt.plan(model.card_digest, sampling, rules.budget, calls)
 
     async def write(
         self, context: TurnContext, plan: TurnPlan, known_token_ids: Sequence[int]
@@ -88,6 +94,10 @@ class ModelTurns:
         sampling = _sampling_of(plan.sampling)
         exchange = self._exchange(context)
         request = _sequence(exchange, context, model, plan, sampling, known_token_ids)
+        output = _output(model, plan, request)
+        if output.has_stopped:
+            yield output.ended("stop", 0, request.block_size)
+            return
         demand = Demand(
             context.project,
             model.requirements.fingerprint,
@@ -97,18 +107,15 @@ class ModelTurns:
         with services.recorder.recording(exchange):
             async with (
                 services.admission.admitted(demand) as turn,
-                aclosing(self._events(request, exchange, model, turn)) as events,
+                aclosing(self._events(request, exchange, output, turn)) as events,
             ):
                 async for event in events:
                     yield event
 
     async def _events(
-        self, request: SequenceRequest, exchange: Exchange, model: ServedModel, turn: Turn
+        self, request: SequenceRequest, exchange: Exchange, output: TurnOutput, turn: Turn
     ) -> AsyncGenerator[TurnEvent, None]:
         generation = Generation(request, self._services.generation)
-        text = ChoiceText(model.tokenizer, request.sampling, ())
-        text.push([GeneratedToken(token_id) for token_id in request.resumed_token_ids])
-        silent: tuple[int, ...] = ()
         reason: FinishReason = "stop"
         with self._services.observer.sequence(request, exchange, generation) as observed:
             async with aclosing(generation.events()) as events:
@@ -118,18 +125,15 @@ class ModelTurns:
                             turn.prefilled()
                         observed.tokens(len(event.tokens))
                         turn.generated(len(event.tokens))
-                        silent += tuple(token.token_id for token in event.tokens)
-                        if piece := text.push(event.tokens).text:
-                            yield Written(piece, silent)
-                            silent = ()
+                        if (said := output.push([token.token_id for token in event.tokens])) is not None:
+                            yield said
+                        if output.has_stopped:
+                            break
                     elif not isinstance(event, Accepted):
                         reason = event.reason
             observed.ended(reason)
-        if tail := text.finish().text:
-            yield Written(tail, silent)
-            silent = ()
         cached_tokens = min(generation.proof.spared_tokens, len(request.prompt_token_ids))
-        yield TurnEnded(reason, silent, cached_tokens, model.card.block_size)
+        yield output.ended(reason, cached_tokens, request.block_size)
 
     def _exchange(self, context: TurnContext) -> Exchange:
         clock = self._services.generation.clock
@@ -137,6 +141,19 @@ class ModelTurns:
         return open_exchange(
             token_in(context.run_id), context.project, clock, started_s=now_s, timeout_s=context.deadline_s - now_s
         )
+
+
+def _output(model: ServedModel, plan: TurnPlan, request: SequenceRequest) -> TurnOutput:
+    """Return the output of a turn as far as it is known."""
+    calls = None if plan.calls is None else CallRules(**{**plan.calls, "names": tuple(plan.calls["names"])})
+    output = ChoiceOutput(model, request.sampling, (), calls)
+    return TurnOutput(output, request.sampling.stop_token_ids, request.resumed_token_ids)
+
+
+def _has_called(request: TurnRequest) -> bool:
+    """Return whether the run has called before."""
+    own = (entry for entry in request.history if entry.message_id is None)
+    return any("tool_calls" in message for entry in own for message in entry.messages)
 
 
 def _sequence(
@@ -161,7 +178,7 @@ def _sequence(
     )
 
 
-def _rules(request: TurnRequest, card: ModelCard) -> tuple[PromptRules, bool]:
+def _rules(request: TurnRequest, card: ModelCard, tools: Sequence[Definition]) -> tuple[PromptRules, bool]:
     """Return the rules of a prompt, and whether the run's own limit is what bounds it."""
     run = request.run
     wanted = _remaining(run["max_completion_tokens"], request.used_completion_tokens)
@@ -171,29 +188,14 @@ def _rules(request: TurnRequest, card: ModelCard) -> tuple[PromptRules, bool]:
     is_limited = limit is not None and limit < budget
     strategy = run["truncation_strategy"]
     last_messages = strategy["last_messages"] if strategy["type"] == "last_messages" else None
-    rules = PromptRules(run["instructions"], limit if is_limited and limit is not None else budget, last_messages)
+    rules = PromptRules(
+        run["instructions"], limit if is_limited and limit is not None else budget, last_messages, tools
+    )
     return rules, is_limited
 
 
 def _remaining(limit: int | None, used: int) -> int | None:
     return None if limit is None else max(0, limit - used)
-
-
-def _check_supported(run: Body) -> None:
-    kinds = {tool["type"] for tool in run["tools"]}
-    for kind, reason in _MISSING.items():
-        if kind in kinds:
-            raise ModelRefused(f"The tool '{kind}' cannot be used here: {reason}. Leave it out of the run's tools.")
-    if run["tool_choice"] not in ("none", "auto"):
-        raise InvalidRequest("This model cannot be made to call a tool; the tool choice must be 'none' or 'auto'.")
-    if isinstance(run["response_format"], dict) and run["response_format"]["type"] != "text":
-        raise InvalidRequest(f"The response format '{run['response_format']['type']}' is not supported here.")
-
-
-_MISSING = {
-    "code_interpreter": "it needs a sandbox, and none is configured",
-    "file_search": "this server has no vector stores",
-}
 
 
 def _sampling_json(run: Body, card: ModelCard, max_tokens: int) -> Mapping[str, Any]:

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
+
 from services.errors import ContextLengthExceeded
 from services.gateway.models import ServedModel
 from services.gateway.runs.binding import Binding, Rendering, context_ids
@@ -28,6 +30,8 @@ class PromptRules:
     """Most tokens."""
     last_messages: int | None
     """How many messages of the thread may be in it; None for as many as fit."""
+    tools: Sequence[Mapping[str, Any]] = ()
+    """What the model is told of."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,13 @@ class Prompt:
     num_base_tokens: int
     first_message_id: str | None
 
-    def plan(self, card_digest: str, sampling: Mapping[str, Any], budget: int) -> TurnPlan:
+    def plan(
+        self,
+        card_digest: str,
+        sampling: Mapping[str, Any],
+        budget: int,
+        calls: Mapping[str, Any] | None = None,
+    ) -> TurnPlan:
         """Return the plan of the turn that continues the prompt."""
         text = self.rendering.text
         return TurnPlan(
@@ -54,6 +64,7 @@ class Prompt:
             prompt_digest=self.rendering.digest(len(text)),
             first_message_id=self.first_message_id,
             budget=budget,
+            calls=calls,
         )
 
 
@@ -104,16 +115,19 @@ class PromptBuilder:
 
     def _start_within(self, num_tokens: int, least: int) -> int:
         """Return the earliest place from ``least`` on whose messages have about ``num_tokens`` at most."""
-        encode = self._model.tokenizer.raw.encode
-        room = num_tokens - len(encode(self._rules.instructions, add_special_tokens=False).ids)
+        tools = "".join(map(_json, self._rules.tools))
+        room = num_tokens - self._num_tokens(self._rules.instructions) - self._num_tokens(tools)
         start = len(self._history)
         while start > least:
-            texts = (str(message.get("content") or "") for message in self._history[start - 1].messages)
-            room -= sum(len(encode(text, add_special_tokens=False).ids) + _MESSAGE_TOKENS for text in texts)
+            texts = (_text(message) for message in self._history[start - 1].messages)
+            room -= sum(self._num_tokens(text) + _MESSAGE_TOKENS for text in texts)
             if room < 0:
                 break
             start -= 1
         return self._user_start(min(start, self._last_start))
+
+    def _num_tokens(self, text: str) -> int:
+        return len(self._model.tokenizer.raw.encode(text, add_special_tokens=False).ids)
 
     def _user_start(self, start: int) -> int:
         """Return the first place from ``start`` on where the user speaks, as many templates begin so."""
@@ -129,7 +143,7 @@ class PromptBuilder:
         if self._rules.instructions:
             messages.insert(0, {"role": "system", "content": self._rules.instructions})
         try:
-            rendering = Rendering(self._model.render_conversation(messages))
+            rendering = Rendering(self._model.render_conversation(messages, self._rules.tools))
         except ContextLengthExceeded:  # too long to be rendered, whatever its tokens
             return None
         if len(rendering.text) > self._model.tokenizer.max_characters:
@@ -164,3 +178,13 @@ class PromptBuilder:
         end = rendering.continues(binding, str(message["content"]))
         known_ids = context_ids(message_id, self._bindings) if end is not None else None
         return None if end is None or known_ids is None else (known_ids, end)
+
+
+def _text(message: ChatMessage) -> str:
+    """Return about what a template makes of a message."""
+    calls = message.get("tool_calls") or ()
+    return str(message.get("content") or "") + "".join(_json(call["function"]) for call in calls)
+
+
+def _json(value: Mapping[str, Any]) -> str:
+    return orjson.dumps(value).decode()

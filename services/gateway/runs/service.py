@@ -1,17 +1,17 @@
 """Makes runs, cancels them and lets them go on."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from services.errors import JobEnded, LeaseLost, ObjectRefused
 from services.gateway.jobs.events import Body, Event
 from services.gateway.jobs.execution import Cancelled
+from services.gateway.jobs.held import HeldJob
 from services.gateway.jobs.operations import ClaimThread
 from services.gateway.jobs.service import Jobs, NewJob
 from services.gateway.runs import lifecycle
 from services.gateway.runs.events import run_event
 from services.gateway.runs.job import Job
-from services.gateway.runs.turn_log import TurnLog
 from services.gateway.runs.work import RunWork
 from services.gateway.store.changes import Create
 from services.gateway.store.kinds import THREAD, Ref
@@ -52,10 +52,10 @@ class NewRun:
 class Runs:
     """What clients do with runs."""
 
-    def __init__(self, jobs: Jobs, objects: ObjectStore, turn_log: TurnLog) -> None:
+    def __init__(self, jobs: Jobs, objects: ObjectStore, work: Callable[[HeldJob], RunWork]) -> None:
         self._jobs = jobs
         self._objects = objects
-        self._turn_log = turn_log
+        self._work = work
 
     async def create(self, project: str, new: NewRun) -> None:
         """Write a run down and begin to work on it.
@@ -96,7 +96,7 @@ class Runs:
         except JobEnded as error:
             record = await self._objects.of(project).get(run)
             raise _takes_no_outputs(record.body) from error
-        work = RunWork(held, self._turn_log)
+        work = self._work(held)
         if held.body["status"] != "requires_action":  # somebody else submitted first, and we have the run now
             self._jobs.work_on(work)
             raise _takes_no_outputs(held.body)
@@ -107,7 +107,7 @@ class Runs:
         except LeaseLost as error:
             raise _takes_no_outputs(lifecycle.requeued(held.body)) from error
         body = held.body
-        self._jobs.work_on(RunWork(held, self._turn_log))
+        self._jobs.work_on(self._work(held))
         return body, position
 
 

@@ -1,10 +1,11 @@
 """What one turn has said so far: a fold over its events, and the events that say more."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from services.gateway.jobs.events import Event
+from services.gateway.runs.citations import citations
 from services.gateway.runs.documents import (
     call_part,
     calls_delta,
@@ -13,12 +14,14 @@ from services.gateway.runs.documents import (
     ended_step,
     message_step,
     new_message,
+    search_part,
     text_delta,
     with_calls,
 )
 from services.gateway.runs.events import message_event, step_event
 from services.gateway.runs.lifecycle import Body
-from services.gateway.runs.turns import Called, TurnPart, Written
+from services.gateway.runs.search_calls import NAME, Found, is_tool_of
+from services.gateway.runs.turns import Called, TurnEvent, Written
 from services.gateway.store.kinds import MESSAGE, STEP, Kind
 
 CALL = Kind("call", "call", "tool call")
@@ -32,8 +35,10 @@ class Transcript:
     step: Body | None = None
     message: Body | None = None
     text: str = ""
+    annotations: list[Body] = field(default_factory=list)
+    """Of the text."""
     calls: list[dict[str, Any]] = field(default_factory=list)
-    """``id``, ``name``, ``arguments`` so far."""
+    """As ``documents`` keeps them, as far as they were told."""
     token_ids: list[int] = field(default_factory=list)
     """All output of the turn."""
     silent_ids: list[int] = field(default_factory=list)
@@ -51,7 +56,9 @@ class Transcript:
         """Take one more event."""
         self.token_ids.extend(event.token_ids)
         if event.name == "thread.message.delta":
-            self.text += "".join(part["text"]["value"] for part in event.data["delta"]["content"])
+            for part in event.data["delta"]["content"]:
+                self.text += part["text"]["value"]
+                self.annotations += (_without_index(each) for each in part["text"]["annotations"])
         elif event.name == "thread.run.step.delta":
             self._take_calls(event.data["delta"]["step_details"]["tool_calls"])
         elif event.name.startswith("thread.run.step."):
@@ -64,41 +71,75 @@ class Transcript:
         """The open step as it is to be kept."""
         return with_calls(self.step, self.calls) if self.step is not None and self.calls else self.step
 
+    @property
+    def functions(self) -> list[dict[str, Any]]:
+        """The calls that the client answers."""
+        return [call for call in self.calls if call["type"] == "function"]
+
     def _take_calls(self, parts: Iterable[Body]) -> None:
         for part in parts:
+            kind = part["type"]
             if part["index"] == len(self.calls):
-                self.calls.append({"id": part["id"], "name": part["function"]["name"], "arguments": ""})
-            self.calls[part["index"]]["arguments"] += part["function"]["arguments"]
+                self.calls.append({"id": part["id"], "type": kind})
+            call = self.calls[part["index"]]
+            if kind == "file_search":
+                call["file_search"] = part["file_search"]
+            else:
+                function = part["function"]
+                call["name"] = function.get("name") or call["name"]
+                call["arguments"] = call.get("arguments", "") + function["arguments"]
 
 
 class TranscriptWriter:
     """Turns what a model says into events; each is taken by the transcript at once."""
 
-    def __init__(self, transcript: Transcript, run: Body, now: Callable[[], int]) -> None:
+    def __init__(
+        self, transcript: Transcript, run: Body, now: Callable[[], int], sources: Mapping[str, str] | None = None
+    ) -> None:
+        """``sources`` are the files behind the marks that the text may cite."""
         self._transcript = transcript
         self._run = run
         self._now = now
+        self._sources = sources or {}
         self._events: list[Event] = []
 
-    def events(self, parts: Sequence[TurnPart]) -> list[Event]:
-        """Return the events that tell ``parts``; texts that follow each other become one delta."""
-        text = "".join(part.text for part in parts if isinstance(part, Written))
-        calls = [part for part in parts if isinstance(part, Called)]
-        if text:
-            self._open_message()
-            assert self._transcript.message is not None
-            self._emit(Event("thread.message.delta", text_delta(self._transcript.message["id"], text)))
-        if calls:
-            self._open_calls()
-            assert self._transcript.step is not None
-            self._emit(Event("thread.run.step.delta", calls_delta(self._transcript.step["id"], self._parts(calls))))
-        return self._taken(tuple(token_id for part in parts for token_id in part.token_ids))
+    def events(self, said: Sequence[TurnEvent]) -> list[Event]:
+        """Return the events that tell what was said; texts that follow each other become one delta."""
+        parts = [part for each in said for part in each.parts]
+        if text := "".join(part.text for part in parts if isinstance(part, Written)):
+            self._write(text)
+        if calls := [part for part in parts if isinstance(part, Called)]:
+            self._call(calls)
+        return self._taken(tuple(token_id for each in said for token_id in each.token_ids))
+
+    def found(self, searches: Mapping[int, Found]) -> list[Event]:
+        """Return the event that tells what searches found, by the index of the call."""
+        if searches:
+            self._tell_calls([search_part(index, found=each.shown) for index, each in searches.items()])
+        return self._taken(())
 
     def opened_message(self) -> list[Event]:
         """Return the events that begin a message, if none has begun: an answer without text is one, too."""
         if not (self._transcript.message or self._transcript.calls):
             self._open_message()
         return self._taken(())
+
+    def _write(self, text: str) -> None:
+        self._open_message()
+        said = self._transcript
+        assert said.message is not None
+        cited = citations(said.text + text, self._sources)[len(said.annotations) :]
+        annotations = [{"index": index, **each} for index, each in enumerate(cited, len(said.annotations))]
+        self._emit(Event("thread.message.delta", text_delta(said.message["id"], text, annotations)))
+
+    def _call(self, calls: Sequence[Called]) -> None:
+        self._open_calls()
+        if parts := self._parts(calls):
+            self._tell_calls(parts)
+
+    def _tell_calls(self, parts: Sequence[Body]) -> None:
+        assert self._transcript.step is not None
+        self._emit(Event("thread.run.step.delta", calls_delta(self._transcript.step["id"], parts)))
 
     def _open_message(self) -> None:
         if self._transcript.message is None:
@@ -110,7 +151,7 @@ class TranscriptWriter:
     def _open_calls(self) -> None:
         if self._transcript.message is not None and self._transcript.step is not None:
             now = self._now()
-            self._emit(message_event(completed_message(self._transcript.message, self._transcript.text, now)))
+            self._emit(message_event(_whole_message(self._transcript, now)))
             self._emit(step_event(ended_step(self._transcript.step, "completed", now, usage=None)))
         if self._transcript.step is None:
             self._open_step(calls_step(STEP.new_ref(), self._run, self._now()))
@@ -120,14 +161,22 @@ class TranscriptWriter:
         self._emit(step_event(step))
 
     def _parts(self, calls: Sequence[Called]) -> list[Body]:
-        """Return one part for each call that got more."""
+        """Return one part for each call that got more; of the arguments of searches nothing is told."""
         known, parts = len(self._transcript.calls), []
         for index in sorted({call.index for call in calls}):
             arguments = "".join(call.arguments for call in calls if call.index == index)
             name = next((call.name for call in calls if call.index == index and call.name is not None), None)
             call_id = CALL.new_ref().id if index >= known else None
-            parts.append(call_part(index, arguments, call_id=call_id, name=name))
+            if not self._is_search(index, name):
+                parts.append(call_part(index, arguments, call_id=call_id, name=name))
+            elif call_id is not None:
+                parts.append(search_part(index, call_id=call_id))
         return parts
+
+    def _is_search(self, index: int, name: str | None) -> bool:
+        if index < len(self._transcript.calls):
+            return bool(self._transcript.calls[index]["type"] == "file_search")
+        return name == NAME and is_tool_of(self._run)
 
     def _emit(self, event: Event) -> None:
         self._transcript.apply(event)
@@ -141,3 +190,12 @@ class TranscriptWriter:
             events[-1] = replace(events[-1], token_ids=tuple(self._transcript.silent_ids))
             self._transcript.silent_ids.clear()
         return events
+
+
+def _whole_message(said: Transcript, now: int) -> Body:
+    assert said.message is not None
+    return completed_message(said.message, said.text, said.annotations, now)
+
+
+def _without_index(annotation: Body) -> Body:
+    return {name: value for name, value in annotation.items() if name != "index"}

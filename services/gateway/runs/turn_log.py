@@ -1,19 +1,18 @@
 """Makes the turns of a job and hands on what the model says, a batch for each write."""
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
 
 from services.errors import PeerError
 from services.gateway.jobs.held import HeldJob
 from services.gateway.merge import Pump
 from services.gateway.runs.binding import Binding
 from services.gateway.runs.job import Used
-from services.gateway.runs.turns import TurnContext, TurnEnded, TurnEvent, TurnPart, TurnPlan, Turns
+from services.gateway.runs.turns import Said, TurnContext, TurnEnded, TurnEvent, TurnPlan, Turns
 from services.telemetry.clock import Clock
 
-Take = Callable[[Sequence[TurnPart]], Awaitable[None]]
+Take = Callable[[Sequence[Said]], Awaitable[None]]
 """Writes down what a model said."""
 
 
@@ -37,8 +36,8 @@ class TurnLog:
         source = self.turns.write(context, plan, tuple(known_token_ids))
         async with aclosing(self._batches(source)) as batches:
             async for batch in batches:
-                if parts := [event for event in batch if not isinstance(event, TurnEnded)]:
-                    await take(parts)
+                if said := [event for event in batch if not isinstance(event, TurnEnded)]:
+                    await take(said)
                 if isinstance(ended := batch[-1], TurnEnded):
                     return ended
         raise PeerError("The turn ended without saying so.")
@@ -58,21 +57,17 @@ def used_by(plan: TurnPlan, ended: TurnEnded, num_output_tokens: int) -> Used:
     return Used(len(plan.prompt_ids), num_output_tokens, ended.cached_tokens, _kv_of(plan, ended))
 
 
-def binding_of(
-    plan: TurnPlan, ended: TurnEnded, token_ids: Sequence[int], lead: Sequence[Mapping[str, Any]] = ()
-) -> Binding:
+def binding_of(plan: TurnPlan, ended: TurnEnded, token_ids: Sequence[int]) -> Binding:
     """Return what is kept with the answer of a turn; ``token_ids`` are all of its output."""
-    num_silent = len(ended.token_ids) if ended.reason == "stop" else 0
     return Binding(
         card_digest=plan.card_digest,
         base=plan.base,
         tail_ids=plan.prompt_ids[plan.num_base_tokens :],
-        output_ids=tuple(token_ids[: len(token_ids) - num_silent]),
+        output_ids=tuple(token_ids[: len(token_ids) - ended.num_end_tokens]),
         prompt_chars=plan.prompt_chars,
         prompt_digest=plan.prompt_digest,
         first_message_id=plan.first_message_id,
         budget=plan.budget,
-        lead=tuple(lead),
     )
 
 

@@ -20,6 +20,8 @@ class HistoryEntry:
     messages: tuple[ChatMessage, ...]
     binding: Binding | None = None
     """The token ids of an answer and of the prompt before it."""
+    sources: Mapping[str, str] = field(default_factory=dict)
+    """Files by the marks that stand for their passages in ``messages``."""
 
 
 @dataclass(frozen=True)
@@ -54,15 +56,15 @@ class TurnPlan:
     """The oldest message that was not left out."""
     budget: int = 0
     """Prompt tokens that there was room for."""
+    calls: Mapping[str, Any] | None = None
+    """What of the output is a call, ``CallRules`` as plain values; None if nothing is."""
 
 
 @dataclass(frozen=True)
 class Written:
-    """More text, all of it before the first call."""
+    """More text; none comes after the first call."""
 
     text: str
-    token_ids: tuple[int, ...]
-    """Output tokens since the event before."""
 
 
 @dataclass(frozen=True)
@@ -71,25 +73,49 @@ class Called:
 
     index: int
     arguments: str
-    token_ids: tuple[int, ...]
     name: str | None = None
+
+
+TurnPart = Written | Called
+
+
+@dataclass(frozen=True)
+class Said:
+    """All that the next tokens show; parts and their tokens are written down together or not at all."""
+
+    token_ids: tuple[int, ...]
+    """Output tokens since the event before."""
+    parts: tuple[TurnPart, ...]
+
+
+@dataclass(frozen=True)
+class FullCall:
+    """A call, as it is when the turn is over."""
+
+    name: str
+    arguments: str
 
 
 @dataclass(frozen=True)
 class TurnEnded:
-    """The turn is over; it said nothing after what was told."""
+    """The turn is over."""
 
     reason: Literal["stop", "length"]
     token_ids: tuple[int, ...] = ()
-    """Output tokens since the event before; they show nothing, as the end token does."""
+    """Output tokens since the event before."""
+    parts: tuple[TurnPart, ...] = ()
+    """What was held back until it was known that nothing follows."""
+    calls: tuple[FullCall, ...] = ()
+    """All calls of the turn, in their order."""
+    num_end_tokens: int = 0
+    """How many of the turn's last tokens only end it."""
     cached_tokens: int = 0
     """Prompt tokens that nobody had to compute."""
     block_size: int = 1
     """Tokens that are cached together."""
 
 
-TurnPart = Written | Called
-TurnEvent = TurnPart | TurnEnded
+TurnEvent = Said | TurnEnded
 
 
 @dataclass(frozen=True)

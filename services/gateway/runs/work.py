@@ -8,21 +8,25 @@ Everything that decides the rest is in Redis before a client sees it, so another
 place reads the plan and the log, and continues with the next token.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
 
 from services.errors import InternalError
 from services.gateway.jobs.events import Event
 from services.gateway.jobs.execution import Cancelled, Ending, Expired
-from services.gateway.jobs.held import HeldJob
+from services.gateway.jobs.held import HeldJob, Writing
 from services.gateway.runs import endings, lifecycle
+from services.gateway.runs.citations import next_search
 from services.gateway.runs.documents import ended_step, with_calls
 from services.gateway.runs.events import run_event, step_event
-from services.gateway.runs.history import lead_of, own_messages, read_history
+from services.gateway.runs.file_search import FileSearch
+from services.gateway.runs.history import own_work, read_history
 from services.gateway.runs.job import Job
+from services.gateway.runs.search_calls import Found, Search, StepNotes
 from services.gateway.runs.transcript import Transcript, TranscriptWriter
 from services.gateway.runs.turn_log import TurnLog, binding_of, used_by
-from services.gateway.runs.turns import TurnEnded, TurnPart, TurnPlan, TurnRequest
+from services.gateway.runs.turns import FullCall, Said, TurnEnded, TurnPlan, TurnRequest
 from services.gateway.runs.writing import new_message_creations, run_writing
 from services.gateway.store.kinds import MESSAGE, STEP, THREAD, Ref
 from services.telemetry.logs import get_logger
@@ -36,9 +40,10 @@ _log = get_logger(__name__)
 class RunWork:
     """The work on one run."""
 
-    def __init__(self, held: HeldJob, turn_log: TurnLog) -> None:
+    def __init__(self, held: HeldJob, turn_log: TurnLog, search: FileSearch) -> None:
         self._held = held
         self._turn_log = turn_log
+        self._search = search
         self._job = Job.from_bytes(held.private)
         self._said = Transcript()
 
@@ -66,12 +71,11 @@ class RunWork:
                 held.learn(await held.jobs.objects.get(kind.ref(body["id"])))
 
     async def advance(self) -> None:
-        """Make a turn: the run is complete then, met a limit, or waits for the outputs of its calls."""
+        """Make a turn: the run is complete then, met a limit, goes on, or waits for the outputs of its calls."""
         plan = self._job.plan or await self._begin()
         if plan is None:
             return
         ended = await self._turn_log.write(self.held, plan, self._said.token_ids, self._take)
-        self._said.token_ids.extend(ended.token_ids)
         await self._finish(plan, ended)
 
     async def end(self, ending: Ending, *, is_patient: bool = True) -> None:
@@ -115,42 +119,59 @@ class RunWork:
             await self._end_incomplete("max_prompt_tokens")
             return None
         self._said = Transcript()
-        events = [run_event(lifecycle.started(held.body, held.now))]
+        is_queued = held.body["status"] == "queued"
+        events = [run_event(lifecycle.started(held.body, held.now))] if is_queued else []
+        sources = {mark: file_id for entry in history for mark, file_id in entry.sources.items()}
         first_event = held.last_event + len(events) + 1
-        await self._commit(events, replace(job, plan=plan, first_event=first_event))
+        await self._commit(events, replace(job, plan=plan, first_event=first_event, sources=sources))
         return plan
 
-    async def _take(self, parts: Sequence[TurnPart]) -> None:
-        if events := TranscriptWriter(self._said, self.held.body, lambda: self.held.now).events(parts):
+    async def _take(self, said: Sequence[Said]) -> None:
+        if events := self._writer(self._said).events(said):
             await self._commit(events)
 
     async def _finish(self, plan: TurnPlan, ended: TurnEnded) -> None:
-        held, said = self.held, self._said
-        opened = TranscriptWriter(said, held.body, lambda: held.now).opened_message()
+        held, said = self.held, deepcopy(self._said)  # what is not written down yet was not said
+        writer = self._writer(said)
+        closing = [*writer.events([ended]), *writer.opened_message()]
         job = replace(self._job, turn=used_by(plan, ended, len(said.token_ids)))
         if said.calls and ended.reason == "stop":
-            step = said.step_with_calls
-            assert step is not None
-            waiting = run_event(lifecycle.needs_outputs(held.body, said.calls, job.total.usage))
-            await held.commit(run_writing(held, [*opened, waiting], job, bodies=[(STEP.ref(step["id"]), step)]))
-            self._job = job
+            found = await self._found(plan, said, ended.calls)
+            job, writing = _with_calls(held, job, said, [*closing, *writer.found(found)], found)
+            await held.commit(writing)
+            self._job, self._said = job, said
             return
-        private = await self._private(plan, ended)
+        private = await self._private(plan, said, ended)
         if ended.reason == "length":
             events = endings.incomplete(held.body, job, said, held.now, reason="max_completion_tokens")
         else:
             events = endings.completed(held.body, job, said, held.now)
-        await held.commit(run_writing(held, [*opened, *events], job, private=private))
-        self._job = job
+        await held.commit(run_writing(held, [*closing, *events], job, private=private))
+        self._job, self._said = job, said
         self._log_end()
 
-    async def _private(self, plan: TurnPlan, ended: TurnEnded) -> dict[str, bytes]:
-        """Return the token ids that are kept with the message."""
-        message = self._said.message
-        if message is None:
+    async def _found(self, plan: TurnPlan, said: Transcript, calls: Sequence[FullCall]) -> dict[int, Found]:
+        """Return what the searches among the calls found, by index."""
+        held, wanted = self.held, [i for i, call in enumerate(said.calls) if call["type"] == "file_search"]
+        if not wanted:
             return {}
-        lead = lead_of(await own_messages(self.held.jobs.objects, self.held.ref, self._thread))
-        return {message["id"]: binding_of(plan, ended, self._said.token_ids, lead).to_bytes()}
+        first = next_search(self._job.sources)
+        searches = [Search(calls[index].arguments, first + place) for place, index in enumerate(wanted)]
+        own = await own_work(held.jobs.objects, held.ref, self._thread)
+        found = await self._search.find(held.jobs.project, held.body, plan.card_digest, searches, own.found)
+        return dict(zip(wanted, found, strict=True))
+
+    def _writer(self, said: Transcript) -> TranscriptWriter:
+        return TranscriptWriter(said, self.held.body, lambda: self.held.now, self._job.sources)
+
+    async def _private(self, plan: TurnPlan, said: Transcript, ended: TurnEnded) -> dict[str, bytes]:
+        """Return the token ids that are kept with the message."""
+        if (message := said.message) is None:
+            return {}
+        own = await own_work(self.held.jobs.objects, self.held.ref, self._thread)
+        sources = own.sources if own.lead else {}
+        binding = replace(binding_of(plan, ended, said.token_ids), lead=own.lead, sources=sources)
+        return {message["id"]: binding.to_bytes()}
 
     async def _end_incomplete(self, reason: lifecycle.LimitReason) -> None:
         await self._commit(endings.incomplete(self.held.body, self._job, Transcript(), self.held.now, reason=reason))
@@ -162,3 +183,20 @@ class RunWork:
 
     def _log_end(self) -> None:
         _log.event("run.ended", run=self.held.ref.id, status=self.held.body["status"])
+
+
+def _with_calls(
+    held: HeldJob, job: Job, said: Transcript, events: Sequence[Event], found: Mapping[int, Found]
+) -> tuple[Job, Writing]:
+    """Return the end of a turn with calls: the run waits for the outputs of functions, if there are any."""
+    step = said.step_with_calls
+    assert step is not None and job.turn is not None
+    notes = StepNotes({said.calls[index]["id"]: each for index, each in found.items()})
+    private = {step["id"]: notes.to_bytes()} if found else {}
+    if said.functions:
+        waiting = run_event(lifecycle.needs_outputs(held.body, said.functions, job.total.usage))
+        bodies = [(STEP.ref(step["id"]), step)]
+        return job, run_writing(held, [*events, waiting], job, bodies=bodies, private=private)
+    ended = step_event(ended_step(step, "completed", held.now, usage=job.turn.usage))
+    said.apply(ended)
+    return job.next_turn(), run_writing(held, [*events, ended], job.next_turn(), private=private)

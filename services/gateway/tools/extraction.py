@@ -9,7 +9,7 @@ from services.gateway.text.choice import Piece, TokenText
 from services.gateway.text.stop import StopStrings
 from services.gateway.tools.events import CallArguments, CallStarted, Text
 from services.gateway.tools.feed import Feed
-from services.gateway.tools.format import ToolFormat, ToolUse
+from services.gateway.tools.format import CallRules, ToolFormat
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ Extracted = Piece | CallOpening | CallPiece
 class CallExtraction:
     """Tells text from calls. White space around calls is dropped; stop strings are looked for in the text only."""
 
-    def __init__(self, tool_format: ToolFormat, use: ToolUse, stops: Sequence[str]) -> None:
+    def __init__(self, tool_format: ToolFormat, rules: CallRules, stops: Sequence[str]) -> None:
         self._feed = Feed()
-        self._reading = tool_format.read(self._feed, frozenset(tool.name for tool in use.callable))
-        self._use = use
+        self._reading = tool_format.read(self._feed, frozenset(rules.names))
+        self._rules = rules
         self._stops = StopStrings(stops)
         self._space: list[Text] = []
         """White space that is text if text follows."""
@@ -82,7 +82,7 @@ class CallExtraction:
                     yield CallPiece(self.num_calls - 1, arguments)
 
     def _text(self, event: Text) -> Iterator[Piece]:
-        if self._use.is_required:
+        if self._rules.is_required:
             return  # a call that was cut before its name was known
         body = event.text.rstrip()
         space = Text(event.text[len(body) :], event.offset + len(body))
@@ -96,7 +96,7 @@ class CallExtraction:
     def _opening(self, name: str) -> Iterator[Extracted]:
         self._space = []
         yield from self._pieces(self._stops.flush())
-        if self.num_calls == self._use.max_calls:
+        if self.num_calls == self._rules.max_calls:
             self.has_stopped = True
             return
         self.num_calls += 1

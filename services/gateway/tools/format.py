@@ -23,6 +23,16 @@ class Tool:
 
 
 @dataclass(frozen=True)
+class CallRules:
+    """What of an output is a call."""
+
+    names: tuple[str, ...]
+    """Functions that may be called."""
+    is_required: bool
+    max_calls: int
+
+
+@dataclass(frozen=True)
 class ToolUse:
     """What one request says of tools."""
 
@@ -32,6 +42,11 @@ class ToolUse:
     """Those that may be called."""
     is_required: bool
     max_calls: int
+
+    @property
+    def rules(self) -> CallRules:
+        """What it takes to read the answer."""
+        return CallRules(tuple(tool.name for tool in self.callable), self.is_required, self.max_calls)
 
 
 @dataclass(frozen=True)

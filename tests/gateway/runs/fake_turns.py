@@ -4,7 +4,17 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 
 from services.errors import PeerGone
-from services.gateway.runs.turns import Called, TurnContext, TurnEnded, TurnEvent, TurnPlan, TurnRequest, Written
+from services.gateway.runs.turns import (
+    Called,
+    FullCall,
+    Said,
+    TurnContext,
+    TurnEnded,
+    TurnEvent,
+    TurnPlan,
+    TurnRequest,
+    Written,
+)
 
 
 class FakeTurns:
@@ -44,14 +54,18 @@ class FakeTurns:
 
 
 def text(*words: str) -> list[TurnEvent]:
-    return [*(Written(word, (10 + place,)) for place, word in enumerate(words)), TurnEnded("stop", (2,))]
+    return [*(written(word, 10 + place) for place, word in enumerate(words)), TurnEnded("stop", (2,))]
+
+
+def written(word: str, token_id: int) -> Said:
+    return Said((token_id,), (Written(word),) if word else ())
 
 
 def calls(*asked: tuple[str, str], before: str = "") -> list[TurnEvent]:
     """Calls by name and arguments, the arguments in two parts."""
-    events: list[TurnEvent] = [Written(before, (5,))] if before else []
+    events: list[TurnEvent] = [written(before, 5)] if before else []
     for index, (name, arguments) in enumerate(asked):
         half = len(arguments) // 2
-        events += [Called(index, "", (20,), name), Called(index, arguments[:half], (21,))]
-        events.append(Called(index, arguments[half:], (22,)))
-    return [*events, TurnEnded("stop", (2,))]
+        parts = Called(index, "", name), Called(index, arguments[:half]), Called(index, arguments[half:])
+        events += [Said((20 + place,), (part,)) for place, part in enumerate(parts)]
+    return [*events, TurnEnded("stop", (2,), calls=tuple(FullCall(*each) for each in asked))]

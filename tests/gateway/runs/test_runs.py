@@ -262,24 +262,6 @@ async def test_a_conversation_that_fits_into_no_limit_is_incomplete_or_failed(w:
     assert "maximum context length" in without[-1].data["last_error"]["message"]
 
 
-@pytest.mark.parametrize(
-    ("body", "code"),
-    [
-        ({"tools": [{"type": "code_interpreter"}]}, "server_error"),
-        ({"tools": [{"type": "file_search"}]}, "server_error"),
-        ({"tool_choice": "required"}, "invalid_prompt"),
-        ({"response_format": {"type": "json_object"}}, "invalid_prompt"),
-    ],
-)
-async def test_what_cannot_be_had_fails_the_run_clearly(w: World, body: dict[str, Any], code: str) -> None:
-    caller = Caller(w)
-    events = await caller.stream(await caller.thread(), await caller.assistant(), **body)
-
-    assert names(events) == ["run.created", "run.queued", "run.failed"]
-    assert events[-1].data["last_error"]["code"] == code
-    assert w.decode.requests == []
-
-
 async def test_a_run_waits_for_workers_and_fails_if_none_comes(w: World) -> None:
     caller = Caller(w)
     thread, assistant = await caller.thread(), await caller.assistant()

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from services.gateway.runs.turns import TurnEnded, Written
+from services.gateway.runs.turns import TurnEnded
 from services.gateway.store.kinds import RUN
 from tests.gateway.apis.stored import refusal
 from tests.gateway.runs.client import Seen, names, seen, text_of
-from tests.gateway.runs.fake_turns import FakeTurns, calls, text
+from tests.gateway.runs.fake_turns import FakeTurns, calls, text, written
 from tests.gateway.runs.pair import Pair, pair, until_written
 
 WEATHER = [("weather", '{"city": "Paris"}'), ("time", "{}")]
@@ -183,7 +183,7 @@ async def test_calls_go_on_where_another_gateway_left_them(tmp_path: Path, after
 
 
 async def test_tokens_that_show_nothing_are_in_the_log_too(tmp_path: Path) -> None:
-    turns = FakeTurns([Written("a", (1,)), Written("", (2,)), Written("b", (3,)), TurnEnded("stop", (4,))])
+    turns = FakeTurns([written("a", 1), written("", 2), written("b", 3), TurnEnded("stop", (4,))])
     turns.fails_after = 2
     async with pair(tmp_path, turns=lambda services: turns) as both:
         thread = await both.a.thread()

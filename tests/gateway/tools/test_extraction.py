@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from services.gateway.text.choice import Piece, TokenText
 from services.gateway.tools.extraction import CallExtraction, CallOpening, CallPiece, Extracted
-from services.gateway.tools.format import Tool, ToolUse
+from services.gateway.tools.format import CallRules
 from services.gateway.tools.formats import DEFAULT, format_named
 
 CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
-USE = ToolUse(definitions=(), callable=(Tool("add", {}), Tool("now", {})), is_required=False, max_calls=16)
+USE = CallRules(("add", "now"), is_required=False, max_calls=16)
 
 
 @dataclass

@@ -8,9 +8,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from services.errors import InvalidRequest
+from services.gateway.answer_form import AnswerForm, answer_form
 from services.gateway.answers import AnswerPlan
 from services.gateway.apis.openai.chat_form import ChatForm
-from services.gateway.apis.openai.response_format import answer_schema
 from services.gateway.apis.openai.sampling import (
     check_stream_options,
     choice_count,
@@ -21,11 +21,6 @@ from services.gateway.apis.openai.sampling import (
 from services.gateway.apis.openai.schemas import ChatBody, ContentPart, Message
 from services.gateway.apis.openai.service import Answering, OpenAIServices, answer_head
 from services.gateway.apis.openai.sse import ChunkStream
-from services.gateway.apis.openai.tools import definitions_of, tool_use
-from services.gateway.models import ServedModel
-from services.gateway.structured.definition import HeldSchema, json_grammar
-from services.gateway.structured.tool_grammar import SpecialTokens, tool_grammar
-from services.gateway.tools.format import ToolUse
 from services.gateway.validation import parse_body
 
 
@@ -45,7 +40,7 @@ class ChatCompletions:
         with exchange.timeline.step("encode"):
             plan = await self._plan(body)
         head = answer_head(exchange, plan, "chatcmpl", "chat.completion.chunk" if body.stream else "chat.completion")
-        must_call = plan.tools is not None and plan.tools.is_required
+        must_call = plan.calls is not None and plan.calls.is_required
         form = ChatForm(with_logprobs=bool(body.logprobs), must_call=must_call)
         if body.stream:
             return self._answering.stream(
@@ -60,15 +55,14 @@ class ChatCompletions:
         num_choices = choice_count(body, 1, limits.max_choices)
         logprobs = _num_logprobs(body)
         messages = plain_messages(body.messages)
-        schema = answer_schema(body.response_format)
-        tools = tool_use(body.tools, body.tool_choice, body.parallel_tool_calls)
+        form = _form(body)
         model = await self._services.catalog.resolve(body.model)
         # The ranges are checked before the text is touched, with the largest output that could be meant.
         wanted = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
-        grammar = _grammar(model, schema, tools)
+        grammar = form.grammar(model)
         sampled = partial(sampling_params, body, model.card, logprobs=logprobs, grammar=grammar)
         sampled(max_tokens=wanted or model.card.context_length)
-        prompt = await self._services.threads.run(lambda: model.encode_conversation(messages, definitions_of(tools)))
+        prompt = await self._services.threads.run(lambda: model.encode_conversation(messages, form.definitions))
         max_tokens = room_for_output(model.card, [prompt], wanted, default=limits.default_max_tokens, param="messages")
         sampling = sampled(max_tokens=max_tokens)
         return AnswerPlan(
@@ -78,17 +72,15 @@ class ChatCompletions:
             num_choices,
             stops=tuple(body.stop or ()),
             priority=body.priority or 0,
-            grammar_param="response_format" if tools is None else "tools",
-            tools=tools,
+            grammar_param="response_format" if form.tools is None else "tools",
+            calls=form.calls,
         )
 
 
-def _grammar(model: ServedModel, answer: HeldSchema | None, tools: ToolUse | None) -> str | None:
-    """Return what the whole output is held to."""
-    if tools is not None:
-        tokens = SpecialTokens(model.tokenizer.special, frozenset(model.card.eos_token_ids))
-        return tool_grammar(model.tool_format.syntax, tools, tokens, answer)
-    return None if answer is None else json_grammar(answer)
+def _form(body: ChatBody) -> AnswerForm:
+    tools = [tool.model_dump(exclude_none=True) for tool in body.tools or ()]
+    wanted = None if body.response_format is None else body.response_format.model_dump(by_alias=True)
+    return answer_form(tools, body.tool_choice, body.parallel_tool_calls, wanted)
 
 
 def plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """``/v1/threads/{thread_id}/runs`` and ``/v1/threads/runs``."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from starlette.requests import Request
@@ -20,9 +21,12 @@ from services.gateway.apis.openai.assistants.run_bodies import (
 from services.gateway.apis.openai.assistants.run_stream import run_stream
 from services.gateway.apis.openai.assistants.stores import with_new_stores
 from services.gateway.apis.openai.assistants.threads import CreateThread, new_thread
-from services.gateway.apis.openai.objects import Call, ObjectEndpoint, listed
+from services.gateway.apis.openai.objects import Call, ObjectEndpoint, included, listed, listed_bodies
 from services.gateway.jobs.events import PAUSES, Body
+from services.gateway.problems import unsupported_value
 from services.gateway.replies import JsonReply
+from services.gateway.runs.form import check_form
+from services.gateway.runs.search_calls import StepNotes
 from services.gateway.runs.service import NewRun
 from services.gateway.store.changes import Create
 from services.gateway.store.kinds import ASSISTANT, RUN, STEP, THREAD, Ref
@@ -30,6 +34,8 @@ from services.gateway.store.records import Record
 
 POLL_AFTER_MS = "200"
 """When to ask again for a run that is being worked on; clients that do not read it ask once a second."""
+FOUND_CONTENT = "step_details.tool_calls[*].file_search.results[*].content"
+"""What ``include[]`` calls the text that searches of files found."""
 
 
 class RunEndpoints(ObjectEndpoint):
@@ -105,15 +111,17 @@ class RunEndpoints(ObjectEndpoint):
     async def list_steps(self, request: Request) -> Response:
         """Return a page of the steps of a run."""
         call = await self._call(request)
+        show = _shown_steps(request)
         ref = (await self._run(request, call)).ref
-        return JsonReply(listed(await call.objects.list(self._query(request, STEP, ref))))
+        page = await call.objects.list(replace(self._query(request, STEP, ref), with_private=True))
+        return JsonReply(listed_bodies([show(record) for record in page.records], has_more=page.has_more))
 
     async def get_step(self, request: Request) -> Response:
         """Return one step."""
         call = await self._call(request)
+        show = _shown_steps(request)
         ref = (await self._run(request, call)).ref
-        record = await call.objects.get(self._ref(request, STEP), parent=ref)
-        return JsonReply(record.body)
+        return JsonReply(show(await call.objects.get(self._ref(request, STEP), parent=ref, with_private=True)))
 
     async def _run(self, request: Request, call: Call) -> Record:
         """Return the run that the path names.
@@ -139,7 +147,7 @@ class RunEndpoints(ObjectEndpoint):
         ref = RUN.new_ref()
         expires = created + round(services.runs.expiry_s)
         shown = run_json(ref, thread, assistant.body, body, created=created, expires=expires)
-        await self._check_model(shown["model"])
+        await self._check(shown)
         await services.runs.service.create(
             call.exchange.project, NewRun(ref, shown, messages, creations, may_wait=may_wait)
         )
@@ -147,14 +155,30 @@ class RunEndpoints(ObjectEndpoint):
             return run_stream(services, (call.exchange.project, ref), 0, stops_at_pause=True)
         return _run_reply(shown)
 
-    async def _check_model(self, name: str) -> None:
+    async def _check(self, run: Body) -> None:
         """Refuse a model that nobody ever served; one that is away may come back while the run waits."""
         if self._services.is_lenient:
             return
+        check_form(run)
         try:
-            await self._services.catalog.resolve(name)
+            await self._services.catalog.resolve(run["model"])
         except NoDecodeWorker:
             return
+
+
+def _shown_steps(request: Request) -> Callable[[Record], Body]:
+    """Return what shows steps as ``include[]`` asks for them.
+
+    Raises:
+        InvalidRequest: it asks for something that steps do not have.
+    """
+    wanted = included(request)
+    for name in sorted(wanted - {FOUND_CONTENT}):
+        problem = unsupported_value(name, [FOUND_CONTENT])
+        raise InvalidRequest(problem.message, param="include", code=problem.code)
+    if not wanted:
+        return lambda record: record.body
+    return lambda record: StepNotes.from_bytes(record.private).with_contents(record.body)
 
 
 def _run_reply(run: Body | Mapping[str, Any]) -> JsonReply:

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from services.errors import InvalidRequest
-from services.gateway.apis.openai.schemas import ToolBody
 from services.gateway.structured.bounds import SchemaBudget
 from services.gateway.tools.format import MAX_PARALLEL_CALLS, Tool, ToolUse
 
@@ -12,7 +11,11 @@ _NO_PARAMETERS = {"type": "object", "properties": {}}
 _MODES = ("none", "auto", "required")
 
 
-def tool_use(tools: Sequence[ToolBody] | None, choice: Any, parallel: bool | None) -> ToolUse | None:
+Definition = Mapping[str, Any]
+"""A tool as chat completions describe it: ``{"type": "function", "function": {"name": ...}}``."""
+
+
+def tool_use(tools: Sequence[Definition] | None, choice: Any, parallel: bool | None) -> ToolUse | None:
     """Return what may and must be called, or None if nothing can be.
 
     Raises:
@@ -28,28 +31,35 @@ def tool_use(tools: Sequence[ToolBody] | None, choice: Any, parallel: bool | Non
         return None
     is_named = isinstance(choice, dict) and choice.get("type") == "function"
     return ToolUse(
-        definitions=[tool.model_dump(exclude={"function": {"strict"}}, exclude_none=True) for tool in tools],
+        definitions=[_told(tool) for tool in tools],
         callable=[tool for name, tool in known.items() if name in names],
         is_required=mode == "required",
         max_calls=1 if is_named or parallel is False else MAX_PARALLEL_CALLS,
     )
 
 
-def _known_tools(tools: Sequence[ToolBody]) -> dict[str, Tool]:
+def _told(tool: Definition) -> Definition:
+    """Return a tool as models are told of it."""
+    function = {key: value for key, value in tool["function"].items() if key != "strict" and value is not None}
+    return {**tool, "function": function}
+
+
+def _known_tools(tools: Sequence[Definition]) -> dict[str, Tool]:
     budget, known = SchemaBudget(), dict[str, Tool]()
     for index, tool in enumerate(tools):
-        function, param = tool.function, f"tools[{index}].function"
-        if function.name in known:
-            raise InvalidRequest(f"There is more than one tool named '{function.name}'.", param=f"{param}.name")
-        parameters = function.parameters or _NO_PARAMETERS
+        function, param = tool["function"], f"tools[{index}].function"
+        name = function["name"]
+        if name in known:
+            raise InvalidRequest(f"There is more than one tool named '{name}'.", param=f"{param}.name")
+        parameters = function.get("parameters") or _NO_PARAMETERS
         if parameters.get("type", "object") != "object":
             raise InvalidRequest(
-                f"Invalid schema for function '{function.name}': its parameters must be of type 'object', not "
+                f"Invalid schema for function '{name}': its parameters must be of type 'object', not "
                 f"'{parameters['type']}'.",
                 param=f"{param}.parameters",
             )
         budget.add(parameters, f"{param}.parameters")
-        known[function.name] = Tool(function.name, {"type": "object", **parameters}, strict=bool(function.strict))
+        known[name] = Tool(name, {"type": "object", **parameters}, strict=bool(function.get("strict")))
     return known
 
 
@@ -85,8 +95,3 @@ def _checked(names: Sequence[str], known: set[str]) -> set[str]:
 
 def _invalid_choice(problem: str) -> InvalidRequest:
     return InvalidRequest(f"Invalid value for 'tool_choice': {problem}.", param="tool_choice")
-
-
-def definitions_of(use: ToolUse | None) -> Sequence[Mapping[str, Any]]:
-    """Return the tools that the prompt tells of."""
-    return () if use is None else use.definitions

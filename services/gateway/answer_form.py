@@ -1,0 +1,55 @@
+"""What a request says of the form of its answer: the tools that it may or must call, and the schema of its text."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from services.gateway.models import ServedModel
+from services.gateway.structured.definition import HeldSchema, json_grammar
+from services.gateway.structured.response_format import answer_schema
+from services.gateway.structured.tool_grammar import SpecialTokens, tool_grammar
+from services.gateway.tools.format import CallRules, ToolUse
+from services.gateway.tools.use import Definition, tool_use
+
+
+@dataclass(frozen=True)
+class AnswerForm:
+    """The same for whoever asks: chat completions, runs."""
+
+    tools: ToolUse | None = None
+    schema: HeldSchema | None = None
+
+    @property
+    def definitions(self) -> Sequence[Definition]:
+        """The tools that the prompt tells of."""
+        return () if self.tools is None else self.tools.definitions
+
+    @property
+    def calls(self) -> CallRules | None:
+        """What of the output is a call; None if nothing is."""
+        return None if self.tools is None else self.tools.rules
+
+    def grammar(self, model: ServedModel) -> str | None:
+        """Return what the whole output is held to; None if it is free.
+
+        Raises:
+            InvalidRequest: the model cannot have tools and a schema at once.
+        """
+        if self.tools is not None:
+            tokens = SpecialTokens(model.tokenizer.special, frozenset(model.card.eos_token_ids))
+            return tool_grammar(model.tool_format.syntax, self.tools, tokens, self.schema)
+        return None if self.schema is None else json_grammar(self.schema)
+
+
+def answer_form(
+    tools: Sequence[Definition] | None,
+    choice: Any,
+    parallel: bool | None,
+    response_format: Mapping[str, Any] | None,
+) -> AnswerForm:
+    """Return the form that the fields of a request ask for, all of them as chat completions have them.
+
+    Raises:
+        InvalidRequest: a field is not what it should be, or a schema is out of bounds; ``param`` names it.
+    """
+    return AnswerForm(tool_use(tools, choice, parallel), answer_schema(response_format))

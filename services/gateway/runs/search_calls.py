@@ -1,0 +1,93 @@
+"""``file_search`` as a call: what the model is told of it, what it asks, and what came of it."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+
+import orjson
+
+from services.gateway.runs.citations import mark
+from services.gateway.runs.lifecycle import Body
+from services.gateway.tools.use import Definition
+
+NAME = "file_search"
+_MAX_QUERY_LENGTH = 200
+
+DEFINITION: Definition = {
+    "type": "function",
+    "function": {
+        "name": NAME,
+        "description": "Search the uploaded files for passages about a question. After a statement that is taken "
+        f"from a passage, write the mark of the passage, such as {mark(0, 0)}.",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "query": {"type": "string", "description": "What to look for.", "maxLength": _MAX_QUERY_LENGTH}
+            },
+            "required": ["query"],
+        },
+        "strict": True,
+    },
+}
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search that a model asks for."""
+
+    arguments: str
+    """As the model wrote them."""
+    number: int
+    """Among the searches of the thread."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What came of it; the public step shows only ``shown``."""
+
+    arguments: str
+    shown: Body
+    """``ranking_options`` and ``results`` without their content."""
+    texts: tuple[str, ...] = ()
+    """Content of each result."""
+    output: str = ""
+    """What the model reads."""
+    sources: Mapping[str, str] = field(default_factory=dict)
+    """Files by the marks of their passages."""
+
+
+def is_tool_of(run: Body) -> bool:
+    """Return whether the run's model may search."""
+    return any(tool["type"] == NAME for tool in run["tools"])
+
+
+@dataclass(frozen=True)
+class StepNotes:
+    """What is kept with a step that the API does not show: its searches, by the id of the call."""
+
+    searches: Mapping[str, Found] = field(default_factory=dict)
+
+    def to_bytes(self) -> bytes:
+        """Return the private bytes of the step."""
+        return orjson.dumps(asdict(self))
+
+    @classmethod
+    def from_bytes(cls, data: bytes | None) -> "StepNotes":
+        """Read what ``to_bytes`` wrote."""
+        kept = orjson.loads(data)["searches"] if data else {}
+        return cls({call_id: Found(**{**each, "texts": tuple(each["texts"])}) for call_id, each in kept.items()})
+
+    def with_contents(self, step: Body) -> Body:
+        """Return a step with the content of what its searches found."""
+        details = step["step_details"]
+        calls = [self._with_contents(call) for call in details.get("tool_calls", ())]
+        return {**step, "step_details": {**details, "tool_calls": calls}} if calls else step
+
+    def _with_contents(self, call: Body) -> Body:
+        found = self.searches.get(call["id"])
+        if found is None or call["type"] != NAME:
+            return call
+        results = [
+            {**result, "content": [{"type": "text", "text": text}]}
+            for result, text in zip(found.shown["results"], found.texts, strict=True)
+        ]
+        return {**call, NAME: {**call[NAME], "results": results}}
