@@ -38,6 +38,7 @@ class EventStream(Response):
         keep_alive_s: float,
         send_timeout_s: float,
         last_words: Callable[[TandemError], bytes],
+        keep_alive: bytes = KEEP_ALIVE,
     ) -> None:
         super().__init__()
         del self.headers["content-length"]
@@ -48,6 +49,7 @@ class EventStream(Response):
         self._keep_alive_s = keep_alive_s
         self._send_timeout_s = send_timeout_s
         self._last_words = last_words
+        self._keep_alive = keep_alive
         self._has_started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -81,7 +83,7 @@ class EventStream(Response):
             async with asyncio.timeout(self._keep_alive_s if self._has_started else self._silent_start_s):
                 chunks = await pump.next()
         except TimeoutError:
-            return KEEP_ALIVE
+            return self._keep_alive
         return None if chunks is None else b"".join(chunks)
 
     async def _send(self, send: Send, body: bytes, *, is_last: bool = False) -> None:

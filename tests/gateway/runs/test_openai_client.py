@@ -8,11 +8,13 @@ from typing import Any
 import openai
 import pytest
 from openai import AsyncAssistantEventHandler
+from openai._streaming import SSEDecoder
 
 from tests.gateway.apis.stored import stored_world
 from tests.gateway.apis.test_openai_client import client_of
 from tests.gateway.runs.fake_turns import FakeTurns, calls, text
-from tests.gateway.twins import MODEL, World
+from tests.gateway.runs.live import live
+from tests.gateway.twins import END_ID, MODEL, Script, World, tokens
 
 
 @pytest.fixture(autouse=True)
@@ -107,3 +109,18 @@ async def test_refusals_have_their_texts(w: World) -> None:
         run = await client.beta.threads.runs.create_and_poll(thread_id=thread, assistant_id=assistant)
         with pytest.raises(openai.BadRequestError, match="Cannot cancel run with status 'completed'"):
             await client.beta.threads.runs.cancel(run.id, thread_id=thread)
+
+
+async def test_comments_of_a_silent_stream_are_no_events(tmp_path: Path) -> None:
+    async with stored_world(tmp_path, keep_alive_s=0.01) as w, client_of(w) as client:
+        w.decode.default = Script([*tokens("Paris"), END_ID], hang_after=2)
+        thread, assistant = await made(client)
+        async with live(w, "POST", f"/v1/threads/{thread}/runs", assistant_id=assistant, stream=True) as stream:
+            await stream.until("thread.run.in_progress")
+            await stream.until("keep-alive\n: keep-alive")
+            w.decode.release.set()
+            await stream.until("[DONE]")
+        read = list(SSEDecoder().iter_bytes(iter([stream.text.encode()])))
+
+    assert all(event.data for event in read)
+    assert read[-2].event == "thread.run.completed"

@@ -12,6 +12,9 @@ from services.gateway.jobs.feed import JobKey
 from services.gateway.runs.events import DONE, sse
 from services.gateway.stream import EventStream
 
+KEEP_ALIVE = b": keep-alive\n"
+"""Without an empty line: where events have ids, openai-python reads a comment with one as an event without data."""
+
 
 def run_stream(services: OpenAIServices, key: JobKey, after: int, *, stops_at_pause: bool) -> EventStream:
     """Return the events after number ``after``; the client's leaving does not end the run."""
@@ -21,6 +24,7 @@ def run_stream(services: OpenAIServices, key: JobKey, after: int, *, stops_at_pa
         keep_alive_s=services.limits.keep_alive_s,
         send_timeout_s=services.limits.send_timeout_s,
         last_words=last_words,
+        keep_alive=KEEP_ALIVE,
     )
 
 
