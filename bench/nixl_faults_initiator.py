@@ -36,7 +36,7 @@ class Initiator:
         self._transports = transports
         self._pipe = pipe
         self._agent = open_agent("initiator", arena.source, transports)
-        bindings = importlib.import_module("nixl_cu12._bindings")
+        bindings = importlib.import_module("nixl_cu13._bindings")
         self._errors: tuple[type[Exception], ...] = tuple(
             getattr(bindings, name) for name in dir(bindings) if name.endswith("Error")
         )

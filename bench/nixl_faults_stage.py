@@ -92,7 +92,7 @@ def address_of(memory: mmap.mmap) -> int:
 
 
 def load_nixl() -> Any:
-    module = importlib.import_module("nixl_cu12")
+    module = importlib.import_module("nixl_cu13")
     logging.getLogger("nixl").setLevel(logging.WARNING)
     return module
 

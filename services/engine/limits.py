@@ -22,6 +22,8 @@ class SchedulerConfig:
     """Most requests that hold blocks and take part in steps."""
     max_waiting: int = 256
     """Longest queue; ``add`` refuses beyond it."""
+    num_speculative_tokens: int = 0
+    """Most tokens guessed behind the last one of a sequence."""
     max_reserved_share: float = 0.3
     """Largest share of the pool that reservations may hold."""
 

@@ -15,7 +15,7 @@ class Model(Protocol):
         """Run the packed batch, write its KV into the cache.
 
         Returns:
-            float32 logits ``[num_sequences_with_needs_logits, vocab_size]`` in the order given.
+            float32 logits ``[num_sampled_rows, vocab_size]`` in the order given.
         """
 
     def zero_tail(self, block_id: int, num_tokens: int) -> None:

@@ -93,6 +93,10 @@ class StepStats:
     num_preempted: int = 0
     num_cached_tokens: int = 0
     """Tokens found in the prefix cache by requests that were scheduled for the first time."""
+    num_guessed: int = 0
+    """Rows that computed guesses."""
+    num_guessed_right: int = 0
+    """Those of them that came true: tokens that needed no step of their own."""
 
 
 @dataclass(frozen=True)

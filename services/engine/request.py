@@ -1,9 +1,11 @@
 """One sequence inside the engine: what it is to become and how far it is."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from services.engine.grammar import Grammar
+from services.engine.prompt_lookup import PromptLookup
 from services.kv.hashes import BlockHash
 from services.kv.sampling import SamplingParams
 
@@ -86,6 +88,8 @@ class Request:
     grammar: Grammar | None = None
     num_followed_tokens: int = 0
     """Output tokens that ``grammar`` has consumed."""
+    lookup: PromptLookup | None = None
+    """Guesses its next tokens, once it generates."""
 
     @classmethod
     def of(cls, spec: NewRequest) -> "Request":
@@ -96,6 +100,10 @@ class Request:
             grammar=spec.grammar,
             num_followed_tokens=len(spec.resumed_output_token_ids),
         )
+
+    def behind(self, guesses: Sequence[int]) -> "Request":
+        """Return this request as the sampler sees it behind tokens that are only guessed."""
+        return replace(self, token_ids=[*self.token_ids, *guesses])
 
     @property
     def request_id(self) -> str:

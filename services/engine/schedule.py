@@ -21,6 +21,13 @@ class ScheduledSequence:
     """Covers ``start + len(new_token_ids)`` tokens, no more; valid until the step is committed."""
     needs_logits: bool
     """Whether the last of the rows is sampled from."""
+    num_guessed: int = 0
+    """How many of the rows, the last ones, are guesses: all of them and the one before are sampled from."""
+
+    @property
+    def num_sampled(self) -> int:
+        """Rows that are sampled from, the last ones."""
+        return self.num_guessed + 1 if self.needs_logits else 0
 
 
 @dataclass(frozen=True)
@@ -33,7 +40,11 @@ class PartialTail:
 
 @dataclass(frozen=True)
 class Schedule:
-    """One step: ``requests[i]`` computes ``sequences[i]``; ``sampled`` are those with ``needs_logits``, in order."""
+    """One step: ``requests[i]`` computes ``sequences[i]``.
+
+    ``sampled`` has, in that order, a request for each row that is sampled from: behind a guess a copy of it that has
+    the guess among its tokens.
+    """
 
     requests: Sequence[Request]
     sequences: Sequence[ScheduledSequence]

@@ -11,6 +11,7 @@ have. What runs holds blocks for all its tokens; what waits holds none and finds
 """
 
 from collections.abc import Sequence
+from itertools import islice
 
 from services.engine.blocks import BlockPool, Reason
 from services.engine.exports import Exports
@@ -31,6 +32,7 @@ from services.engine.queues import Queues
 from services.engine.request import AttemptKey, FinishReason, NewRequest, Outcome, Request, Status
 from services.engine.reservations import Reservations
 from services.engine.schedule import Schedule, ScheduledSequence
+from services.engine.speculation import Speculation
 from services.engine.step import StepPlan, StepReport
 from services.engine.tables import BlockTables, use_of
 from services.errors import InternalError, InvalidRequest, NotFound, Overloaded, PoolExhausted, TandemError
@@ -48,6 +50,7 @@ class Scheduler:
         self._tables = BlockTables(self._pool, config.block_size)
         self._exports = Exports(self._pool, self._tables)
         self._reservations = Reservations(self._pool, self._tables, int(config.num_blocks * config.max_reserved_share))
+        self._speculation = Speculation(config.num_speculative_tokens, self._pool, self._tables)
         self._queues = Queues()
         self._report = StepReport()
 
@@ -196,8 +199,11 @@ class Scheduler:
         """Choose what the next step computes and give it blocks."""
         plan = StepPlan(self._config)
         self._make_room()
+        num_rows = self._queues.num_running
         for request in self._queues.generating.values():
-            plan.generate(request)
+            guesses = self._speculation.guesses(request, num_rows=num_rows, leaving=self._queues.num_running)
+            num_rows += len(guesses)
+            plan.generate(request, guesses)
         for request in self._queues.catching_up.values():
             plan.catch_up(request)
         self._admit(plan)
@@ -207,20 +213,16 @@ class Scheduler:
         """Record what was computed; ``tokens`` has one entry per ``schedule.sampled``: the next token, or why not."""
         if len(tokens) != len(schedule.sampled):
             raise InternalError(f"{len(schedule.sampled)} tokens were to be sampled, {len(tokens)} were.")
+        chosen = iter(tokens)
         for request, sequence in zip(schedule.requests, schedule.sequences, strict=True):
-            self._advance(request, sequence)
-        for request, token in zip(schedule.sampled, tokens, strict=True):
-            if isinstance(token, TandemError):
-                self._fail(request, token)
-            else:
-                self._append(request, token)
+            self._commit(request, sequence, [*islice(chosen, sequence.num_sampled)])
         report, self._report = self._report, StepReport()
         return report.output(schedule.sequences)
 
     def _make_room(self) -> None:
         """Give each generating request a block for its last token, at the cost of those that arrived last."""
         for request in tuple(self._queues.generating.values()):
-            while request.status is Status.RUNNING and not self._tables.has_room(request):
+            while request.status is Status.RUNNING and self._tables.room(request) < 0:
                 if self._pool.num_available:
                     self._tables.extend(request, use_of(request))
                 else:
@@ -262,12 +264,28 @@ class Scheduler:
             self._report.num_cached_tokens += request.num_computed_tokens
         self._queues.run(request)
 
-    def _advance(self, request: Request, sequence: ScheduledSequence) -> None:
-        """Record that the KV of ``sequence`` is computed."""
-        num_rows = len(sequence.new_token_ids)
-        request.num_computed_tokens = sequence.start + num_rows
-        self._tables.publish(request, sequence.start // self._config.block_size)
-        if sequence.start < request.num_prefill_tokens:
+    def _commit(
+        self, request: Request, sequence: ScheduledSequence, tokens: Sequence[SampledToken | TandemError]
+    ) -> None:
+        """Record that the KV of ``sequence`` is computed, as far as it was guessed right, and what follows."""
+        right = self._speculation.confirmed(request, sequence, tokens)
+        for guessed in right:
+            request.token_ids.append(guessed.token_id)
+            self._report.appended(request, guessed, None)
+        self._report.guessed(sequence.num_guessed, len(right))
+        self._advance(request, sequence.start, len(sequence.new_token_ids) - sequence.num_guessed + len(right))
+        if tokens:
+            token = tokens[len(right)]
+            if isinstance(token, TandemError):
+                self._fail(request, token)
+            else:
+                self._append(request, token)
+
+    def _advance(self, request: Request, start: int, num_rows: int) -> None:
+        """Record that the KV of ``num_rows`` tokens from ``start`` on is computed."""
+        request.num_computed_tokens = start + num_rows
+        self._tables.publish(request, start // self._config.block_size)
+        if start < request.num_prefill_tokens:
             self._report.advanced(request, num_rows)
         if request.spec.export and (final := self._exports.lease_computed(request)) is not None:
             self._report.final_blocks.append(final)

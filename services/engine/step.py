@@ -31,15 +31,20 @@ class StepPlan:
         self._sampled: list[Request] = []
         self._partial_tails: list[PartialTail] = []
 
-    def generate(self, request: Request) -> None:
-        """Let ``request`` compute its last token and be sampled from."""
+    def generate(self, request: Request, guesses: Sequence[int] = ()) -> None:
+        """Let ``request`` compute its last token and ``guesses`` behind it, and be sampled from after each."""
         self._is_mixed = True
-        self._num_rows_left -= 1
+        self._num_rows_left -= 1 + len(guesses)
+        start, table = request.num_computed_tokens, request.block_table
+        num_blocks = -(-(start + 1 + len(guesses)) // self._block_size)
+        if len(table) > num_blocks:
+            table = table[:num_blocks]
         self._requests.append(request)
         self._sequences.append(
-            ScheduledSequence(request.token_ids[-1:], request.num_computed_tokens, request.block_table, True)
+            ScheduledSequence([request.token_ids[-1], *guesses], start, table, True, num_guessed=len(guesses))
         )
         self._sampled.append(request)
+        self._sampled += [request.behind(guesses[: index + 1]) for index in range(len(guesses))]
 
     def chunk_of(self, num_uncomputed_tokens: int) -> int:
         """Return how many of a request's tokens this step can take: all, or whole blocks of them."""
@@ -84,6 +89,8 @@ class StepReport:
     num_prompt_tokens: int = 0
     num_preempted: int = 0
     num_cached_tokens: int = 0
+    num_guessed: int = 0
+    num_guessed_right: int = 0
 
     def advanced(self, request: Request, num_rows: int) -> None:
         """Note that ``num_rows`` tokens of a prompt were computed."""
@@ -94,6 +101,11 @@ class StepReport:
     def appended(self, request: Request, token: SampledToken, reason: FinishReason | None) -> None:
         """Note the newest token of ``request``, and why it is the last one."""
         self.tokens.append(TokenOutput(request.request_id, token, reason))
+
+    def guessed(self, num_guessed: int, num_right: int) -> None:
+        """Note how many guesses were made for one request, and how many of them came true."""
+        self.num_guessed += num_guessed
+        self.num_guessed_right += num_right
 
     def failed(self, request: Request, error: TandemError) -> None:
         """Note that ``request`` was given up."""
@@ -107,5 +119,7 @@ class StepReport:
             num_prompt_tokens=self.num_prompt_tokens,
             num_preempted=self.num_preempted,
             num_cached_tokens=self.num_cached_tokens,
+            num_guessed=self.num_guessed,
+            num_guessed_right=self.num_guessed_right,
         )
         return StepOutput(tuple(self.final_blocks), tuple(self.chunks), tuple(self.tokens), tuple(self.failures), stats)

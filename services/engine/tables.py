@@ -42,18 +42,18 @@ class BlockTables:
         request.block_table.extend(prefix)
         self.extend(request, fresh)
 
-    def extend(self, request: Request, fresh: Claim) -> None:
-        """Add blocks under the claim ``fresh`` until all tokens of ``request`` have room.
+    def extend(self, request: Request, fresh: Claim, *, num_more: int = 0) -> None:
+        """Add blocks under the claim ``fresh`` until all tokens of ``request`` and ``num_more`` others have room.
 
         Raises:
             PoolExhausted: there are not enough; nothing was added.
         """
-        num_fresh = self.num_blocks(request.num_tokens) - len(request.block_table)
+        num_fresh = self.num_blocks(request.num_tokens + num_more) - len(request.block_table)
         request.block_table.extend(self._pool.take(num_fresh, fresh))
 
-    def has_room(self, request: Request) -> bool:
-        """Whether the table covers all tokens of ``request``."""
-        return len(request.block_table) * self.block_size >= request.num_tokens
+    def room(self, request: Request) -> int:
+        """Return how many tokens the table covers beyond those of ``request``; negative if it lacks blocks."""
+        return len(request.block_table) * self.block_size - request.num_tokens
 
     def publish(self, request: Request, first_block: int) -> None:
         """Make the request's whole computed blocks findable from its ``first_block``-th on."""

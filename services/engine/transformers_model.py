@@ -32,7 +32,7 @@ class TransformersModel:
         """Run the packed batch, write its KV into the cache.
 
         Returns:
-            float32 logits ``[num_sequences_with_needs_logits, vocab_size]`` in the order given.
+            float32 logits ``[num_sampled_rows, vocab_size]`` in the order given.
         """
         batch = PackedBatch.of(
             sequences,

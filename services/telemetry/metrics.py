@@ -232,6 +232,13 @@ class WorkerMetrics:
         self.preemptions = Counter(
             "tandem_preemptions", "Running sequences that gave their blocks back and start again.", registry=registry
         )
+        self.guessed_tokens = Counter(
+            "tandem_guessed_tokens",
+            "Tokens guessed ahead; the right ones needed no step of their own.",
+            ["outcome"],
+            registry=registry,
+        )
+        _start_at_zero(self.guessed_tokens, "outcome", ("right", "wrong"))
         self.running = Gauge("tandem_sequences_running", "Sequences that take part in steps.", registry=registry)
         self.waiting = Gauge("tandem_sequences_waiting", "Sequences that wait for their first step.", registry=registry)
         self.queued_tokens = Gauge("tandem_queued_tokens", "Prompt tokens not computed yet.", registry=registry)

@@ -41,7 +41,7 @@ from services.transfer.transport import (
 )
 
 TRANSPORT_NAME = "nixl"
-_PACKAGES = ("nixl_cu12", "nixl_cu13")
+_PACKAGES = ("nixl_cu13", "nixl_cu12")
 _HELLO = b"H"
 _NOTICE = b"N"
 _log = get_logger(__name__)
@@ -327,7 +327,7 @@ def _load_package() -> ModuleType:
         _quieten(logging.getLogger("nixl"))
         return package
     raise ConfigurationError(
-        "Transport 'nixl' needs the package nixl-cu12 (Linux on x86_64 or aarch64); install it or choose 'tcp'.",
+        "Transport 'nixl' needs the package nixl-cu13 (Linux on x86_64 or aarch64); install it or choose 'tcp'.",
         param="transport",
     )
 

@@ -186,6 +186,7 @@ def _limits(settings: WorkerSettings, loaded: LoadedModel, num_blocks: int) -> S
         max_mixed_prefill_tokens=settings.max_mixed_prefill_tokens,
         max_running=settings.max_running,
         max_waiting=settings.max_waiting,
+        num_speculative_tokens=settings.num_speculative_tokens,
         max_reserved_share=settings.max_reserved_share,
     )
 

@@ -36,6 +36,9 @@ class WorkerSettings(MemberSettings):
     """Most tokens of one forward pass: the prefill chunk size when nothing else runs."""
     max_mixed_prefill_tokens: int = Field(default=16, ge=16)
     """Most prompt tokens of a forward pass in which other requests generate."""
+    num_speculative_tokens: int = Field(default=0, ge=0)
+    """Most tokens guessed ahead from earlier text of the same sequence (prompt lookup), where few sequences run; the
+    answers are the same, those that repeat their prompt come sooner. 0 guesses none."""
     max_running: int = Field(default=64, ge=1)
     """Most requests that take part in steps at once."""
     max_waiting: int = Field(default=256, ge=1)

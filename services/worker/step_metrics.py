@@ -21,3 +21,5 @@ class StepMetrics:
         self._metrics.step_seconds.observe(duration_s)
         self._metrics.step_rows.observe(stats.num_tokens)
         self._metrics.preemptions.inc(stats.num_preempted)
+        self._metrics.guessed_tokens.labels(outcome="right").inc(stats.num_guessed_right)
+        self._metrics.guessed_tokens.labels(outcome="wrong").inc(stats.num_guessed - stats.num_guessed_right)

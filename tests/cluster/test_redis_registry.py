@@ -4,13 +4,14 @@ from collections.abc import AsyncIterator
 
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import OutOfMemoryError
 
 from services.cluster.embedded_redis import EmbeddedRedis
 from services.cluster.record import MemberRecord
 from services.cluster.redis_registry import RedisRegistry
 from services.errors import StateUnavailable
 from services.telemetry.clock import ManualClock
-from tests.cluster.samples import CARD, SECRET, member
+from tests.cluster.samples import CARD, SECRET, member, other_card
 
 FOREVER_MS = 10**15
 
@@ -190,3 +191,17 @@ async def test_a_note_stands_for_a_day_and_only_the_cluster_can_leave_one(
     assert await registry.is_asked_to_leave("a")
     assert not await registry.is_asked_to_leave("c")
     assert 0 < await client.pttl("tandem:drain:a") <= 24 * 3600 * 1000
+
+
+async def test_members_stay_and_renew_when_redis_is_full(registry: RedisRegistry, client: "Redis") -> None:
+    await registry.join(member("a"), CARD)
+    await client.config_set("maxmemory", 1)
+
+    with pytest.raises(OutOfMemoryError):
+        await client.set("anything", b"x")
+    await registry.renew(member("a"))
+    with pytest.raises(StateUnavailable):
+        await registry.join(member("b", card=other_card("another")), other_card("another"))
+
+    assert [one.member_id for one in await registry.members()] == ["a"]
+    assert 0 < await client.pttl("tandem:member:a") <= 15_000

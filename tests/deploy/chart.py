@@ -94,14 +94,14 @@ def lint(values: Values) -> list[Finding]:
     return messages + [Finding(3, "", text) for text in report["errors"]]
 
 
-def render(values: Values) -> Rendered:
-    """Render the chart.
+def render(values: Values, *, release: str = RELEASE) -> Rendered:
+    """Render the chart for a release of that name.
 
     Raises:
         HelmError: the schema or a template refuses the values.
     """
     with helm_python.Chart.load(CHART) as chart:
-        files = chart.render(dict(values), name=RELEASE, namespace=NAMESPACE)
+        files = chart.render(dict(values), name=release, namespace=NAMESPACE)
     texts = {path: text for path, text in files.items() if path.endswith(".yaml")}
     documents = [one for text in texts.values() for one in yaml.safe_load_all(text) if one is not None]
     return Rendered(values, documents, next(text for path, text in files.items() if path.endswith("NOTES.txt")))

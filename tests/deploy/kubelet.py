@@ -28,9 +28,10 @@ class Ending:
     """How a pod ended after it was told to; times are of the monotonic clock."""
 
     told_s: float
-    """When the preStop hook was over and SIGTERM was sent."""
+    """When the preStop hook was over and SIGTERM was sent; SIGKILL, if the grace period ended before that."""
     ended_s: float
-    hook_status: int
+    hook_status: int | None
+    """None if the grace period ended before the hook did."""
     status: int
     was_killed: bool
     """The grace period was over."""
@@ -70,6 +71,7 @@ class LocalPod:
             output, _ = await process.communicate()
         finally:
             _kill_group(process)
+            await process.communicate()
         return process.returncode or 0, output.decode()
 
     async def run_to_end(self) -> tuple[int, str]:
@@ -82,7 +84,9 @@ class LocalPod:
         process = self._running()
         self.is_terminating = True
         hook = self._sandbox.container["lifecycle"]["preStop"]["exec"]["command"]
-        hook_status, was_killed = 0, False
+        hook_status: int | None = None
+        told_s: float | None = None
+        was_killed = False
         try:
             async with asyncio.timeout(self._sandbox.pod["spec"]["terminationGracePeriodSeconds"]):
                 hook_status, _ = await self.execute(hook)
@@ -92,6 +96,7 @@ class LocalPod:
                 await process.wait()
         except TimeoutError:
             was_killed = True
+            told_s = told_s or time.monotonic()
             _kill_group(process)
         status = await process.wait()
         self.ending = Ending(told_s, time.monotonic(), hook_status, status, was_killed)
@@ -119,9 +124,9 @@ class LocalPod:
         if "startupProbe" in probes and not await self._passes(probes["startupProbe"]):
             self.failed_liveness = True
             return
-        await asyncio.gather(
-            self._follow_readiness(probes["readinessProbe"]), self._watch_life(probes["livenessProbe"])
-        )
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._follow_readiness(probes["readinessProbe"]))
+            tasks.create_task(self._watch_life(probes["livenessProbe"]))
 
     async def _follow_readiness(self, probe: Manifest) -> None:
         num_failures = 0

@@ -18,9 +18,13 @@ _POLL_S = 0.05
 class Stream:
     """One stream, from the client's side."""
 
+    max_tokens: int
     began_s: float
+    first_token_s: float = 0.0
     ended_s: float = 0.0
     num_pieces: int = 0
+    num_tokens: int = 0
+    """As its usage says."""
     reason: str | None = None
     """Why it ended; None if it was cut off."""
     is_done: bool = False
@@ -40,10 +44,15 @@ class Stream:
         if "error" in chunk:
             self.problem = str(chunk["error"])
             return
+        if chunk["usage"] is not None:
+            self.num_tokens = chunk["usage"]["completion_tokens"]
+            self.proof = chunk["usage"]["tandem"]
+            return
         (choice,) = chunk["choices"]
-        self.num_pieces += bool(choice["delta"].get("content"))
+        if choice["delta"].get("content"):
+            self.first_token_s = self.first_token_s or time.monotonic()
+            self.num_pieces += 1
         self.reason = choice["finish_reason"]
-        self.proof = chunk.get("tandem", {})
 
 
 @dataclass
@@ -54,6 +63,7 @@ class Clients:
     key: str
     model: str
     max_tokens: int
+    """Of the streams that begin from now on."""
     streams: list[Stream] = field(default_factory=list)
     refused_s: list[float] = field(default_factory=list)
     """When requests got no stream."""
@@ -69,6 +79,18 @@ class Clients:
         while self.num_ended < wanted:
             await asyncio.sleep(_POLL_S)
 
+    async def all_opened(self, num_streams: int, max_tokens: int) -> None:
+        """Let new streams have so many tokens, and wait until so many of them are open and have begun to answer."""
+        self.max_tokens = max_tokens
+        while sum(one.max_tokens == max_tokens and one.num_pieces > 0 for one in self.streams) < num_streams:
+            await asyncio.sleep(_POLL_S)
+
+    @property
+    def tokens_per_s(self) -> float:
+        """How fast the last stream that ended was, after its first token."""
+        last = max((one for one in self.streams if one.ended_s), key=lambda one: one.ended_s)
+        return last.num_tokens / (last.ended_s - last.first_token_s)
+
     @property
     def num_ended(self) -> int:
         return sum(bool(stream.ended_s) for stream in self.streams)
@@ -80,13 +102,15 @@ class Clients:
     async def _stream(self, client: httpx.AsyncClient) -> bool:
         """Read one stream; return whether there was one."""
         stream: Stream | None = None
+        max_tokens = self.max_tokens
         headers = {"Authorization": f"Bearer {self.key}"}
         try:
-            async with client.stream("POST", "/v1/chat/completions", json=self._body(), headers=headers) as response:
+            body = self._body(max_tokens)
+            async with client.stream("POST", "/v1/chat/completions", json=body, headers=headers) as response:
                 if not response.is_success:
                     self.refused_s.append(time.monotonic())
                     return False
-                stream = Stream(time.monotonic())
+                stream = Stream(max_tokens, time.monotonic())
                 self.streams.append(stream)
                 async for line in response.aiter_lines():
                     stream.read(line)
@@ -98,13 +122,14 @@ class Clients:
         stream.ended_s = time.monotonic()
         return True
 
-    def _body(self) -> dict[str, Any]:
+    def _body(self, max_tokens: int) -> dict[str, Any]:
         words = " ".join(secrets.token_hex(2) for _ in range(PROMPT_WORDS))
         return {
             "model": self.model,
             "messages": [{"role": "user", "content": words}],
-            "max_tokens": self.max_tokens,
+            "max_tokens": max_tokens,
             "ignore_eos": True,
             "temperature": 0,
             "stream": True,
+            "stream_options": {"include_usage": True},
         }

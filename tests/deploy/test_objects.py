@@ -1,11 +1,17 @@
 """What schemas cannot see between the objects: selectors, names, policies and scaling."""
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
+from prometheus_client import CollectorRegistry
+
+from services.telemetry.metrics import GatewayMetrics, WorkerMetrics
 from tests.deploy.chart import (
     RELEASE,
+    REPOSITORY,
     ROLES,
     WORKER_ROLES,
     Manifest,
@@ -13,6 +19,7 @@ from tests.deploy.chart import (
     changed,
     component,
     containers,
+    environment,
     render,
     values_of,
 )
@@ -93,12 +100,39 @@ def test_services_lead_to_ports_that_exist(rendered: Rendered) -> None:
         assert rendered.get("Service", role)["spec"]["clusterIP"] == "None"
 
 
+def test_a_stateful_set_has_a_headless_service(rendered: Rendered) -> None:
+    for one in rendered.of_kind("StatefulSet"):
+        service = rendered.find("Service", one["spec"]["serviceName"])
+        assert service is not None
+        assert service["spec"]["clusterIP"] == "None"
+        assert component(service) == component(one)
+
+
 def test_replicas_are_rendered_unless_something_scales_the_pool(rendered: Rendered) -> None:
     scaled = {component(one) for one in rendered.of_kind("HorizontalPodAutoscaler")}
 
     assert scaled == (set(ROLES) if "autoscaling" in str(rendered.values) else set())
     for role in ROLES:
         assert ("replicas" in rendered.get("Deployment", role)["spec"]) == (role not in scaled)
+
+
+def test_each_pool_has_replicas_and_resources_of_its_own() -> None:
+    values = values_of("cpu")
+    rendered = render(values)
+    deployments = {role: rendered.get("Deployment", role)["spec"] for role in ROLES}
+    resources = {role: containers(spec["template"])[0]["resources"] for role, spec in deployments.items()}
+
+    assert {role: spec["replicas"] for role, spec in deployments.items()} == {"gateway": 2, "prefill": 2, "decode": 3}
+    assert [resources[role] for role in WORKER_ROLES] == [values[role]["resources"] for role in WORKER_ROLES]
+    assert len({json.dumps(one, sort_keys=True) for one in resources.values()}) == len(ROLES)
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_one_pool_can_scale_alone(role: str) -> None:
+    rendered = render({role: {"autoscaling": {"mode": "hpa", "cpuUtilization": 60}}})
+
+    assert [component(one) for one in rendered.of_kind("HorizontalPodAutoscaler")] == [role]
+    assert [one for one in ROLES if "replicas" not in rendered.get("Deployment", one)["spec"]] == [role]
 
 
 def test_autoscalers_have_targets_of_their_own_and_room(rendered: Rendered) -> None:
@@ -110,6 +144,22 @@ def test_autoscalers_have_targets_of_their_own_and_room(rendered: Rendered) -> N
         assert rendered.find(spec["scaleTargetRef"]["kind"], spec["scaleTargetRef"]["name"])
         assert 1 <= spec["minReplicas"] <= spec["maxReplicas"]
         assert spec["metrics"]
+
+
+def test_metrics_to_scale_by_exist() -> None:
+    names: dict[str, set[str]] = {}
+    for metrics, roles in ((GatewayMetrics, ("gateway",)), (WorkerMetrics, WORKER_ROLES)):
+        registry = CollectorRegistry()
+        metrics(registry)
+        for role in roles:
+            names[role] = {metric.name for metric in registry.collect()}
+    documented = re.findall(r"`(tandem_\w+)`", (REPOSITORY / "docs/deploy.md").read_text())
+    scaled = values_of("hpa")
+
+    assert len(documented) >= 4
+    assert set(documented) <= set().union(*names.values())
+    for role in WORKER_ROLES:
+        assert {metric["name"] for metric in scaled[role]["autoscaling"]["podMetrics"]} <= names[role]
 
 
 def test_disruption_budgets_never_block_a_node(rendered: Rendered) -> None:
@@ -177,6 +227,28 @@ def test_redis_confirms_only_what_is_on_disk() -> None:
     assert redis["replicas"] == 1
     assert "--appendonly yes --appendfsync always" in command
     assert [one["metadata"]["name"] for one in redis["volumeClaimTemplates"]] == ["data"]
+
+
+@pytest.mark.parametrize(
+    ("limit", "max_memory"),
+    [("2Gi", 1_288_490_188), ("1.5Gi", 966_367_641), ("1000M", 600_000_000), ("1073741824", 644_245_094)],
+)
+def test_redis_refuses_writes_before_its_memory_ends_and_a_file_takes_a_quarter(limit: str, max_memory: int) -> None:
+    rendered = render(changed({}, "redis.internal.resources.limits.memory", limit))
+    redis, gateway = (rendered.get(kind, role) for kind, role in (("StatefulSet", "redis"), ("Deployment", "gateway")))
+    container = containers(redis["spec"]["template"])[0]
+    variables = environment(containers(gateway["spec"]["template"])[0])
+
+    assert container["resources"]["limits"]["memory"] == limit
+    assert f"--maxmemory {max_memory} --maxmemory-policy noeviction" in container["command"][-1]
+    assert int(variables["TANDEM_MAX_FILE_BYTES"]) == max_memory // 4
+
+
+def test_a_given_size_of_files_stays_and_an_external_redis_has_none() -> None:
+    given = render({"gateway": {"settings": {"max_file_bytes": 2**20}}})
+    for rendered, size in ((given, "1048576"), (render(values_of("external-redis")), None)):
+        gateway = rendered.get("Deployment", "gateway")["spec"]["template"]
+        assert environment(containers(gateway)[0]).get("TANDEM_MAX_FILE_BYTES") == size
 
 
 def test_an_external_redis_replaces_the_own_one() -> None:

@@ -1,11 +1,13 @@
 """The rendered pods, run as local processes: their own commands, environment, volumes, probes and preStop hooks.
 
 One cluster goes through everything once: it comes up, answers, loses a decode pod and then all pods to the
-orderly end of a release, under load all the while. The tests read what happened.
+orderly end of a release, under load all the while. The streams that are open when the release ends are long enough
+to run on while everybody is told to stop. The tests read what happened.
 """
 
 import asyncio
 import json
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import CACHE_DIR
-from tests.deploy.chart import render, values_of
+from tests.deploy.chart import Rendered, containers, render, values_of
 from tests.deploy.kubelet import LocalPod
 from tests.deploy.local_cluster import LocalCluster
 from tests.deploy.streams import Clients, Stream
@@ -23,6 +25,8 @@ START_TIMEOUT_S = 200.0
 STORY_TIMEOUT_S = 280.0
 NUM_CLIENTS = 3
 MAX_TOKENS = 32
+LONG_BY = 4
+"""The last streams take so many times the seconds after which decode workers are told to stop."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class Story:
     pods: list[LocalPod]
     test_status: int
     test_output: str
+    keys_after_test: str
     clients: Clients
     uninstalled_s: float
     """When all pods were deleted."""
@@ -51,22 +56,32 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
 
 
 async def _tell(folder: Path) -> Story:
-    cluster = LocalCluster(render(values_of("local")), folder, {"cache": CACHE_DIR})
+    rendered = render(values_of("local"))
+    cluster = LocalCluster(rendered, folder, {"cache": CACHE_DIR})
     async with asyncio.timeout(STORY_TIMEOUT_S), cluster:
         await cluster.start(START_TIMEOUT_S)
         gateway = cluster.of("gateway")[0]
         status, output = await cluster.helm_test()
-        words = ["python", "-m", "services.cli", "keys", "create", "--project", "trial"]
-        _, key = await gateway.execute(words)
+        words = ["python", "-m", "services.cli", "keys"]
+        _, keys_after_test = await gateway.execute([*words, "list"])
+        _, key = await gateway.execute([*words, "create", "--project", "trial"])
         clients = Clients(f"http://{gateway.address}:8000", key.strip(), "smollm2", MAX_TOKENS)
         asking = asyncio.create_task(clients.run(NUM_CLIENTS))
         await clients.more_ended(NUM_CLIENTS)
         await cluster.of("decode")[0].terminate()
-        await clients.more_ended(1)
+        await clients.more_ended(NUM_CLIENTS)
+        until_told_s = int(_hook(rendered, "decode")[-1])
+        await clients.all_opened(NUM_CLIENTS, math.ceil(LONG_BY * until_told_s * clients.tokens_per_s))
         uninstalled_s = time.monotonic()
         await cluster.uninstall()
         await asking
-    return Story(cluster.pods, status, output, clients, uninstalled_s)
+    return Story(cluster.pods, status, output, keys_after_test, clients, uninstalled_s)
+
+
+def _hook(rendered: Rendered, role: str) -> list[str]:
+    (container,) = containers(rendered.get("Deployment", role)["spec"]["template"])
+    command: list[str] = container["lifecycle"]["preStop"]["exec"]["command"]
+    return command
 
 
 def _proofs(streams: list[Stream]) -> list[dict[str, object]]:
@@ -88,6 +103,10 @@ def test_the_helm_test_sees_kv_moving(story: Story) -> None:
     assert last["transport"] == "nixl"
 
 
+def test_the_key_of_the_helm_test_is_revoked(story: Story) -> None:
+    assert story.keys_after_test.startswith("no keys")
+
+
 def test_answers_go_through_both_pools_while_a_decode_pod_leaves(story: Story) -> None:
     before = [stream for stream in story.clients.streams if stream.began_s < story.uninstalled_s]
 
@@ -98,9 +117,21 @@ def test_answers_go_through_both_pools_while_a_decode_pod_leaves(story: Story) -
 
 def test_no_stream_is_lost(story: Story) -> None:
     for stream in story.clients.streams:
-        assert (stream.problem, stream.is_done) == ("", True)
-        assert stream.num_pieces > 0
+        assert (stream.problem, stream.is_done, stream.reason) == ("", True, "length")
+        assert stream.num_tokens == stream.max_tokens
+        assert 0 < stream.num_pieces <= stream.max_tokens
     assert all(proof["path"] in ("pd", "local", "fallback", "handover") for proof in _proofs(story.clients.streams))
+
+
+def test_open_streams_run_on_when_decode_workers_are_told_to_stop(story: Story) -> None:
+    streams = story.clients.streams
+    told_s = story.told_s("decode")
+    across = [one for one in streams if one.began_s < story.uninstalled_s and one.ended_s > told_s]
+    gateway = story.first("gateway").ending
+
+    assert len(across) == NUM_CLIENTS
+    assert gateway is not None
+    assert gateway.ended_s > max(stream.ended_s for stream in streams)
 
 
 def test_nobody_is_refused_before_the_gateway_closes(story: Story) -> None:

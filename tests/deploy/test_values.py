@@ -1,14 +1,16 @@
 """What the chart's schema and its checks accept and refuse."""
 
 import json
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import helm_python
 import pytest
 import yaml
 
-from tests.deploy.chart import CHART, NAMESPACE, changed, render, values_of
+from tests.deploy.chart import CHART, NAMESPACE, VALUES_FILES, changed, containers, environment, render, values_of
 from tests.deploy.settings_schema import SCHEMA_FILE, definitions
 
 Schema = dict[str, Any]
@@ -34,6 +36,8 @@ def _schema() -> Schema:
 
 def test_the_schema_is_closed_at_every_level() -> None:
     for path, schema in _objects(_schema()):
+        if path == "/properties/global":  # a parent chart's
+            continue
         rest = schema.get("additionalProperties")
         assert rest is False or (isinstance(rest, dict) and ("type" in rest or "$ref" in rest)), path
 
@@ -69,7 +73,11 @@ def test_every_value_has_a_default_and_a_place_in_the_readme() -> None:
         ("prefill.settings.push_timeout_s", "long"),
         ("decode.settings.progress_interval_s", 3),
         ("decode.settings.port", 1),
-        ("decode.extraEnv", [{"name": "TANDEM_MAX_RUNNING", "value": "3"}]),
+        ("decode.podLabels", {"app.kubernetes.io/component": "prefill"}),
+        ("decode.podLabels", {"pod-template-hash": "1"}),
+        ("shutdownStepSeconds", 0),
+        ("fullnameOverride", "1st"),
+        ("fullnameOverride", "my.tandem"),
         ("decode.autoscaling.mode", "vpa"),
         ("decode.podDisruptionBudget.minAvailable", 1),
         ("decode.tolerations", [{"effekt": "NoSchedule"}]),
@@ -101,6 +109,15 @@ def test_wrong_values_are_refused_by_the_schema(path: str, value: object) -> Non
             {"gateway": {"autoscaling": {"mode": "hpa"}, "resources": {"requests": {"cpu": None}}}},
             "needs gateway.resources.requests.cpu",
         ),
+        ({"gateway": {"drainDelaySeconds": 5}}, "must be greater than gateway.drainDelaySeconds"),
+        ({"prefill": {"gpu": {"count": 1}}}, "give both pools GPUs, or neither"),
+        ({"decode": {"sharedMemory": "4096Mi"}}, "decode.sharedMemory is a part of decode.resources.limits.memory"),
+        ({"model": {"source": "claim", "claim": "models", "path": "a/../../etc"}}, "must not contain"),
+        ({"model": {"source": "image", "path": "/models/.."}}, "must not contain"),
+        ({"clusterSecret": {"key": "redis-password"}}, "they would be one"),
+        ({"redis": {"internal": {"resources": {"limits": {"memory": None}}}}}, "resources.limits.memory"),
+        ({"redis": {"internal": {"persistence": {"size": "3.5Gi"}}}}, "persistence.size must be at least 1.8"),
+        ({"gateway": {"settings": {"max_file_bytes": 2**31}}}, "more than Redis may hold"),
         ({"model": {"id": ""}}, "set model.id"),
         ({"model": {"source": "claim"}}, "set model.claim"),
         ({"model": {"source": "image", "path": "models/x"}}, "absolute path"),
@@ -131,7 +148,85 @@ def test_the_password_of_an_external_redis_goes_into_its_url(url: str, rendered_
     assert names.index("REDIS_PASSWORD") < names.index("TANDEM_REDIS_URL")
 
 
-def test_an_install_and_a_package_can_be_made(tmp_path: Any) -> None:
+def test_a_url_with_its_password_comes_from_a_secret_alone() -> None:
+    external = {"mode": "external", "external": {"urlSecret": {"name": "redis-url", "key": "all"}}}
+
+    for _, pod in render({"redis": external}).pods():
+        variables = environment(containers(pod)[0])
+        assert variables["TANDEM_REDIS_URL"] == {"secretKeyRef": {"name": "redis-url", "key": "all"}}
+        assert "REDIS_PASSWORD" not in variables
+
+
+@pytest.mark.parametrize("role", ["gateway", "prefill", "decode"])
+def test_no_variable_of_the_chart_can_be_given_a_second_time(role: str) -> None:
+    rendered = [render(values_of(name)) for name in VALUES_FILES]
+    pods = [one.get("Deployment", role)["spec"]["template"] for one in rendered]
+    own = {name for pod in pods for name in environment(containers(pod)[0])} - {"UCX_TLS"}
+
+    assert {"HOME", "REDIS_PASSWORD", "TANDEM_PORT"} <= own
+    for name in own:
+        with pytest.raises(helm_python.HelmValuesError, match="extraEnv"):
+            render({role: {"extraEnv": [{"name": name, "value": "x"}]}})
+
+
+def test_a_release_whose_name_cannot_name_a_service_needs_another() -> None:
+    with pytest.raises(helm_python.HelmError, match="set fullnameOverride"):
+        render({}, release="1st")
+
+    assert render({"fullnameOverride": "first"}, release="1st").find("Service", "first-gateway")
+
+
+def test_one_secret_may_hold_both_when_it_is_given() -> None:
+    given = {"name": "mine", "key": "both"}
+    rendered = render({"clusterSecret": given, "redis": {"internal": {"passwordSecret": given}}})
+
+    assert rendered.of_kind("Secret") == []
+
+
+def test_large_numbers_keep_their_digits() -> None:
+    large = 12_000_000
+    scaling = {
+        "mode": "hpa",
+        "maxReplicas": large,
+        "cpuUtilization": 50,
+        "scaleUp": {"stabilizationSeconds": 0, "pods": large, "periodSeconds": 60},
+    }
+    toleration = {"key": "k", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": large}
+    rendered = render(
+        {
+            "gateway": {"replicas": large, "settings": {"max_body_bytes": large}},
+            "prefill": {"replicas": large, "podDisruptionBudget": {"maxUnavailable": large}},
+            "decode": {"autoscaling": scaling, "tolerations": [toleration]},
+        }
+    )
+    scaler = rendered.get("HorizontalPodAutoscaler", "decode")["spec"]
+    gateway = rendered.get("Deployment", "gateway")["spec"]
+    decode = rendered.get("Deployment", "decode")["spec"]["template"]["spec"]
+    found = [
+        *(rendered.get("Deployment", role)["spec"]["replicas"] for role in ("gateway", "prefill")),
+        *(scaler["maxReplicas"], scaler["behavior"]["scaleUp"]["policies"][0]["value"]),
+        rendered.get("PodDisruptionBudget", "prefill")["spec"]["maxUnavailable"],
+        decode["tolerations"][0]["tolerationSeconds"],
+    ]
+
+    assert found == [large] * 6
+    assert environment(containers(gateway["template"])[0])["TANDEM_MAX_BODY_BYTES"] == str(large)
+
+
+def test_it_can_be_a_part_of_another_chart(tmp_path: Path) -> None:
+    (tmp_path / "Chart.yaml").write_text("apiVersion: v2\nname: parent\nversion: 0.1.0\n")
+    shutil.copytree(CHART, tmp_path / "charts/tandem")
+
+    with helm_python.Chart.load(tmp_path) as parent:
+        files = parent.render(
+            {"global": {"region": "eu"}, "tandem": {"decode": {"replicas": 3}}}, name="demo", namespace=NAMESPACE
+        )
+
+    decode = yaml.safe_load(files["parent/charts/tandem/templates/decode.yaml"].split("---")[0])
+    assert (decode["metadata"]["name"], decode["spec"]["replicas"]) == ("demo-tandem-decode", 3)
+
+
+def test_an_install_and_a_package_can_be_made(tmp_path: Path) -> None:
     with (
         helm_python.Chart.load(CHART) as chart,
         helm_python.Config(storage_driver="memory", kube_apiserver="http://127.0.0.1:1") as config,

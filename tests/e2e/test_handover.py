@@ -1,4 +1,5 @@
-"""A decode worker is told to leave in mid-stream: its sequences go on elsewhere with their KV, bitwise the same."""
+"""KV moves between workers, for a turn that lands elsewhere and for what a worker that leaves had running: bitwise
+the same, over NIXL."""
 
 import asyncio
 import sys
@@ -13,7 +14,9 @@ import pytest_asyncio
 from services.cluster.redis_registry import RedisRegistry
 from services.engine.weights.sources import ModelFolder
 from services.errors import Draining
+from services.kv.hashes import block_hashes, cache_seed
 from services.rpc import tandem_pb2 as pb
+from services.rpc.errors import translated
 from services.telemetry.clock import SystemClock
 from tests.e2e.harness import Answer, Ask, Cluster, counter, greedy, seeded
 from tests.e2e.processes import REPOSITORY, WorkerProcess
@@ -67,6 +70,42 @@ async def scene(bfloat16_model: ModelFolder, tmp_path_factory: pytest.TempPathFa
         await asyncio.gather(*(cluster.wait_warm(decode, prefill) for decode in (leaving, staying)))
         await leaving.wait_event("member.seen", member=staying.member_id)
         yield Scene(cluster, prefill, leaving, staying)
+
+
+async def test_a_turn_on_other_workers_reuses_all_earlier_ones(scene: Scene) -> None:
+    """The first turn was answered by one decode worker alone; the second one is prefilled for another."""
+    cluster, prefill, first, second = scene.cluster, scene.prefill, scene.leaving, scene.staying
+    prompts = await cluster.prompts()
+    asked = prompts.text(300, seed=26)
+    answer = await cluster.generate(first, Ask(asked, greedy(40), project="turns"))
+    known = [*asked, *answer.token_ids]
+    num_reusable = (len(known) - 1) // BLOCK_SIZE * BLOCK_SIZE
+    names = block_hashes(cache_seed(cluster.fingerprint, "turns"), known[:num_reusable], BLOCK_SIZE)
+    assert names[-1] in await _told_by(cluster, first, names[-1])
+    longer = [*known, *prompts.text(200, seed=27)]
+    source = pb.KVSource(member_id=first.member_id, address=first.address)
+    ask = Ask(longer, greedy(20), prefill=[prefill], project="turns", require_prefill=True)
+    moved = await cluster.generate(second, replace(ask, kv_source=source))
+    alone = await cluster.generate(second, replace(ask, project="nobody", prefill=(), require_prefill=False))
+    assert moved.token_ids == alone.token_ids
+    proof = moved.proof
+    assert (proof.path, proof.kv_source, proof.transport) == ("pd", first.member_id, "nixl")
+    assert (proof.fetched_tokens, proof.prefill_cached_tokens) == (num_reusable, num_reusable)
+    assert counter(await cluster.wait_idle(prefill), "tandem_kv_fetches", outcome="arrived") == 1
+    await asyncio.gather(*(cluster.wait_idle(worker) for worker in (first, second)))
+
+
+async def _told_by(cluster: Cluster, worker: WorkerProcess, wanted: bytes) -> set[bytes]:
+    """Return the names of cached blocks that a worker tells, once ``wanted`` is one of them."""
+    told = set[bytes]()
+    call = cluster.channels.kv(worker.address).Watch(pb.WatchRequest(member_id=worker.member_id), timeout=60.0)
+    with translated():
+        async for event in call:
+            told |= set(event.added)
+            if wanted in told:
+                break
+    call.cancel()
+    return told
 
 
 async def test_sequences_of_a_worker_that_leaves_go_on_with_their_kv(scene: Scene) -> None:

@@ -35,8 +35,12 @@ def attempt(request_id: str, epoch: int = 1) -> AttemptKey:
 
 
 def next_token(history: Sequence[int]) -> int:
-    """Any function of the whole history will do, if it is a different one for each."""
-    return hash((*history, len(history))) % VOCABULARY
+    """Any function of the whole history will do, if it is a different one for each.
+
+    Half of them repeat what was said before, so that guesses come true now and then.
+    """
+    number = hash((*history, len(history)))
+    return history[-len(history) // 2] if number % 2 else number // 2 % VOCABULARY
 
 
 def alone(prompt: Sequence[int], num_tokens: int) -> list[int]:
@@ -84,10 +88,12 @@ class World:
         for request, sequence in zip(schedule.requests, schedule.sequences, strict=True):
             self.check(request, sequence.block_table, sequence.start)
             end = sequence.start + len(sequence.new_token_ids)
-            assert list(sequence.new_token_ids) == request.token_ids[sequence.start : end]
-            self.write(sequence.block_table, request.token_ids, sequence.start, end)
+            history = [*request.token_ids[: sequence.start], *sequence.new_token_ids]
+            known = end - sequence.num_guessed
+            assert history[:known] == request.token_ids[:known]
+            self.write(sequence.block_table, history, sequence.start, end)
         sampled = [
-            self.failing.get(request.request_id, SampledToken(next_token(request.token_ids)))
+            self.failing.get(request.request_id, SampledToken(self.next_token(request.token_ids)))
             for request in schedule.sampled
         ]
         output = self.scheduler.commit(schedule, sampled)
@@ -96,6 +102,10 @@ class World:
         self.outputs.append(output)
         check_ledger(self.scheduler)
         return output
+
+    def next_token(self, history: list[int]) -> int:
+        """What the model says."""
+        return next_token(history)
 
     def run(self, limit: int = 1000) -> None:
         for _ in range(limit):

@@ -28,7 +28,7 @@ class HistoryModel:
         for sequence in sequences:
             self.write(sequence.block_table, sequence.start, sequence.new_token_ids)
         self.batch_sizes.append(sum(len(sequence.new_token_ids) for sequence in sequences))
-        rows = [self._row(sequence) for sequence in sequences if sequence.needs_logits]
+        rows = [self._row(each, unseen) for each in sequences for unseen in reversed(range(each.num_sampled))]
         return torch.stack(rows) if rows else torch.empty(0, VOCAB_SIZE)
 
     def zero_tail(self, block_id: int, num_tokens: int) -> None:
@@ -40,9 +40,9 @@ class HistoryModel:
             token_ids, dtype=torch.int64
         )
 
-    def _row(self, sequence: ScheduledSequence) -> torch.Tensor:
+    def _row(self, sequence: ScheduledSequence, num_unseen: int) -> torch.Tensor:
         history = self.cache[torch.tensor(sequence.block_table)].flatten()
-        history = history[: sequence.start + len(sequence.new_token_ids)]
+        history = history[: sequence.start + len(sequence.new_token_ids) - num_unseen]
         assert (history >= 0).all()
         score = int((history * (torch.arange(len(history)) * 31 + 7)).sum()) * 131 + len(history)
         return torch.nn.functional.one_hot(torch.tensor(score % VOCAB_SIZE), VOCAB_SIZE).float()

@@ -52,10 +52,16 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.leases: dict[int, FinalBlocks] = {}
         self.num_ids = 0
 
-    @initialize(num_blocks=st.integers(8, 24), share=st.sampled_from([0.3, 0.7, 1.0]), num_parked=st.integers(0, 16))
-    def begin(self, num_blocks: int, share: float, num_parked: int) -> None:
+    @initialize(
+        num_blocks=st.integers(8, 24),
+        share=st.sampled_from([0.3, 0.7, 1.0]),
+        num_parked=st.integers(0, 16),
+        num_guesses=st.integers(0, 5),
+    )
+    def begin(self, num_blocks: int, share: float, num_parked: int, num_guesses: int) -> None:
         self.world = world(
             num_parked=num_parked,
+            num_speculative_tokens=num_guesses,
             num_blocks=num_blocks,
             max_step_tokens=MAX_STEP_TOKENS,
             max_mixed_prefill_tokens=MAX_MIXED_TOKENS,

@@ -85,8 +85,7 @@ class HashModel:
         rows = []
         for sequence in sequences:
             self._write(sequence)
-            if sequence.needs_logits:
-                rows.append(self._logits(sequence))
+            rows += [self._logits(sequence, num_unseen) for num_unseen in reversed(range(sequence.num_sampled))]
         return torch.stack(rows) if rows else torch.empty(0, VOCAB_SIZE)
 
     def zero_tail(self, block_id: int, num_tokens: int) -> None:
@@ -102,8 +101,8 @@ class HashModel:
             before = hashlib.shake_128(payload).digest(self._slot_bytes)
             self._slots[self._slot_of(sequence, position)] = numpy.frombuffer(before, dtype=numpy.uint8)
 
-    def _logits(self, sequence: ScheduledSequence) -> torch.Tensor:
-        num_tokens = sequence.start + len(sequence.new_token_ids)
+    def _logits(self, sequence: ScheduledSequence, num_unseen: int) -> torch.Tensor:
+        num_tokens = sequence.start + len(sequence.new_token_ids) - num_unseen
         digest = hashlib.blake2b(self.salt)
         slots = [self._slot_of(sequence, position) for position in range(num_tokens)]
         digest.update(self._slots[slots].tobytes())

@@ -39,7 +39,7 @@ def test_without_nixl_the_error_says_what_to_install(monkeypatch: pytest.MonkeyP
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
     monkeypatch.setattr(importlib, "import_module", find_nothing)
-    with pytest.raises(ConfigurationError, match="nixl-cu12"):
+    with pytest.raises(ConfigurationError, match="nixl-cu13"):
         NixlTransport(agent="a", fingerprint="f", memory=allocate(1, 4096))
 
 

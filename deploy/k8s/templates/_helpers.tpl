@@ -172,7 +172,20 @@ preStop:
 {{- end }}
 {{- end -}}
 
-{{- /* A setting as text; numbers keep all their digits. */ -}}
+{{- /* A quantity of memory in whole bytes. */ -}}
+{{- define "tandem.bytes" -}}
+{{- $decimal := dict "" 1 "m" 0.001 "k" 1000 "M" 1000000 "G" 1000000000 "T" 1000000000000 "P" 1000000000000000 -}}
+{{- $binary := dict "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 "Pi" 1125899906842624 -}}
+{{- mulf (regexFind "^[0-9.]+" . | float64) (regexFind "[A-Za-z]*$" . | get (merge $decimal $binary)) | int64 -}}
+{{- end -}}
+
+{{- /* What the own Redis may hold, in bytes; the rest of its limit is for buffers and for rewrites of its log. */ -}}
+{{- define "tandem.redisMaxMemory" -}}
+{{- $limit := dig "limits" "memory" "0" .Values.redis.internal.resources -}}
+{{- div (mul 60 (include "tandem.bytes" $limit | int64)) 100 -}}
+{{- end -}}
+
+{{- /* A number with all its digits, or a text. Values of a file are floating, and would render as 1e+06. */ -}}
 {{- define "tandem.settingText" -}}
 {{- if kindIs "string" . }}{{ . }}{{ else }}{{ toJson . }}{{ end -}}
 {{- end -}}

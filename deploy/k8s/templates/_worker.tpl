@@ -6,7 +6,7 @@ metadata:
   {{- include "tandem.metadata" . | nindent 2 }}
 spec:
   {{- if eq .pool.autoscaling.mode "none" }}
-  replicas: {{ .pool.replicas }}
+  replicas: {{ .pool.replicas | int }}
   {{- end }}
   {{- $surges := eq (include "tandem.strategy" .) "surge" }}
   strategy:

@@ -65,7 +65,9 @@ class PackedBatch:
         positions[:num_rows] = np.arange(num_rows) + np.repeat(contexts - ends, lengths)
         at = positions[:num_rows]
         blocks = tables[np.repeat(np.arange(len(sequences)), lengths), at // block_size]
-        wanted = [int(end) - 1 for end, sequence in zip(ends, sequences, strict=True) if sequence.needs_logits]
+        wanted = [
+            row for end, sequence in zip(ends, sequences, strict=True) for row in range(end - sequence.num_sampled, end)
+        ]
         return cls(
             num_rows=num_rows,
             num_padded_rows=num_padded_rows,
