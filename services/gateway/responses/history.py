@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from services.errors import InvalidRequest, ObjectNotFound
-from services.gateway.jobs.events import Body
+from services.gateway.jobs.events import ENDS, Body
 from services.gateway.responses.items import chat_message, text_of
 from services.gateway.responses.state import ResponseState
 from services.gateway.runs.binding import Binding
@@ -173,5 +173,10 @@ async def _stored(objects: Objects, response_id: str) -> Record:
             f"Previous response with id '{response_id}' not found.",
             param="previous_response_id",
             code="previous_response_not_found",
+        )
+    if record.body["status"] not in ENDS:
+        raise InvalidRequest(
+            f"Previous response with id '{response_id}' is {record.body['status']}; wait for its end, or cancel it.",
+            param="previous_response_id",
         )
     return record

@@ -61,18 +61,17 @@ def _tool(tool: Body) -> Body:
 
 
 def _choice(choice: Any) -> Any:
+    """Return a choice; one that is not what it should be is refused where chat completions refuse it."""
     if isinstance(choice, str):
         return choice
     if choice["type"] == "allowed_tools":
-        return {"type": "allowed_tools", "allowed_tools": {"mode": choice["mode"], "tools": _named(choice["tools"])}}
-    return _named([choice])[0]
+        allowed = [_named(each) for each in choice.get("tools", ())]
+        return {"type": "allowed_tools", "allowed_tools": {"mode": choice.get("mode"), "tools": allowed}}
+    return _named(choice)
 
 
-def _named(choices: Sequence[Body]) -> list[Body]:
-    return [
-        {"type": "function", "function": {"name": each["name"]}} if each["type"] == "function" else each
-        for each in choices
-    ]
+def _named(choice: Body) -> Body:
+    return {"type": choice.get("type"), "function": {"name": choice.get("name")}}
 
 
 def _format(wanted: Body) -> Body:

@@ -213,3 +213,13 @@ async def test_a_response_waits_in_the_background_for_a_worker(both: Pair) -> No
 
     assert (refused["status"], unavailable["status"], response["status"]) == (404, 503, "queued")
     assert said(await b(both).settled(response["id"])) == LONG
+
+
+async def test_what_is_not_over_is_not_gone_on_from(both: Pair) -> None:
+    response = await interrupted(both, after=5)
+    refused = await b(both).refused(input="x", previous_response_id=response)
+
+    assert (refused["status"], refused["param"]) == (400, "previous_response_id")
+    assert (
+        refused["message"] == f"Previous response with id '{response}' is in_progress; wait for its end, or cancel it."
+    )
