@@ -1,7 +1,7 @@
 """What a request says of the form of its answer: the tools that it may or must call, and the schema of its text."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from services.gateway.models import ServedModel
@@ -27,7 +27,15 @@ class AnswerForm:
     @property
     def calls(self) -> CallRules | None:
         """What of the output is a call; None if nothing is."""
-        return None if self.tools is None else self.tools.rules
+        return None if self.tools is None or not self.tools.callable else self.tools.rules
+
+    def without_calls(self, names: Collection[str]) -> "AnswerForm":
+        """Return the form of an answer that calls none of ``names``, of which the prompt tells all the same."""
+        if self.tools is None:
+            return self
+        callable_tools = [tool for tool in self.tools.callable if tool.name not in names]
+        is_required = self.tools.is_required and bool(callable_tools)
+        return replace(self, tools=replace(self.tools, callable=callable_tools, is_required=is_required))
 
     def grammar(self, model: ServedModel) -> str | None:
         """Return what the whole output is held to; None if it is free.
@@ -35,7 +43,7 @@ class AnswerForm:
         Raises:
             InvalidRequest: the model cannot have tools and a schema at once.
         """
-        if self.tools is not None:
+        if self.tools is not None and self.tools.callable:
             tokens = SpecialTokens(model.tokenizer.special, frozenset(model.card.eos_token_ids))
             return tool_grammar(model.tool_format.syntax, self.tools, tokens, self.schema)
         return None if self.schema is None else json_grammar(self.schema)

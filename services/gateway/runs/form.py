@@ -1,16 +1,23 @@
 """What a run says of the form of its turns, in the words of chat completions."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from services.errors import ModelRefused
 from services.gateway.answer_form import AnswerForm, answer_form
 from services.gateway.runs.lifecycle import Body
-from services.gateway.runs.search_calls import DEFINITION, NAME
+from services.gateway.runs.search_calls import DEFINITION, NAME, is_tool_of
 from services.gateway.tools.use import Definition
 
+MAX_SEARCHES = 4
+"""Of one run: small models that may search on and on do so."""
 
-def turn_form(run: Body, *, has_called: bool = False) -> AnswerForm:
-    """Return the form of a turn; who has called already is not made to call again.
+
+def turn_form(run: Body, called: Sequence[str] = ()) -> AnswerForm:
+    """Return the form of a run's next turn; ``called`` are the functions that it has called so far.
+
+    Who has called is not made to call again. The prompt tells of all tools whatever may be called, so that prompts of
+    one thread begin alike.
 
     Raises:
         InvalidRequest: a tool, the choice or the format is not what it should be.
@@ -21,14 +28,18 @@ def turn_form(run: Body, *, has_called: bool = False) -> AnswerForm:
             "The tool 'code_interpreter' cannot be used here: it needs a sandbox, and none is configured. Leave it out "
             "of the run's tools."
         )
-    choice = _choice(run["tool_choice"])
-    wanted = run["response_format"]
-    return answer_form(
-        [_definition(tool) for tool in run["tools"]],
-        "auto" if has_called and choice != "none" else choice,
+    tools = [_definition(tool) for tool in run["tools"]]
+    choice, wanted = run["tool_choice"], run["response_format"]
+    form = answer_form(
+        tools,
+        "auto" if called or choice == "none" else _choice(choice),
         run["parallel_tool_calls"],
         wanted if isinstance(wanted, dict) else None,
     )
+    if choice == "none":
+        return form.without_calls([tool["function"]["name"] for tool in tools])
+    is_search_over = is_tool_of(run) and called.count(NAME) >= MAX_SEARCHES
+    return form.without_calls([NAME]) if is_search_over else form
 
 
 def check_form(run: Body) -> None:

@@ -60,7 +60,7 @@ class ModelTurns:
             Unavailable: nobody serves the model now.
         """
         run = request.run
-        form = turn_form(run, has_called=_has_called(request))
+        form = turn_form(run, _called(request))
         model = await self._services.catalog.resolve(run["model"])
         rules, is_limited = _rules(request, model.card, form.definitions)
         builder = PromptBuilder(model, request.history, rules)
@@ -150,10 +150,10 @@ def _output(model: ServedModel, plan: TurnPlan, request: SequenceRequest) -> Tur
     return TurnOutput(output, request.sampling.stop_token_ids, request.resumed_token_ids)
 
 
-def _has_called(request: TurnRequest) -> bool:
-    """Return whether the run has called before."""
-    own = (entry for entry in request.history if entry.message_id is None)
-    return any("tool_calls" in message for entry in own for message in entry.messages)
+def _called(request: TurnRequest) -> list[str]:
+    """Return the functions that the run has called before."""
+    own = (message for entry in request.history if entry.message_id is None for message in entry.messages)
+    return [call["function"]["name"] for message in own for call in message.get("tool_calls", ())]
 
 
 def _sequence(

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from services.errors import NoEmbeddingWorker
+from services.gateway.runs.form import MAX_SEARCHES
 from tests.gateway.apis.stored import refusal
 from tests.gateway.embedding_twin import EmbeddingTwin, embedding_card, embedding_member
 from tests.gateway.runs.client import Caller, Seen, names, text_of
@@ -156,6 +157,21 @@ async def test_results_take_no_more_than_their_share_of_the_context(lib: Library
     assert second["step_details"]["tool_calls"][0]["file_search"]["results"] == []
     prompt = raw_tokenizer().decode(lib.w.decode.requests[2].prompt_token_ids, skip_special_tokens=False)
     assert "There is no room for more passages." in prompt
+
+
+async def test_a_model_that_searches_on_and_on_has_to_answer_in_the_end(lib: Library) -> None:
+    store, _ = await lib.indexed(*FRUIT)
+    caller = Caller(lib.w)
+    lib.w.decode.first = [*[Script(output(SEARCH))] * MAX_SEARCHES, answer()]
+    assistant = await caller.assistant(tools=[searching(), NOW], tool_resources=resources(store))
+    events = await caller.stream(await caller.thread(), assistant)
+    *searching_on, last = [request.sampling.grammar for request in lib.w.decode.requests]
+
+    assert (names(events)[-1], text_of(events)) == ("run.completed", ANSWER)
+    assert len(searching_on) == MAX_SEARCHES and all('\\"file_search' in grammar for grammar in searching_on)
+    assert '\\"file_search' not in last and '\\"now' in last
+    prompt = raw_tokenizer().decode(lib.w.decode.requests[-1].prompt_token_ids, skip_special_tokens=False)
+    assert '"name": "file_search", "description"' in prompt
 
 
 async def test_later_runs_cite_what_earlier_ones_found_and_number_their_own_searches_on(lib: Library) -> None:

@@ -157,13 +157,16 @@ async def test_workers_hold_a_turn_to_the_choice(choice: Any, names: list[str], 
     assert own.prompt_token_ids == chat.prompt_token_ids
 
 
-async def test_without_tools_nothing_is_told_of_them() -> None:
+async def test_a_run_that_may_not_call_is_told_of_tools_all_the_same() -> None:
     async with world(model=ROOMY) as w:
-        await turn(w, tool_choice="none")
+        w.decode.default = Script(output(NOON))
+        whole = await turn(w, tool_choice="none")
+        await turn(w)
         await turn(w, tools=[])
-    first, second = w.decode.requests
-    assert first.prompt_token_ids == second.prompt_token_ids
-    assert not first.sampling.HasField("grammar")
+    none, auto, without = w.decode.requests
+    assert none.prompt_token_ids == auto.prompt_token_ids != without.prompt_token_ids
+    assert not none.sampling.HasField("grammar") and not without.sampling.HasField("grammar")
+    assert told(whole) == (written(format_named("hermes").syntax, [NOON]), [])
 
 
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
