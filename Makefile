@@ -1,6 +1,6 @@
 # make up      a cluster on this machine: `make up ARGS="--prefill 2 --model FOLDER"`
 # make test    every check and test; what CI runs
-# make chaos-long  break a running cluster in every way we know, for about 40 minutes (ARGS="--chaos-seed 7")
+# make chaos   break a running cluster in every way we know, for about 40 minutes (ARGS="--chaos-seed 7")
 # make compat  the official SDK's own tests against a real gateway (ARGS="tests/api_resources/test_models.py")
 # make check   format, lint, types, layers, generated code
 # make bench   measure (ARGS="...")        make proto   regenerate the gRPC stubs
@@ -29,7 +29,7 @@ STUBS := services/rpc/tandem_pb2.py services/rpc/tandem_pb2.pyi services/rpc/tan
 PROTOC = PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m grpc_tools.protoc -Iservices/rpc=proto \
 	--python_out=$(1) --mypy_out=quiet:$(1) --grpc_python_out=$(1) --mypy_grpc_out=quiet:$(1) services/rpc/tandem.proto
 
-.PHONY: up install check format-check lint types layers stubs test compat chaos-long model proto bench clean
+.PHONY: up install check format-check lint types layers stubs test compat chaos model proto bench clean
 
 up: $(VENV)/.installed
 	@$(BIN)/tandem up $(ARGS)
@@ -80,7 +80,7 @@ compat: install
 	$(BIN)/python -m tests.compat $(ARGS)
 
 # The long forms of tests/chaos, with progress; docs/reliability.md.
-chaos-long: install model
+chaos: install model
 	$(BIN)/pytest tests/chaos --chaos-long --verbose $(ARGS)
 
 # The models that tests use, so that no test downloads anything.
