@@ -74,7 +74,7 @@ def build_jobs(
 
     kinds = [
         JobKind(RUN, run_work),
-        JobKind(RESPONSE, lambda held: ResponseWork(held, turn_log)),
+        JobKind(RESPONSE, lambda held: ResponseWork(held, turn_log, search)),
     ]
     jobs = Jobs(JobServices(storage, feed, terms, kinds, settings.run_patience_s, on_taken))
     return JobParts(

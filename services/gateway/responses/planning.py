@@ -5,18 +5,21 @@ from typing import Any
 
 from services.errors import ContextLengthExceeded, InternalError
 from services.gateway.jobs.events import Body
+from services.gateway.runs.search_calls import NAME
 from services.gateway.runs.turns import HistoryEntry, TurnPlan, TurnRequest, Turns
 
 
-async def plan_response(turns: Turns, response: Body, history: Sequence[HistoryEntry]) -> TurnPlan:
-    """Return the plan of a response's turn.
+async def plan_response(
+    turns: Turns, response: Body, history: Sequence[HistoryEntry], used_tokens: int = 0
+) -> TurnPlan:
+    """Return the plan of a response's next turn; ``used_tokens`` is the output of those before.
 
     Raises:
         ContextLengthExceeded: the input does not fit, and the response must not leave anything out.
         InvalidRequest: the model refuses it, or it asks for something that cannot be had.
         Unavailable: nobody serves the model now.
     """
-    plan = await turns.plan(TurnRequest(_as_run(response), history))
+    plan = await turns.plan(TurnRequest(_as_run(response), history, used_completion_tokens=used_tokens))
     if plan is None:
         raise InternalError("A response has no limit of prompt tokens, but it was met.")
     begins_with = history[0].message_id if history else None
@@ -71,6 +74,8 @@ def _choice(choice: Any) -> Any:
 
 
 def _named(choice: Body) -> Body:
+    if choice.get("type") == NAME:
+        return {"type": "function", "function": {"name": NAME}}
     return {"type": choice.get("type"), "function": {"name": choice.get("name")}}
 
 

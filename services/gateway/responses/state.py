@@ -1,5 +1,6 @@
 """What a gateway needs to go on with a response beside its object and its log; kept in the response's private bytes."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -7,6 +8,7 @@ import orjson
 
 from services.gateway.runs.binding import Binding
 from services.gateway.runs.job import Job
+from services.gateway.runs.search_calls import Found
 
 
 @dataclass(frozen=True)
@@ -16,11 +18,14 @@ class ResponseState:
     job: Job = field(default_factory=Job)
     binding: Binding | None = None
     """The token ids of its answer, once it is complete."""
+    found: Mapping[str, Found] = field(default_factory=dict)
+    """By its searches of files, by item."""
 
     def to_bytes(self) -> bytes:
         """Return the private bytes."""
         binding = asdict(self.binding) if self.binding is not None else None
-        return orjson.dumps({"job": asdict(self.job), "binding": binding})
+        found = {item_id: asdict(each) for item_id, each in self.found.items()}
+        return orjson.dumps({"job": asdict(self.job), "binding": binding, "found": found})
 
     @classmethod
     def from_bytes(cls, data: bytes | None) -> "ResponseState":
@@ -30,4 +35,5 @@ class ResponseState:
         return cls(
             Job.from_bytes(orjson.dumps(job)),
             Binding.from_bytes(orjson.dumps(binding)) if binding is not None else None,
+            {item_id: Found.of(each) for item_id, each in values.get("found", {}).items()},
         )

@@ -14,6 +14,7 @@ from services.gateway.validation import TAG_MARK, Body, Json, type_tag
 
 MIN_OUTPUT_TOKENS = 16
 MAX_INSTRUCTIONS_LENGTH = 2**20
+MAX_STORES = 16
 
 
 class FunctionTool(Body):
@@ -24,6 +25,29 @@ class FunctionTool(Body):
     description: str | None = Field(default=None, max_length=MAX_DESCRIPTION_LENGTH)
     parameters: dict[str, Json] | None = None
     strict: bool | None = None
+
+
+class RankingOptions(Body):
+    """How results are ranked."""
+
+    ranker: Literal["auto", "none", "default-2024-08-21", "default-2024-11-15"] | None = None
+    score_threshold: float | None = Field(default=None, ge=0, le=1)
+
+
+class FileSearchTool(Body):
+    """Searches the files of vector stores."""
+
+    type: Literal["file_search"]
+    vector_store_ids: list[Name] = Field(min_length=1, max_length=MAX_STORES)
+    max_num_results: int | None = Field(default=None, ge=1, le=50)
+    ranking_options: RankingOptions | None = None
+    filters: None = None
+
+
+Tool = Annotated[
+    Annotated[FunctionTool, Tag("~function")] | Annotated[FileSearchTool, Tag("~file_search")],
+    Discriminator(type_tag),
+]
 
 
 class TextFormat(Body):
@@ -66,7 +90,7 @@ class TextOptions(Body):
 class ToolChoice(Body):
     """A tool that shall be used, or those that may be."""
 
-    type: Literal["function", "allowed_tools"]
+    type: Literal["function", "file_search", "allowed_tools"]
     name: Name | None = None
     mode: Literal["auto", "required"] | None = None
     tools: list[dict[str, Json]] | None = Field(default=None, max_length=MAX_TOOLS)
@@ -108,7 +132,7 @@ class ResponseFields(Body):
         ]
         | None
     ) = None
-    tools: list[FunctionTool] | None = Field(default=None, max_length=MAX_TOOLS)
+    tools: list[Tool] | None = Field(default=None, max_length=MAX_TOOLS)
     tool_choice: (
         Annotated[
             Annotated[Literal["none", "auto", "required"], Tag("~name")] | Annotated[ToolChoice, Tag("~object")],
@@ -242,7 +266,9 @@ def response_json(ref: Ref, model: str, body: CreateResponse, created: int) -> M
     }
 
 
-def _tool_json(tool: FunctionTool) -> Mapping[str, Any]:
+def _tool_json(tool: Tool) -> Mapping[str, Any]:
+    if isinstance(tool, FileSearchTool):
+        return tool.model_dump(exclude_none=True)
     shown = {"type": "function", "name": tool.name, "description": tool.description}
     return {**shown, "parameters": tool.parameters, "strict": tool.strict is not False}
 
