@@ -6,6 +6,7 @@ from typing import Any
 
 import orjson
 
+from services.gateway.jobs.events import Body
 from services.gateway.runs.binding import Binding
 from services.gateway.runs.job import Job
 from services.gateway.runs.search_calls import Found
@@ -37,3 +38,19 @@ class ResponseState:
             Binding.from_bytes(orjson.dumps(binding)) if binding is not None else None,
             {item_id: Found.of(each) for item_id, each in values.get("found", {}).items()},
         )
+
+
+def with_results(response: Body, private: bytes | None) -> Body:
+    """Return a response that shows what its searches of files found."""
+    found = ResponseState.from_bytes(private).found
+    output = [
+        {**item, "results": _results(found[item["id"]])} if item["id"] in found else item for item in response["output"]
+    ]
+    return {**response, "output": output}
+
+
+def _results(found: Found) -> list[Body]:
+    return [
+        {"file_id": each["file_id"], "filename": each["file_name"], "score": each["score"], "text": text}
+        for each, text in zip(found.shown["results"], found.texts, strict=True)
+    ]

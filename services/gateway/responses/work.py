@@ -28,6 +28,7 @@ from services.gateway.runs.job import Job, Used
 from services.gateway.runs.search_calls import NAME, Found, Search
 from services.gateway.runs.turn_log import TurnLog, binding_of, used_by
 from services.gateway.runs.turns import HistoryEntry, Said, TurnEnded, TurnPlan
+from services.gateway.search.filter_json import filter_of
 from services.gateway.store.changes import Operation
 from services.gateway.store.expiry import ExpireAt
 from services.gateway.store.kinds import Ref
@@ -146,7 +147,8 @@ class ResponseWork:
         first = next_search(self._state.job.sources)
         searches = [Search(ended.calls[index].arguments, first + place) for place, index in enumerate(wanted)]
         tool = next(tool for tool in held.body["tools"] if tool["type"] == NAME)
-        scope = SearchScope(held.ref.id, tool["vector_store_ids"], tool)
+        wanted_files = filter_of(tool["filters"]) if tool.get("filters") else None
+        scope = SearchScope(held.ref.id, tool["vector_store_ids"], tool, wanted_files)
         earlier = list(self._state.found.values())
         found = await self._search.find(held.jobs.project, scope, plan.card_digest, searches, earlier)
         return dict(zip(wanted, found, strict=True))

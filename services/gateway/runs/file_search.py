@@ -11,6 +11,7 @@ from services.gateway.models import ModelCatalog, ServedModel
 from services.gateway.runs.citations import mark
 from services.gateway.runs.lifecycle import Body
 from services.gateway.runs.search_calls import NAME, Found, Search
+from services.gateway.search.filters import Filter
 from services.gateway.search.searches import Searches, SearchRequest, SearchResult
 from services.gateway.store.kinds import ASSISTANT, THREAD
 from services.gateway.store.object_store import ObjectStore
@@ -34,6 +35,8 @@ class SearchScope:
     """Ids of vector stores."""
     options: Body
     """``max_num_results`` and ``ranking_options``, as far as they are given."""
+    filter: Filter | None = None
+    """Which files are searched."""
 
 
 class FileSearch:
@@ -95,6 +98,7 @@ class FileSearch:
             [query],
             max_num_results=scope.options.get("max_num_results") or DEFAULT_RESULTS,
             score_threshold=_ranking(scope.options)["score_threshold"],
+            filter=scope.filter,
         )
         try:
             return await self._searches.search(project, list(scope.stores), request, scope.requester)

@@ -88,6 +88,35 @@ async def test_what_was_found_is_gone_on_from_and_cited_again(lib: Library, is_c
         ] * 2
 
 
+@pytest.mark.parametrize("store_it", [True, False])
+async def test_results_are_shown_to_those_who_ask(lib: Library, store_it: bool) -> None:
+    store, file_ids = await lib.indexed(*FRUIT)
+    lib.w.decode.first = [Script(output(SEARCH)), answer()]
+    caller, include = Caller(lib.w), ["file_search_call.results"]
+    options = tool(store, max_num_results=1)
+    response = await caller.create("What moves people?", tools=[options], include=include, store=store_it)
+    [shown] = response["output"][0]["results"]
+
+    assert (shown["file_id"], shown["filename"], shown["text"]) == (file_ids[1], "1.txt", FRUIT[1])
+    assert 0 < shown["score"] <= 1
+    if store_it:
+        path = f"/v1/responses/{response['id']}"
+        assert await caller.get(path, **{"include[]": include}) == response
+        assert (await caller.get(path))["output"][0]["results"] is None
+
+
+async def test_only_files_that_pass_the_filter_are_searched(lib: Library) -> None:
+    store, file_ids = await lib.indexed(*FRUIT)
+    await lib.post(f"{store}/files/{file_ids[0]}", {"attributes": {"kind": "fruit"}})
+    wanted = {"type": "eq", "key": "kind", "value": "fruit"}
+    lib.w.decode.first = [Script(output(SEARCH)), answer()]
+    response = await Caller(lib.w).create(
+        "x", tools=[tool(store, filters=wanted)], include=["file_search_call.results"]
+    )
+
+    assert [each["file_id"] for each in response["output"][0]["results"]] == [file_ids[0]]
+
+
 async def test_a_search_beside_a_function_waits_for_the_client(lib: Library) -> None:
     store, _ = await lib.indexed(*FRUIT)
     lib.w.decode.first = [Script(output(SEARCH, NOON)), answer()]

@@ -22,6 +22,7 @@ WEATHER = {
 }
 NOW = {"type": "function", "name": "now", "parameters": None}
 TOOLS = [WEATHER, NOW]
+SEARCH = {"type": "file_search", "vector_store_ids": ["vs_a"]}
 CALL = ["output_item.added", "function_call_arguments.delta", "function_call_arguments.done", "output_item.done"]
 
 
@@ -106,7 +107,10 @@ async def test_an_answer_is_held_to_its_schema(w: World) -> None:
         ({"tools": TOOLS, "tool_choice": {"type": "allowed_tools"}}, "tool_choice"),
         ({"tools": [WEATHER, WEATHER]}, "tools[1].function.name"),
         ({"tools": [{"type": "file_search"}]}, "tools[0].vector_store_ids"),
-        ({"tools": [{"type": "file_search", "vector_store_ids": ["vs_a"], "filters": {}}]}, "tools[0].filters"),
+        (
+            {"tools": [{"type": "file_search", "vector_store_ids": ["vs_a"], "filters": {"key": "a"}}]},
+            "tools[0].filters.type",
+        ),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
         ({"text": {"format": {"type": "json_schema", "name": "a"}}}, "text.format.schema"),
         ({"text": {"format": {"type": "other"}}}, "text.format.type"),

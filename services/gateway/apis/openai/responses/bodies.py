@@ -9,6 +9,7 @@ from services.errors import InvalidRequest
 from services.gateway.apis.openai.objects import Metadata
 from services.gateway.apis.openai.responses.items import Item, Name, Text, text_or_list
 from services.gateway.apis.openai.schemas import MAX_DESCRIPTION_LENGTH, MAX_MESSAGES, MAX_NAME_LENGTH, MAX_TOOLS
+from services.gateway.search.filter_json import filter_of
 from services.gateway.store.kinds import Ref
 from services.gateway.validation import TAG_MARK, Body, Json, type_tag
 
@@ -41,7 +42,7 @@ class FileSearchTool(Body):
     vector_store_ids: list[Name] = Field(min_length=1, max_length=MAX_STORES)
     max_num_results: int | None = Field(default=None, ge=1, le=50)
     ranking_options: RankingOptions | None = None
-    filters: None = None
+    filters: dict[str, Json] | None = None
 
 
 Tool = Annotated[
@@ -181,6 +182,9 @@ def check_fields(body: ResponseFields, *, is_lenient: bool) -> None:
         return
     if body.model is None:
         raise _missing("model", "Missing required parameter: 'model'.")
+    for place, tool in enumerate(body.tools or ()):
+        if isinstance(tool, FileSearchTool) and tool.filters:
+            filter_of(tool.filters, f"tools[{place}].filters")
     if body.previous_response_id is not None and body.conversation is not None:
         raise InvalidRequest(
             "Mutually exclusive parameters: 'previous_response_id' and 'conversation'. Ensure you are only providing "
