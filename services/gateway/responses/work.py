@@ -74,13 +74,12 @@ class ResponseWork:
 
     async def advance(self) -> None:
         """Make a turn: the response is over then, or what it searched for was found."""
-        if self._state.job.plan is None:
-            await self._plan()
+        plan = self._state.job.plan or await self._plan()
+        if plan is None:
+            return
         if self.held.body["status"] == "queued":
             body = documents.started(self.held.body)
             await self.held.commit(Writing([response_event(body)], body))
-        plan = self._state.job.plan
-        assert plan is not None
         ended = await self._turn_log.write(self.held, plan, self._said.token_ids, self._take)
         try:
             await self._finish(plan, ended)
@@ -99,19 +98,24 @@ class ResponseWork:
             ended = documents.failed(body, output, job.total, error)
         await self._end(closing, ended, replace(self._state, job=job), is_patient=is_patient)
 
-    async def _plan(self) -> None:
-        held = self.held
+    async def _plan(self) -> TurnPlan | None:
+        """Decide how the next turn is made, and write it down; end the response if its limit forbids the turn."""
+        held, job = self.held, self._state.job
+        limit = held.body["max_output_tokens"]
+        if limit is not None and job.used.completion_tokens >= limit:
+            await self._end((), documents.incomplete(held.body, self._said.output, job.total), self._state)
+            return None
         items = await read_items(held.jobs.objects, held.ref)
         context = await read_context(held.jobs.objects, held.body, self._thread, items)
         own = own_work(self._said.output, self._state.found)
         history = [*context.entries, *([own] if own is not None else [])]
-        job = self._state.job
         plan = await plan_response(self._turn_log.turns, held.body, history, job.used.completion_tokens)
         job = replace(job, plan=plan, first_event=held.last_event + 1, sources=sources_of(history))
         state = replace(self._state, job=job)
         await held.commit(Writing((), with_sampling(held.body, plan), state.to_bytes()))
         self._state = state
         self._said.begin_turn()
+        return plan
 
     async def _take(self, said: Sequence[Said]) -> None:
         if events := self._writer(self._said).events(said):
@@ -137,7 +141,7 @@ class ResponseWork:
             shown = documents.completed(body, output, job.total, self.held.now)
         else:
             shown = documents.incomplete(body, output, job.total)
-        binding = binding_of(plan, ended, said.token_ids) if _is_answer(output) else None
+        binding = None if said.calls else binding_of(plan, ended, said.token_ids)
         state = replace(self._state, job=job, binding=binding)
         await self._end(closing, shown, state, await self._additions(output, state))
 
@@ -165,7 +169,7 @@ class ResponseWork:
             return []
         items = await read_items(self.held.jobs.objects, self.held.ref)
         bound = {item_id: orjson.dumps(asdict(found)) for item_id, found in state.found.items()}
-        if state.binding is not None:
+        if state.binding is not None and output:
             bound[output[-1]["id"]] = state.binding.to_bytes()
         return [creation(item, thread, self.held.now, bound.get(item["id"])) for item in (*items, *output)]
 
@@ -200,8 +204,3 @@ def sources_of(history: Sequence[HistoryEntry]) -> dict[str, str]:
 
 def _by_item(said: Transcript, found: Mapping[int, Found]) -> dict[str, Found]:
     return {said.output[said.calls[index]]["id"]: each for index, each in found.items()}
-
-
-def _is_answer(output: Sequence[Body]) -> bool:
-    """Return whether the tokens of the output are those of one message."""
-    return len(output) == 1 and output[0]["type"] == "message"

@@ -14,7 +14,7 @@ from tests.gateway.runs.pair import pair
 from tests.gateway.runs.test_file_search import ANSWER, FRUIT, MARK, SEARCH, answer
 from tests.gateway.runs.test_function_calls import NOON, ROOMY, output
 from tests.gateway.search.searching import Library, library
-from tests.gateway.twins import Script, raw_tokenizer
+from tests.gateway.twins import Script, raw_tokenizer, tokens
 
 NOW = {"type": "function", "name": "now", "parameters": None}
 SEARCHING = [
@@ -70,6 +70,9 @@ async def test_what_was_found_is_gone_on_from_and_cited_again(lib: Library, is_c
 
     assert FRUIT[1] in prompt_of(lib)
     assert said(second) == ANSWER
+    before, after = lib.w.decode.requests[1:]
+    known = [*before.prompt_token_ids, *tokens(ANSWER)]
+    assert list(after.prompt_token_ids)[: len(known)] == known
     assert [each["file_id"] for each in second["output"][0]["content"][0]["annotations"]] == [file_ids[1]]
     if is_conversation:
         types = [item["type"] for item in await caller.items(conversation)]
@@ -115,6 +118,18 @@ async def test_only_files_that_pass_the_filter_are_searched(lib: Library) -> Non
     )
 
     assert [each["file_id"] for each in response["output"][0]["results"]] == [file_ids[0]]
+
+
+async def test_a_search_that_uses_up_the_limit_is_the_last(lib: Library) -> None:
+    store, _ = await lib.indexed(*FRUIT)
+    lib.w.decode.first = [Script(output(SEARCH))]
+    limit = len(output(SEARCH))
+    events = await Caller(lib.w).stream("x", tools=[tool(store)], max_output_tokens=limit)
+    response = events[-1].data["response"]
+
+    assert shape(events) == ["created", "in_progress", *SEARCHING, "incomplete"]
+    assert response["incomplete_details"] == {"reason": "max_output_tokens"}
+    assert response["usage"]["output_tokens"] == limit
 
 
 async def test_a_search_beside_a_function_waits_for_the_client(lib: Library) -> None:
