@@ -9,6 +9,7 @@ from starlette.responses import Response
 from services.errors import InternalError, InvalidRequest, ObjectNotFound, TandemError
 from services.gateway.apis.openai.objects import Call, ObjectEndpoint, included, listed
 from services.gateway.apis.openai.responses.bodies import (
+    MIN_OUTPUT_TOKENS,
     CreateResponse,
     ResponseFields,
     check_creation,
@@ -94,6 +95,7 @@ class ResponseEndpoints(ObjectEndpoint):
         check_fields(body, is_lenient=self._services.is_lenient)
         items = await self._items(call, body)
         shown = prompt_json(RESPONSE.new_ref(), await self._model(body), body)
+        shown = {**shown, "max_output_tokens": MIN_OUTPUT_TOKENS}  # no more room than that has to be left
         count = await self._services.responses.count_tokens(call.exchange.project, shown, items)
         return JsonReply({"object": "response.input_tokens", "input_tokens": count})
 
