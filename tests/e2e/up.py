@@ -70,12 +70,13 @@ class Up:
 
 
 @contextmanager
-def running_up(folder: Path, settings: Mapping[str, str]) -> Iterator[Up]:
+def running_up(folder: Path, settings: Mapping[str, str], *, num_embed: int = 0) -> Iterator[Up]:
     """Start a cluster whose processes get ``settings`` from their environment; ends it when left."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    options = {"data-dir": folder / "state", "port": port, "cache-dir": CACHE_DIR, "stop-timeout-s": 30, "embed": 0}
+    options = {"data-dir": folder / "state", "port": port, "cache-dir": CACHE_DIR, "stop-timeout-s": 30}
+    options["embed"] = num_embed
     arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TANDEM_")}
     log = folder / "up.log"

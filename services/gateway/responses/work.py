@@ -108,7 +108,7 @@ class ResponseWork:
         items = await read_items(held.jobs.objects, held.ref)
         context = await read_context(held.jobs.objects, held.body, self._thread, items)
         own = own_work(self._said.output, self._state.found)
-        history = [*context.entries, *([own] if own is not None else [])]
+        history = [*context.entries, *([replace(own, binding=job.called)] if own is not None else [])]
         plan = await plan_response(self._turn_log.turns, held.body, history, job.used.completion_tokens)
         job = replace(job, plan=plan, first_event=held.last_event + 1, sources=sources_of(history))
         state = replace(self._state, job=job)
@@ -131,7 +131,8 @@ class ResponseWork:
             self._state = replace(self._state, found={**self._state.found, **_by_item(said, found)})
             told += writer.found({index: query_of(each.arguments) for index, each in found.items()})
             if not said.calls_of("function_call"):
-                state = replace(self._state, job=job.next_turn())
+                called = binding_of(plan, ended, said.token_ids)
+                state = replace(self._state, job=replace(job.next_turn(), called=called))
                 await self.held.commit(Writing(told, private=state.to_bytes()))
                 self._said, self._state = said, state
                 return

@@ -53,12 +53,16 @@ class Binding:
     def from_bytes(cls, data: bytes) -> "Binding | None":
         """Read what ``to_bytes`` wrote; None if it was another version of it: then the prompt is encoded afresh."""
         try:
-            values: dict[str, Any] = orjson.loads(data)
-            lists = {name: tuple(values[name]) for name in ("tail_ids", "output_ids", "lead")}
-            return cls(**{**values, **lists})
+            return cls.of_json(orjson.loads(data))
         except (ValueError, KeyError, TypeError) as error:
             _log.warning("binding.not_read", reason=repr(error))
             return None
+
+    @classmethod
+    def of_json(cls, values: Mapping[str, Any]) -> "Binding":
+        """Return the binding of its plain values."""
+        lists = {name: tuple(values[name]) for name in ("tail_ids", "output_ids", "lead")}
+        return cls(**{**values, **lists})
 
 
 class Rendering:

@@ -16,7 +16,8 @@ MAX_SEARCHES = 4
 def turn_form(run: Body, called: Sequence[str] = ()) -> AnswerForm:
     """Return the form of a run's next turn; ``called`` are the functions that it has called so far.
 
-    Who has called is not made to call again. The prompt tells of all tools whatever may be called, so that prompts of
+    A choice that forces holds for the first turn. Behind it the model may call and answer after ``required``, and
+    answers after a tool that was named. The prompt tells of all tools whatever may be called, so that prompts of
     one thread begin alike.
 
     Raises:
@@ -36,7 +37,7 @@ def turn_form(run: Body, called: Sequence[str] = ()) -> AnswerForm:
         run["parallel_tool_calls"],
         wanted if isinstance(wanted, dict) else None,
     )
-    if choice == "none":
+    if choice == "none" or (called and isinstance(choice, dict)):
         return form.without_calls([tool["function"]["name"] for tool in tools])
     is_search_over = is_tool_of(run) and called.count(NAME) >= MAX_SEARCHES
     return form.without_calls([NAME]) if is_search_over else form

@@ -6,6 +6,7 @@ from typing import Any
 
 import orjson
 
+from services.gateway.runs.binding import Binding
 from services.gateway.runs.lifecycle import Body, usage_json
 from services.gateway.runs.turns import TurnPlan
 
@@ -47,6 +48,8 @@ class Job:
     """By the turns before it."""
     turn: Used | None = None
     """By that turn, once it is over."""
+    called: Binding | None = None
+    """The token ids of the last turn that called and went on or waits."""
     sources: Mapping[str, str] = field(default_factory=dict)
     """Files by the marks that the turn may cite."""
     waiting_messages: Sequence[Body] = ()
@@ -72,6 +75,8 @@ class Job:
         for name, kind in (("plan", TurnPlan), ("used", Used), ("turn", Used)):
             if values.get(name) is not None:
                 values[name] = kind(**_known(kind, values[name]))
+        if (called := values.get("called")) is not None:
+            values["called"] = Binding.of_json(called)
         if (plan := values.get("plan")) is not None:
             values["plan"] = replace(plan, prompt_ids=tuple(plan.prompt_ids))
         return cls(**_known(cls, values))

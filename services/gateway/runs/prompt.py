@@ -68,6 +68,18 @@ class Prompt:
         )
 
 
+@dataclass(frozen=True)
+class _Known:
+    """Ids that a prompt begins with."""
+
+    token_ids: tuple[int, ...]
+    end: int
+    """Where the canonical text goes on behind them."""
+    base: str | None
+    """The message whose context they begin with, which they may be the whole of."""
+    num_base_tokens: int
+
+
 class PromptBuilder:
     """Makes the prompts of one conversation; CPU work."""
 
@@ -159,25 +171,31 @@ class PromptBuilder:
         """Return the ids, the message whose context they begin with, and how many of them that is."""
         encode = self._model.tokenizer.encode_pieces
         for entry in reversed(entries):
-            if (binding := entry.binding) is None or entry.message_id is None:
+            if entry.binding is None:
                 continue
-            known = self._known(entry.message_id, binding, entry.messages[-1], rendering)
-            if known is not None:
-                known_ids, end = known
-                if (tail := rendering.behind(end)) is not None:
-                    return (*known_ids, *encode(tail)), entry.message_id, len(known_ids)
-            break  # an older answer is the base of this one: if this one does not match, none is worth the search
+            known = self._known(entry, entry.binding, rendering)
+            if known is not None and (tail := rendering.behind(known.end)) is not None:
+                return (*known.token_ids, *encode(tail)), known.base, known.num_base_tokens
+            if entry.message_id is not None:
+                break  # an older answer is the base of this one: if this one does not match, none is worth the search
         return tuple(encode(rendering.pieces)), None, 0
 
-    def _known(
-        self, message_id: str, binding: Binding, message: ChatMessage, rendering: Rendering
-    ) -> tuple[tuple[int, ...], int] | None:
-        """Return the ids of an answer's context and where the text goes on behind it, if the text begins with it."""
+    def _known(self, entry: HistoryEntry, binding: Binding, rendering: Rendering) -> _Known | None:
+        """Return the context of an answer, or of a turn that called, if the text begins with it."""
         if binding.card_digest != self._model.card_digest:
             return None
-        end = rendering.continues(binding, str(message["content"]))
-        known_ids = context_ids(message_id, self._bindings) if end is not None else None
-        return None if end is None or known_ids is None else (known_ids, end)
+        if entry.message_id is not None:
+            said = str(entry.messages[-1]["content"])
+        else:
+            said = self._model.tokenizer.raw.decode(list(binding.output_ids), skip_special_tokens=False)
+        end = rendering.continues(binding, said)
+        base_ids = () if binding.base is None else context_ids(binding.base, self._bindings)
+        if end is None or base_ids is None:
+            return None
+        token_ids = (*base_ids, *binding.tail_ids, *binding.output_ids)
+        if entry.message_id is not None:
+            return _Known(token_ids, end, entry.message_id, len(token_ids))
+        return _Known(token_ids, end, binding.base, len(base_ids))
 
 
 def _text(message: ChatMessage) -> str:

@@ -19,7 +19,7 @@ class HistoryEntry:
     """None for what the run itself has done so far."""
     messages: tuple[ChatMessage, ...]
     binding: Binding | None = None
-    """The token ids of an answer and of the prompt before it."""
+    """The token ids of an answer and of the prompt before it; of what the run did itself, those of its last turn."""
     sources: Mapping[str, str] = field(default_factory=dict)
     """Files by the marks that stand for their passages in ``messages``."""
 

@@ -112,6 +112,8 @@ class RunWork:
             await held.commit(run_writing(held, (), job, further=creations))
             self._job = job
         history = await read_history(held.jobs.objects, held.ref, self._thread, max_characters=MAX_HISTORY_CHARACTERS)
+        if history and history[-1].message_id is None:
+            history[-1] = replace(history[-1], binding=job.called)
         used = job.used
         request = TurnRequest(held.body, history, used.prompt_tokens, used.completion_tokens)
         plan = await self._turn_log.turns.plan(request)
@@ -137,6 +139,7 @@ class RunWork:
         job = replace(self._job, turn=used_by(plan, ended, len(said.token_ids)))
         if said.calls and ended.reason == "stop":
             found = await self._found(plan, said, ended.calls)
+            job = replace(job, called=binding_of(plan, ended, said.token_ids))
             job, writing = _with_calls(held, job, said, [*closing, *writer.found(found)], found)
             await held.commit(writing)
             self._job, self._said = job, said

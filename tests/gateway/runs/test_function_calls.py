@@ -157,6 +157,24 @@ async def test_workers_hold_a_turn_to_the_choice(choice: Any, names: list[str], 
     assert own.prompt_token_ids == chat.prompt_token_ids
 
 
+@pytest.mark.parametrize(
+    ("choice", "may_call"),
+    [("required", True), ("auto", True), ({"type": "function", "function": {"name": "now"}}, False)],
+)
+async def test_behind_its_calls_a_run_may_call_again_unless_it_named_the_tool(choice: Any, may_call: bool) -> None:
+    call = {"id": "call_1", "type": "function", "function": {"name": "now", "arguments": "{}"}}
+    own = (
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call_1", "name": "now", "content": "12"},
+    )
+    history = [HistoryEntry("msg_1", ({"role": "user", "content": "hello"},)), HistoryEntry(None, own)]
+    async with world(model=ROOMY) as w:
+        plan = await w.gateway.turns.plan(TurnRequest(run_body(tool_choice=choice), history))
+    assert plan is not None
+    assert (plan.calls is not None) == may_call
+    assert plan.calls is None or not plan.calls["is_required"]
+
+
 async def test_a_run_that_may_not_call_is_told_of_tools_all_the_same() -> None:
     async with world(model=ROOMY) as w:
         w.decode.default = Script(output(NOON))
@@ -222,6 +240,26 @@ async def test_a_forced_run_calls_once_and_then_may_answer(w: World) -> None:
     used = ended["usage"]
     assert used["prompt_tokens"] == len(forced.prompt_token_ids) + len(free.prompt_token_ids)
     assert used["completion_tokens"] == len(output(PARIS, NOON)) + len(tokens("Sunny.")) + 1
+
+
+async def test_the_turn_behind_calls_begins_with_the_very_tokens_that_called(w: World) -> None:
+    caller = Caller(w)
+    letters = [token_id for each in written(format_named("hermes").syntax, [NOON]) for token_id in tokens(each)]
+    assert letters != output(NOON)[:-1]  # as no tokenizer cuts it
+    w.decode.first = [Script([*letters, END_ID]), Script([*letters, END_ID]), Script([*tokens("Noon."), END_ID])]
+    assistant, thread = await caller.assistant(tools=TOOLS), await caller.thread("What time is it?")
+    run = (await caller.stream(thread, assistant))[-1].data
+    path = f"/v1/threads/{thread}/runs/{run['id']}"
+    for _ in range(2):
+        ids = [call["id"] for call in run["required_action"]["submit_tool_outputs"]["tool_calls"]]
+        await caller.post(f"{path}/submit_tool_outputs", tool_outputs=outputs(ids))
+        run = await caller.settled(thread, run["id"])
+    await caller.post(f"/v1/threads/{thread}/messages", role="user", content="Thanks")
+    await caller.stream(thread, assistant)
+
+    prompts = [list(request.prompt_token_ids) for request in w.decode.requests]
+    for before, after, said in zip(prompts, prompts[1:], [letters, letters, tokens("Noon.")], strict=False):
+        assert after[: len(before) + len(said) + 1] == [*before, *said, END_ID]
 
 
 async def test_the_next_run_of_the_thread_begins_with_all_tokens_of_the_one_before(w: World) -> None:

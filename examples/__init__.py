@@ -1,0 +1,1 @@
+"""What can be built on Tandem, each with its real output."""

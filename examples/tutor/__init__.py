@@ -1,0 +1,1 @@
+"""A tutor: assistant, textbook, functions, a thread of ten turns."""
