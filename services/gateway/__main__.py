@@ -111,7 +111,6 @@ class Gateway:
     drain: Drain
     probing: Probing
     caches: CacheWatching
-    turns: Turns
     jobs: Jobs
     sweeper: Sweeper
     files: FileServices
@@ -146,8 +145,7 @@ def build(settings: GatewaySettings, around: Surroundings) -> Gateway:
     making = TurnServices(catalog, threads, admission, generation, observer, recorder, settings.default_max_tokens)
     files = _files(settings, around)
     search = FileSearch(files.searches, around.objects, catalog, threads)
-    turns = around.turns(making)
-    jobs = _jobs(settings, around, turns, search, drain)
+    jobs = _jobs(settings, around, around.turns(making), search, drain)
     openai = OpenAIServices(
         entrance=_entrance(settings, keys, clock),
         catalog=catalog,
@@ -175,7 +173,6 @@ def build(settings: GatewaySettings, around: Surroundings) -> Gateway:
         drain=drain,
         probing=probing,
         caches=caches,
-        turns=turns,
         jobs=jobs.jobs,
         sweeper=jobs.sweeper,
         files=files,

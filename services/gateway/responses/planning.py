@@ -10,16 +10,16 @@ from services.gateway.runs.turns import HistoryEntry, TurnPlan, TurnRequest, Tur
 
 
 async def plan_response(
-    turns: Turns, response: Body, history: Sequence[HistoryEntry], used_tokens: int = 0
+    turns: Turns, response: Body, history: Sequence[HistoryEntry], used_tokens: int = 0, called: Sequence[str] = ()
 ) -> TurnPlan:
-    """Return the plan of a response's next turn; ``used_tokens`` is the output of those before.
+    """Return the plan of a response's next turn; ``used_tokens`` and ``called`` are output and calls of those before.
 
     Raises:
         ContextLengthExceeded: the input does not fit, and the response must not leave anything out.
         InvalidRequest: the model refuses it, or it asks for something that cannot be had.
         Unavailable: nobody serves the model now.
     """
-    plan = await turns.plan(TurnRequest(_as_run(response), history, used_completion_tokens=used_tokens))
+    plan = await turns.plan(TurnRequest(_as_run(response), history, used_completion_tokens=used_tokens, called=called))
     if plan is None:
         raise InternalError("A response has no limit of prompt tokens, but it was met.")
     begins_with = history[0].message_id if history else None

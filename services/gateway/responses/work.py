@@ -24,10 +24,11 @@ from services.gateway.responses.state import ResponseState
 from services.gateway.responses.transcript import Citable, Transcript, TranscriptWriter
 from services.gateway.runs.citations import next_search
 from services.gateway.runs.file_search import FileSearch, SearchScope, query_of
+from services.gateway.runs.history import called_by
 from services.gateway.runs.job import Job, Used
 from services.gateway.runs.search_calls import NAME, Found, Search
 from services.gateway.runs.turn_log import TurnLog, binding_of, used_by
-from services.gateway.runs.turns import HistoryEntry, Said, TurnEnded, TurnPlan
+from services.gateway.runs.turns import HistoryEntry, TurnEnded, TurnEvent, TurnPlan
 from services.gateway.search.filter_json import filter_of
 from services.gateway.store.changes import Operation
 from services.gateway.store.expiry import ExpireAt
@@ -109,7 +110,8 @@ class ResponseWork:
         context = await read_context(held.jobs.objects, held.body, self._thread, items)
         own = own_work(self._said.output, self._state.found)
         history = [*context.entries, *([replace(own, binding=job.called)] if own is not None else [])]
-        plan = await plan_response(self._turn_log.turns, held.body, history, job.used.completion_tokens)
+        called = called_by(own) if own is not None else ()
+        plan = await plan_response(self._turn_log.turns, held.body, history, job.used.completion_tokens, called)
         job = replace(job, plan=plan, first_event=held.last_event + 1, sources=sources_of(history))
         state = replace(self._state, job=job)
         await held.commit(Writing((), with_sampling(held.body, plan), state.to_bytes()))
@@ -117,7 +119,7 @@ class ResponseWork:
         self._said.begin_turn()
         return plan
 
-    async def _take(self, said: Sequence[Said]) -> None:
+    async def _take(self, said: Sequence[TurnEvent]) -> None:
         if events := self._writer(self._said).events(said):
             await self.held.commit(Writing(events))
 

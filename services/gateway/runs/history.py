@@ -37,6 +37,11 @@ async def read_history(objects: Objects, run: Ref, thread: Ref, *, max_character
     return [*reversed(entries), *([own.entry] if own.messages else [])]
 
 
+def called_by(own: HistoryEntry) -> list[str]:
+    """Return the functions that a run has called so far."""
+    return [call["function"]["name"] for message in own.messages for call in message.get("tool_calls", ())]
+
+
 @dataclass(frozen=True)
 class OwnWork:
     """What a run has said, called and been answered so far."""

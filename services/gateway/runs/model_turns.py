@@ -60,7 +60,7 @@ class ModelTurns:
             Unavailable: nobody serves the model now.
         """
         run = request.run
-        form = turn_form(run, _called(request))
+        form = turn_form(run, request.called)
         model = await self._services.catalog.resolve(run["model"])
         rules, is_limited = _rules(request, model.card, form.definitions)
         builder = PromptBuilder(model, request.history, rules)
@@ -148,12 +148,6 @@ def _output(model: ServedModel, plan: TurnPlan, request: SequenceRequest) -> Tur
     calls = None if plan.calls is None else CallRules(**{**plan.calls, "names": tuple(plan.calls["names"])})
     output = ChoiceOutput(model, request.sampling, (), calls)
     return TurnOutput(output, request.sampling.stop_token_ids, request.resumed_token_ids)
-
-
-def _called(request: TurnRequest) -> list[str]:
-    """Return the functions that the run has called before."""
-    own = (message for entry in request.history if entry.message_id is None for message in entry.messages)
-    return [call["function"]["name"] for message in own for call in message.get("tool_calls", ())]
 
 
 def _sequence(

@@ -1,18 +1,19 @@
 """Makes the turns of a job and hands on what the model says, a batch for each write."""
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import Any
 
 from services.errors import PeerError
 from services.gateway.jobs.held import HeldJob
 from services.gateway.merge import Pump
 from services.gateway.runs.binding import Binding
 from services.gateway.runs.job import Used
-from services.gateway.runs.turns import Said, TurnContext, TurnEnded, TurnEvent, TurnPlan, Turns
+from services.gateway.runs.turns import TurnContext, TurnEnded, TurnEvent, TurnPlan, Turns
 from services.telemetry.clock import Clock
 
-Take = Callable[[Sequence[Said]], Awaitable[None]]
+Take = Callable[[Sequence[TurnEvent]], Awaitable[None]]
 """Writes down what a model said."""
 
 
@@ -57,7 +58,13 @@ def used_by(plan: TurnPlan, ended: TurnEnded, num_output_tokens: int) -> Used:
     return Used(len(plan.prompt_ids), num_output_tokens, ended.cached_tokens, _kv_of(plan, ended))
 
 
-def binding_of(plan: TurnPlan, ended: TurnEnded, token_ids: Sequence[int]) -> Binding:
+def binding_of(
+    plan: TurnPlan,
+    ended: TurnEnded,
+    token_ids: Sequence[int],
+    lead: Sequence[Mapping[str, Any]] = (),
+    sources: Mapping[str, str] | None = None,
+) -> Binding:
     """Return what is kept with the answer of a turn; ``token_ids`` are all of its output."""
     return Binding(
         card_digest=plan.card_digest,
@@ -68,6 +75,8 @@ def binding_of(plan: TurnPlan, ended: TurnEnded, token_ids: Sequence[int]) -> Bi
         prompt_digest=plan.prompt_digest,
         first_message_id=plan.first_message_id,
         budget=plan.budget,
+        lead=tuple(lead),
+        sources=sources or {},
     )
 
 

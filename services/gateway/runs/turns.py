@@ -35,6 +35,8 @@ class TurnRequest:
     used_prompt_tokens: int = 0
     """By earlier turns of the run."""
     used_completion_tokens: int = 0
+    called: Sequence[str] = ()
+    """The functions that the run has called so far."""
 
 
 @dataclass(frozen=True)

@@ -15,18 +15,18 @@ from dataclasses import replace
 from services.errors import InternalError
 from services.gateway.jobs.events import Event
 from services.gateway.jobs.execution import Cancelled, Ending, Expired
-from services.gateway.jobs.held import HeldJob, Writing
+from services.gateway.jobs.held import HeldJob
 from services.gateway.runs import endings, lifecycle
 from services.gateway.runs.citations import next_search
 from services.gateway.runs.documents import ended_step, with_calls
 from services.gateway.runs.events import run_event, step_event
 from services.gateway.runs.file_search import FileSearch
-from services.gateway.runs.history import own_work, read_history
+from services.gateway.runs.history import called_by, own_work, read_history
 from services.gateway.runs.job import Job
 from services.gateway.runs.search_calls import Found, Search, StepNotes
 from services.gateway.runs.transcript import Transcript, TranscriptWriter
 from services.gateway.runs.turn_log import TurnLog, binding_of, used_by
-from services.gateway.runs.turns import FullCall, Said, TurnEnded, TurnPlan, TurnRequest
+from services.gateway.runs.turns import FullCall, TurnEnded, TurnEvent, TurnPlan, TurnRequest
 from services.gateway.runs.writing import new_message_creations, run_writing
 from services.gateway.store.kinds import MESSAGE, STEP, THREAD, Ref
 from services.telemetry.logs import get_logger
@@ -42,8 +42,8 @@ class RunWork:
 
     def __init__(self, held: HeldJob, turn_log: TurnLog, search: FileSearch) -> None:
         self._held = held
-        self._turn_log = turn_log
         self._search = search
+        self._turn_log = turn_log
         self._job = Job.from_bytes(held.private)
         self._said = Transcript()
 
@@ -71,7 +71,7 @@ class RunWork:
                 held.learn(await held.jobs.objects.get(kind.ref(body["id"])))
 
     async def advance(self) -> None:
-        """Make a turn: the run is complete then, met a limit, goes on, or waits for the outputs of its calls."""
+        """Make a turn: the run is complete then, met a limit, or waits for the outputs of its calls."""
         plan = self._job.plan or await self._begin()
         if plan is None:
             return
@@ -112,10 +112,11 @@ class RunWork:
             await held.commit(run_writing(held, (), job, further=creations))
             self._job = job
         history = await read_history(held.jobs.objects, held.ref, self._thread, max_characters=MAX_HISTORY_CHARACTERS)
+        called: list[str] = []
         if history and history[-1].message_id is None:
-            history[-1] = replace(history[-1], binding=job.called)
+            history[-1], called = replace(history[-1], binding=job.called), called_by(history[-1])
         used = job.used
-        request = TurnRequest(held.body, history, used.prompt_tokens, used.completion_tokens)
+        request = TurnRequest(held.body, history, used.prompt_tokens, used.completion_tokens, called)
         plan = await self._turn_log.turns.plan(request)
         if plan is None:
             await self._end_incomplete("max_prompt_tokens")
@@ -128,7 +129,10 @@ class RunWork:
         await self._commit(events, replace(job, plan=plan, first_event=first_event, sources=sources))
         return plan
 
-    async def _take(self, said: Sequence[Said]) -> None:
+    def _writer(self, said: Transcript) -> TranscriptWriter:
+        return TranscriptWriter(said, self.held.body, lambda: self.held.now, self._job.sources)
+
+    async def _take(self, said: Sequence[TurnEvent]) -> None:
         if events := self._writer(self._said).events(said):
             await self._commit(events)
 
@@ -140,9 +144,7 @@ class RunWork:
         if said.calls and ended.reason == "stop":
             found = await self._found(plan, said, ended.calls)
             job = replace(job, called=binding_of(plan, ended, said.token_ids))
-            job, writing = _with_calls(held, job, said, [*closing, *writer.found(found)], found)
-            await held.commit(writing)
-            self._job, self._said = job, said
+            await self._commit_calls(job, said, [*closing, *writer.found(found)], found)
             return
         private = await self._private(plan, said, ended)
         if ended.reason == "length":
@@ -150,7 +152,7 @@ class RunWork:
         else:
             events = endings.completed(held.body, job, said, held.now)
         await held.commit(run_writing(held, [*closing, *events], job, private=private))
-        self._job, self._said = job, said
+        self._job = job
         self._log_end()
 
     async def _found(self, plan: TurnPlan, said: Transcript, calls: Sequence[FullCall]) -> dict[int, Found]:
@@ -165,17 +167,33 @@ class RunWork:
         found = await self._search.find(held.jobs.project, scope, plan.card_digest, searches, own.found)
         return dict(zip(wanted, found, strict=True))
 
-    def _writer(self, said: Transcript) -> TranscriptWriter:
-        return TranscriptWriter(said, self.held.body, lambda: self.held.now, self._job.sources)
+    async def _commit_calls(
+        self, job: Job, said: Transcript, events: Sequence[Event], found: Mapping[int, Found]
+    ) -> None:
+        """End a turn with calls: the run waits for the outputs of functions, if there are any."""
+        held, step = self.held, said.step_with_calls
+        assert step is not None and job.turn is not None
+        notes = StepNotes({said.calls[index]["id"]: each for index, each in found.items()})
+        private = {step["id"]: notes.to_bytes()} if found else {}
+        if said.functions:
+            waiting = run_event(lifecycle.needs_outputs(held.body, said.functions, job.total.usage))
+            bodies = [(STEP.ref(step["id"]), step)]
+            await held.commit(run_writing(held, [*events, waiting], job, bodies=bodies, private=private))
+        else:
+            ended = step_event(ended_step(step, "completed", held.now, usage=job.turn.usage))
+            job = job.next_turn()
+            await held.commit(run_writing(held, [*events, ended], job, private=private))
+            said.apply(ended)
+        self._said, self._job = said, job
 
     async def _private(self, plan: TurnPlan, said: Transcript, ended: TurnEnded) -> dict[str, bytes]:
         """Return the token ids that are kept with the message."""
-        if (message := said.message) is None:
+        message = said.message
+        if message is None:
             return {}
         own = await own_work(self.held.jobs.objects, self.held.ref, self._thread)
         sources = own.sources if own.lead else {}
-        binding = replace(binding_of(plan, ended, said.token_ids), lead=own.lead, sources=sources)
-        return {message["id"]: binding.to_bytes()}
+        return {message["id"]: binding_of(plan, ended, said.token_ids, own.lead, sources).to_bytes()}
 
     async def _end_incomplete(self, reason: lifecycle.LimitReason) -> None:
         await self._commit(endings.incomplete(self.held.body, self._job, Transcript(), self.held.now, reason=reason))
@@ -187,20 +205,3 @@ class RunWork:
 
     def _log_end(self) -> None:
         _log.event("run.ended", run=self.held.ref.id, status=self.held.body["status"])
-
-
-def _with_calls(
-    held: HeldJob, job: Job, said: Transcript, events: Sequence[Event], found: Mapping[int, Found]
-) -> tuple[Job, Writing]:
-    """Return the end of a turn with calls: the run waits for the outputs of functions, if there are any."""
-    step = said.step_with_calls
-    assert step is not None and job.turn is not None
-    notes = StepNotes({said.calls[index]["id"]: each for index, each in found.items()})
-    private = {step["id"]: notes.to_bytes()} if found else {}
-    if said.functions:
-        waiting = run_event(lifecycle.needs_outputs(held.body, said.functions, job.total.usage))
-        bodies = [(STEP.ref(step["id"]), step)]
-        return job, run_writing(held, [*events, waiting], job, bodies=bodies, private=private)
-    ended = step_event(ended_step(step, "completed", held.now, usage=job.turn.usage))
-    said.apply(ended)
-    return job.next_turn(), run_writing(held, [*events, ended], job.next_turn(), private=private)

@@ -2,12 +2,14 @@
 
 import itertools
 from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
 
+from services.gateway.runs.model_turns import ModelTurns, TurnServices
 from services.gateway.runs.turns import Called, HistoryEntry, TurnContext, TurnEnded, TurnEvent, TurnRequest, Written
 from services.gateway.tools.formats import format_named
 from tests.gateway.apis.stored import refusal, stored_world
@@ -70,9 +72,21 @@ def told(events: Sequence[TurnEvent]) -> tuple[str, list[list[str]]]:
     return text, calls
 
 
-async def turn(w: World, known: Sequence[int] = (), **changes: Any) -> list[TurnEvent]:
+@asynccontextmanager
+async def turning(**changes: Any) -> AsyncIterator[tuple[World, ModelTurns]]:
+    """A gateway without a store, and its turns."""
+    made: list[ModelTurns] = []
+
+    def make(services: TurnServices) -> ModelTurns:
+        made.append(ModelTurns(services))
+        return made[-1]
+
+    async with world(turns=make, **changes) as w:
+        yield w, made[0]
+
+
+async def turn(turns: ModelTurns, known: Sequence[int] = (), **changes: Any) -> list[TurnEvent]:
     """The events of one turn behind some known tokens."""
-    turns = w.gateway.turns
     history = [HistoryEntry("msg_1", ({"role": "user", "content": "hello"},))]
     plan = await turns.plan(TurnRequest(run_body(**changes), history))
     assert plan is not None
@@ -102,9 +116,9 @@ async def test_a_turn_goes_on_with_the_same_words_after_any_number_of_tokens(kin
         raw.add_special_tokens(["[TOOL_CALLS]"])
         model = card(context_length=8192, tokenizer_json=raw.to_str(), vocab_size=raw.get_vocab_size())
         ids = [*raw.encode(written(format_named(name).syntax, [PARIS, NOON]), add_special_tokens=False).ids, END_ID]
-    async with world(model=model, tool_formats={MODEL: name}) as w:
+    async with turning(model=model, tool_formats={MODEL: name}) as (w, turns):
         w.decode.default = Script(ids, step=step)
-        whole = await turn(w, **changes)
+        whole = await turn(turns, **changes)
         ended = whole[-1]
         assert isinstance(ended, TurnEnded)
         text, calls = told(whole)
@@ -114,7 +128,7 @@ async def test_a_turn_goes_on_with_the_same_words_after_any_number_of_tokens(kin
         ends = list(itertools.accumulate(len(event.token_ids) for event in whole[:-1]))
         for num_known in range(len(spoken) + 1) if step == 1 else [0, *ends]:
             before = [event for event, end in zip(whole[:-1], ends, strict=True) if end <= num_known]
-            after = await turn(w, spoken[:num_known], **changes)
+            after = await turn(turns, spoken[:num_known], **changes)
             assert told([*before, *after]) == (text, calls), num_known
             assert isinstance(after[-1], TurnEnded) and after[-1].calls == ended.calls
             assert after[-1].num_end_tokens == ended.num_end_tokens
@@ -139,9 +153,9 @@ async def test_a_turn_goes_on_with_the_same_words_after_any_number_of_tokens(kin
     ],
 )
 async def test_workers_hold_a_turn_to_the_choice(choice: Any, names: list[str], is_forced: bool) -> None:
-    async with world(model=ROOMY) as w:
+    async with turning(model=ROOMY) as (w, turns):
         w.decode.default = Script(output(NOON))
-        await turn(w, tool_choice=choice)
+        await turn(turns, tool_choice=choice)
         await w.chat(
             messages=[{"role": "system", "content": "Teach."}, {"role": "user", "content": "hello"}],
             tools=TOOLS,
@@ -168,19 +182,19 @@ async def test_behind_its_calls_a_run_may_call_again_unless_it_named_the_tool(ch
         {"role": "tool", "tool_call_id": "call_1", "name": "now", "content": "12"},
     )
     history = [HistoryEntry("msg_1", ({"role": "user", "content": "hello"},)), HistoryEntry(None, own)]
-    async with world(model=ROOMY) as w:
-        plan = await w.gateway.turns.plan(TurnRequest(run_body(tool_choice=choice), history))
+    async with turning(model=ROOMY) as (_, turns):
+        plan = await turns.plan(TurnRequest(run_body(tool_choice=choice), history, called=["now"]))
     assert plan is not None
     assert (plan.calls is not None) == may_call
     assert plan.calls is None or not plan.calls["is_required"]
 
 
 async def test_a_run_that_may_not_call_is_told_of_tools_all_the_same() -> None:
-    async with world(model=ROOMY) as w:
+    async with turning(model=ROOMY) as (w, turns):
         w.decode.default = Script(output(NOON))
-        whole = await turn(w, tool_choice="none")
-        await turn(w)
-        await turn(w, tools=[])
+        whole = await turn(turns, tool_choice="none")
+        await turn(turns)
+        await turn(turns, tools=[])
     none, auto, without = w.decode.requests
     assert none.prompt_token_ids == auto.prompt_token_ids != without.prompt_token_ids
     assert not none.sampling.HasField("grammar") and not without.sampling.HasField("grammar")
@@ -199,9 +213,9 @@ SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
 )
 async def test_a_turn_is_held_to_its_response_format(wanted: dict[str, Any], schema: dict[str, Any]) -> None:
     answer = '{"city": "Paris"}'
-    async with world(model=ROOMY) as w:
+    async with turning(model=ROOMY) as (w, turns):
         w.decode.default = Script([*tokens(answer), END_ID])
-        whole = await turn(w, tools=[], response_format=wanted)
+        whole = await turn(turns, tools=[], response_format=wanted)
         await w.chat(response_format=wanted)
     assert told(whole) == (answer, [])
     own, chat = w.decode.requests
