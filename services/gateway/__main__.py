@@ -39,7 +39,7 @@ from services.gateway.entrance import Entrance
 from services.gateway.file_services import FileServices, build_file_services
 from services.gateway.generation import GenerationLimits, GenerationServices
 from services.gateway.health_client import GrpcHealthClient
-from services.gateway.job_services import JobParts, build_jobs
+from services.gateway.job_services import JobParts, JobSurroundings, build_jobs
 from services.gateway.jobs.service import Jobs
 from services.gateway.jobs.sweeper import Sweeper
 from services.gateway.keys import KeyStore, RedisKeyStore
@@ -164,7 +164,18 @@ def build(settings: GatewaySettings, around: Surroundings) -> Gateway:
     caches = CacheWatching(around.view, prefixes, around.caches, clock)
     app = create_app(_app_parts(settings, around, openai, observer, drain, readiness))
     return Gateway(
-        app, catalog, keys, recorder, shares, readiness, drain, probing, caches, jobs.jobs, jobs.sweeper, files
+        app=app,
+        catalog=catalog,
+        keys=keys,
+        recorder=recorder,
+        shares=shares,
+        readiness=readiness,
+        drain=drain,
+        probing=probing,
+        caches=caches,
+        jobs=jobs.jobs,
+        sweeper=jobs.sweeper,
+        files=files,
     )
 
 
@@ -254,10 +265,8 @@ def _generation(
 
 
 def _jobs(settings: GatewaySettings, around: Surroundings, turns: Turns, search: FileSearch, drain: Drain) -> JobParts:
-    metrics = around.metrics
-    parts = build_jobs(
-        settings, around.objects, turns, search, around.clock, drain, around.random, metrics.jobs_taken.inc
-    )
+    shared, metrics = JobSurroundings(around.objects, around.clock, drain, around.random), around.metrics
+    parts = build_jobs(settings, shared, turns, search, metrics.jobs_taken.inc)
     metrics.jobs_held.set_function(lambda: len(parts.jobs.held()))
     return parts
 

@@ -46,17 +46,25 @@ class JobParts:
     sweeper: Sweeper
 
 
+@dataclass(frozen=True)
+class JobSurroundings:
+    """What jobs share with the rest of the gateway."""
+
+    objects: ObjectStore
+    clock: Clock
+    drain: Drain
+    random: Random
+
+
 def build_jobs(
     settings: GatewaySettings,
-    objects: ObjectStore,
+    around: JobSurroundings,
     turns: Turns,
     search: FileSearch,
-    clock: Clock,
-    drain: Drain,
-    random: Random,
     on_taken: Callable[[], None],
 ) -> JobParts:
     """Return the services, of which nothing runs yet; ``on_taken`` counts jobs that are taken over."""
+    objects, clock = around.objects, around.clock
     storage, feed = JobStorage(objects, [RUN, RESPONSE]), Feed()
     terms = LeaseTerms(clock, settings.run_lease_s, settings.event_retention_s)
     turn_log = TurnLog(turns, clock, settings.run_flush_s)
@@ -66,7 +74,7 @@ def build_jobs(
 
     kinds = [
         JobKind(RUN, run_work),
-        JobKind(RESPONSE, lambda held: ResponseWork(held, turn_log)),
+        JobKind(RESPONSE, lambda held: ResponseWork(held, turn_log, search)),
     ]
     jobs = Jobs(JobServices(storage, feed, terms, kinds, settings.run_patience_s, on_taken))
     return JobParts(
@@ -74,5 +82,5 @@ def build_jobs(
         Responses(jobs, objects, turns, terms, settings.response_expiry_s),
         EventReader(storage, feed, jobs.is_here, wait_s=min(1.0, settings.redis_timeout_s / 2)),
         jobs,
-        Sweeper(jobs, storage, terms, drain, random),
+        Sweeper(jobs, storage, terms, around.drain, around.random),
     )

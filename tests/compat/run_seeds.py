@@ -16,7 +16,7 @@ from services.gateway.store.kinds import ASSISTANT, RUN, STEP, THREAD
 
 NEVER_MS = 4_000_000_000_000
 """When the seeded runs expire."""
-_CALL = {"id": "call_1", "name": "weather", "arguments": "{}"}
+_CALL = {"id": "call_1", "type": "function", "name": "weather", "arguments": "{}"}
 _THREAD, _RUN, _STEP = THREAD.ref("thread_id"), RUN.ref("run_id"), STEP.ref("step_id")
 _USAGE = Used(3, 4).usage
 

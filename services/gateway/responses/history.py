@@ -1,14 +1,17 @@
 """Reads what a response goes on from: the responses before it, or a conversation, and its own input."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import orjson
+
 from services.errors import InvalidRequest, ObjectNotFound
-from services.gateway.jobs.events import Body
+from services.gateway.jobs.events import ENDS, Body
 from services.gateway.responses.items import chat_message, text_of
 from services.gateway.responses.state import ResponseState
 from services.gateway.runs.binding import Binding
 from services.gateway.runs.history import message_entry
+from services.gateway.runs.search_calls import NAME, Found
 from services.gateway.runs.turns import ChatMessage, HistoryEntry
 from services.gateway.store.kinds import INPUT_ITEM, ITEM, MESSAGE, RESPONSE, Ref
 from services.gateway.store.object_store import Objects
@@ -37,6 +40,7 @@ class HistoryBuilder:
         self._entries: list[HistoryEntry] = []
         self._lead: list[ChatMessage] = []
         self._lead_id: str | None = None
+        self._sources: dict[str, str] = {}
         self._names: dict[str, str] = {}
         """Of functions, by call."""
         self._unanswered: set[str] = set()
@@ -56,8 +60,20 @@ class HistoryBuilder:
 
     def add_entry(self, entry: HistoryEntry) -> None:
         """Take a message with all that is known to have led to it."""
-        self._entries.append(replace(entry, messages=(*self._lead, *entry.messages)))
-        self._lead = []
+        sources = {**self._sources, **entry.sources}
+        self._entries.append(replace(entry, messages=(*self._lead, *entry.messages), sources=sources))
+        self._lead, self._sources = [], {}
+
+    def add_search(self, item: Body, found: Found) -> None:
+        """Take a search of files, which is a call of a function for the model, and what it found."""
+        self._call({**item, "call_id": item["id"], "name": NAME, "arguments": found.arguments})
+        self._answer({**item, "type": "function_call_output", "call_id": item["id"], "output": found.output})
+        self._sources |= found.sources
+
+    def own_entry(self) -> HistoryEntry | None:
+        """Return what a response has done so far, if that is all that was taken; None if it did nothing."""
+        messages = [*(message for entry in self._entries for message in entry.messages), *self._lead]
+        return HistoryEntry(None, tuple(messages), sources=self._sources) if messages else None
 
     def entries(self) -> list[HistoryEntry]:
         """Return all entries.
@@ -67,7 +83,7 @@ class HistoryBuilder:
         """
         for call_id in self._unanswered:
             raise InvalidRequest(f"No tool output found for function call {call_id}.", param="input")
-        last = [HistoryEntry(self._lead_id, tuple(self._lead))] if self._lead else []
+        last = [HistoryEntry(self._lead_id, tuple(self._lead), sources=self._sources)] if self._lead else []
         return [*self._entries, *last]
 
     def _call(self, item: Body) -> None:
@@ -139,7 +155,7 @@ async def _read_thread(builder: HistoryBuilder, objects: Objects, thread: Ref) -
         after = page.records[-1].ref.id
     for record in reversed(records):
         if record.ref.kind is ITEM:
-            builder.add(record.body)
+            _add(builder, record.body, _found_in(record))
         elif record.body["content"]:
             builder.add_entry(message_entry(record))
 
@@ -156,11 +172,30 @@ async def _read_chain(builder: HistoryBuilder, objects: Objects, previous: str) 
     for record, items in reversed(chain):
         for item in items:
             builder.add(item)
-        output = record.body["output"]
+        output, state = record.body["output"], ResponseState.from_bytes(record.private)
         for item in output:
             is_answer = item is output[-1] and item["type"] == "message"
-            builder.add(item, ResponseState.from_bytes(record.private).binding if is_answer else None)
+            _add(builder, item, state.found.get(item["id"]), state.binding if is_answer else None)
     return [record.ref for record, _ in chain]
+
+
+def own_work(output: Sequence[Body], found: Mapping[str, Found]) -> HistoryEntry | None:
+    """Return what a response that is not over has said and found so far."""
+    builder = HistoryBuilder()
+    for item in output:
+        _add(builder, item, found.get(item["id"]))
+    return builder.own_entry()
+
+
+def _add(builder: HistoryBuilder, item: Body, found: Found | None, binding: Binding | None = None) -> None:
+    if found is not None:
+        builder.add_search(item, found)
+    else:
+        builder.add(item, binding)
+
+
+def _found_in(record: Record) -> Found | None:
+    return Found.of(orjson.loads(record.private)) if record.private is not None else None
 
 
 async def _stored(objects: Objects, response_id: str) -> Record:
@@ -173,5 +208,10 @@ async def _stored(objects: Objects, response_id: str) -> Record:
             f"Previous response with id '{response_id}' not found.",
             param="previous_response_id",
             code="previous_response_not_found",
+        )
+    if record.body["status"] not in ENDS:
+        raise InvalidRequest(
+            f"Previous response with id '{response_id}' is {record.body['status']}; wait for its end, or cancel it.",
+            param="previous_response_id",
         )
     return record

@@ -17,8 +17,13 @@ from services.gateway.store.records import Record
 
 CONVERSATION = Kind("conversation", "conv", "conversation", absent_text="Conversation with id '{id}' not found.")
 """Conversations are no objects of their own."""
-CALL_OUTPUT_PREFIX = "fco"
-_PREFIXES = {"message": "msg", "function_call": "fc", "function_call_output": CALL_OUTPUT_PREFIX, "reasoning": "rs"}
+_PREFIXES = {
+    "message": "msg",
+    "function_call": "fc",
+    "function_call_output": "fco",
+    "reasoning": "rs",
+    "file_search_call": "fs",
+}
 
 
 def thread_of(conversation: Ref) -> Ref:
@@ -60,6 +65,18 @@ def call_item(item_id: str, call_id: str, name: str, arguments: str, status: str
     """Return a call of a function."""
     call = {"id": item_id, "type": "function_call", "status": status}
     return {**call, "call_id": call_id, "name": name, "arguments": arguments}
+
+
+def search_item(item_id: str, status: str, queries: Sequence[str] = ()) -> Body:
+    """Return a search of files; what it found is shown only to those who ask."""
+    return {"id": item_id, "type": "file_search_call", "status": status, "queries": list(queries), "results": None}
+
+
+def file_citation(annotation: Body, names: Mapping[str, str]) -> Body:
+    """Return an annotation of a thread's message as responses have it; ``names`` are those of files."""
+    file_id = annotation.get("file_citation", {}).get("file_id", "")
+    place = {"index": annotation["start_index"], "file_id": file_id}
+    return {"type": "file_citation", **place, "filename": names.get(file_id, file_id)}
 
 
 def item_of(record: Record) -> Body:
@@ -110,7 +127,7 @@ def _part_of(part: Body, role: str) -> Body:
         text = part["text"]["value"]
         if role != "assistant":
             return {"type": "input_text", "text": text}
-        return output_text(text, [_citation(each) for each in part["text"]["annotations"]])
+        return output_text(text, [file_citation(each, {}) for each in part["text"]["annotations"]])
     image = part[part["type"]]
     return {"type": "input_image", "detail": "auto", **_IMAGE_SOURCES[part["type"]](image)}
 
@@ -121,17 +138,30 @@ _IMAGE_SOURCES: Mapping[str, Any] = {
 }
 
 
-def _citation(annotation: Body) -> Body:
-    cited = annotation.get("file_citation", {})
-    file_id = cited.get("file_id", "")
-    return {"type": "file_citation", "file_id": file_id, "filename": file_id, "index": annotation["end_index"]}
+def _annotation(citation: Body, text: str) -> Body:
+    """Return a citation of a file as threads have it; its text is a mark in brackets."""
+    start = citation["index"]
+    end = text.find("】", start) + 1
+    cited = {"text": text[start:end], "start_index": start, "end_index": end}
+    return {"type": "file_citation", **cited, "file_citation": {"file_id": citation["file_id"]}}
+
+
+def _text_part(part: Body) -> Body:
+    annotations = [_annotation(each, part["text"]) for each in part.get("annotations", ())]
+    return {"type": "text", "text": {"value": part["text"], "annotations": annotations}}
+
+
+def _is_known(annotation: Body, text: str) -> bool:
+    return annotation.get("type") == "file_citation" and text.startswith("【", annotation.get("index", len(text)))
 
 
 def _message(item: Body, thread: Ref, created: int) -> Body | None:
     """Return an item as a message of a thread; None if threads have no such messages."""
     if item["type"] != "message" or item["role"] not in ("user", "assistant"):
         return None
-    if any(part["type"] not in ("input_text", "output_text") or part.get("annotations") for part in item["content"]):
+    if any(part["type"] not in ("input_text", "output_text") for part in item["content"]):
+        return None
+    if any(not _is_known(each, part["text"]) for part in item["content"] for each in part.get("annotations", ())):
         return None
     is_whole = item["status"] == "completed"
     return {
@@ -144,7 +174,7 @@ def _message(item: Body, thread: Ref, created: int) -> Body | None:
         "completed_at": created if is_whole else None,
         "incomplete_at": None if is_whole else created,
         "role": item["role"],
-        "content": [{"type": "text", "text": {"value": part["text"], "annotations": []}} for part in item["content"]],
+        "content": [_text_part(part) for part in item["content"]],
         "assistant_id": None,
         "run_id": None,
         "attachments": [],

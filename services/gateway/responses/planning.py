@@ -5,18 +5,21 @@ from typing import Any
 
 from services.errors import ContextLengthExceeded, InternalError
 from services.gateway.jobs.events import Body
+from services.gateway.runs.search_calls import NAME
 from services.gateway.runs.turns import HistoryEntry, TurnPlan, TurnRequest, Turns
 
 
-async def plan_response(turns: Turns, response: Body, history: Sequence[HistoryEntry]) -> TurnPlan:
-    """Return the plan of a response's turn.
+async def plan_response(
+    turns: Turns, response: Body, history: Sequence[HistoryEntry], used_tokens: int = 0, called: Sequence[str] = ()
+) -> TurnPlan:
+    """Return the plan of a response's next turn; ``used_tokens`` and ``called`` are output and calls of those before.
 
     Raises:
         ContextLengthExceeded: the input does not fit, and the response must not leave anything out.
         InvalidRequest: the model refuses it, or it asks for something that cannot be had.
         Unavailable: nobody serves the model now.
     """
-    plan = await turns.plan(TurnRequest(_as_run(response), history))
+    plan = await turns.plan(TurnRequest(_as_run(response), history, used_completion_tokens=used_tokens, called=called))
     if plan is None:
         raise InternalError("A response has no limit of prompt tokens, but it was met.")
     begins_with = history[0].message_id if history else None
@@ -61,18 +64,19 @@ def _tool(tool: Body) -> Body:
 
 
 def _choice(choice: Any) -> Any:
+    """Return a choice; one that is not what it should be is refused where chat completions refuse it."""
     if isinstance(choice, str):
         return choice
     if choice["type"] == "allowed_tools":
-        return {"type": "allowed_tools", "allowed_tools": {"mode": choice["mode"], "tools": _named(choice["tools"])}}
-    return _named([choice])[0]
+        allowed = [_named(each) for each in choice.get("tools", ())]
+        return {"type": "allowed_tools", "allowed_tools": {"mode": choice.get("mode"), "tools": allowed}}
+    return _named(choice)
 
 
-def _named(choices: Sequence[Body]) -> list[Body]:
-    return [
-        {"type": "function", "function": {"name": each["name"]}} if each["type"] == "function" else each
-        for each in choices
-    ]
+def _named(choice: Body) -> Body:
+    if choice.get("type") == NAME:
+        return {"type": "function", "function": {"name": NAME}}
+    return {"type": choice.get("type"), "function": {"name": choice.get("name")}}
 
 
 def _format(wanted: Body) -> Body:

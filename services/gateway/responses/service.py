@@ -15,6 +15,7 @@ from services.gateway.responses.history import Context, read_context
 from services.gateway.responses.items import CONVERSATION, thread_of
 from services.gateway.responses.planning import plan_response, with_sampling
 from services.gateway.responses.state import ResponseState
+from services.gateway.responses.work import sources_of
 from services.gateway.runs.job import Job
 from services.gateway.runs.turns import TurnPlan, Turns
 from services.gateway.store.changes import Create
@@ -129,7 +130,7 @@ class Responses:
         return NewJob(
             ref,
             response,
-            ResponseState(Job(plan=plan)).to_bytes(),
+            ResponseState(Job(plan=plan, sources=sources_of(context.entries))).to_bytes(),
             _first_events(response),
             self._terms.now_ms + round(1e3 * self._expiry_s),
             claim=claim,

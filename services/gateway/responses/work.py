@@ -5,8 +5,11 @@
 The end is one change: the response, its last events, and what it adds to its conversation.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import asdict, replace
+
+import orjson
 
 from services.errors import DeadlineExceeded, ObjectNotFound
 from services.gateway.jobs.events import Body, Event
@@ -14,14 +17,19 @@ from services.gateway.jobs.execution import Cancelled, Ending, Expired, Failed
 from services.gateway.jobs.held import HeldJob, Writing
 from services.gateway.responses import documents
 from services.gateway.responses.documents import response_event
-from services.gateway.responses.history import read_context, read_items
+from services.gateway.responses.history import own_work, read_context, read_items
 from services.gateway.responses.items import CONVERSATION, creation, thread_of
 from services.gateway.responses.planning import plan_response, with_sampling
 from services.gateway.responses.state import ResponseState
-from services.gateway.responses.transcript import Transcript, TranscriptWriter
+from services.gateway.responses.transcript import Citable, Transcript, TranscriptWriter
+from services.gateway.runs.citations import next_search
+from services.gateway.runs.file_search import FileSearch, SearchScope, query_of
+from services.gateway.runs.history import called_by
 from services.gateway.runs.job import Job, Used
+from services.gateway.runs.search_calls import NAME, Found, Search
 from services.gateway.runs.turn_log import TurnLog, binding_of, used_by
-from services.gateway.runs.turns import TurnEnded, TurnEvent, TurnPlan
+from services.gateway.runs.turns import HistoryEntry, TurnEnded, TurnEvent, TurnPlan
+from services.gateway.search.filter_json import filter_of
 from services.gateway.store.changes import Operation
 from services.gateway.store.expiry import ExpireAt
 from services.gateway.store.kinds import Ref
@@ -36,12 +44,12 @@ _log = get_logger(__name__)
 class ResponseWork:
     """The work on one response."""
 
-    def __init__(self, held: HeldJob, turn_log: TurnLog) -> None:
+    def __init__(self, held: HeldJob, turn_log: TurnLog, search: FileSearch) -> None:
         self._held = held
         self._turn_log = turn_log
+        self._search = search
         self._state = ResponseState.from_bytes(held.private)
         self._said = Transcript()
-        self._writer = TranscriptWriter(self._said)
 
     @property
     def held(self) -> HeldJob:
@@ -55,21 +63,24 @@ class ResponseWork:
 
     async def resume(self) -> None:
         """Read what the response has said."""
-        position = self._state.job.first_event - 1
+        position = 0
         while entries := await self.held.jobs.read(self.held.ref, position):
             for entry in entries:
+                if entry.number == self._state.job.first_event:
+                    self._said.begin_turn()
                 self._said.apply(entry.event)
             position = entries[-1].number
+        if self._state.job.first_event > position:
+            self._said.begin_turn()
 
     async def advance(self) -> None:
-        """Take a response that is queued to its turn, or make the turn."""
-        if self._state.job.plan is None:
-            await self._plan()
+        """Make a turn: the response is over then, or what it searched for was found."""
+        plan = self._state.job.plan or await self._plan()
+        if plan is None:
+            return
         if self.held.body["status"] == "queued":
             body = documents.started(self.held.body)
             await self.held.commit(Writing([response_event(body)], body))
-        plan = self._state.job.plan
-        assert plan is not None
         ended = await self._turn_log.write(self.held, plan, self._said.token_ids, self._take)
         try:
             await self._finish(plan, ended)
@@ -78,7 +89,7 @@ class ResponseWork:
 
     async def end(self, ending: Ending, *, is_patient: bool = True) -> None:
         """End the response wherever it stands; what it said so far stays."""
-        closing = self._writer.closing("incomplete")
+        closing = self._writer(self._said).closing("incomplete")
         job = self._cut()
         body, output = self.held.body, self._said.output
         if isinstance(ending, Cancelled):
@@ -88,41 +99,81 @@ class ResponseWork:
             ended = documents.failed(body, output, job.total, error)
         await self._end(closing, ended, replace(self._state, job=job), is_patient=is_patient)
 
-    async def _plan(self) -> None:
-        held = self.held
+    async def _plan(self) -> TurnPlan | None:
+        """Decide how the next turn is made, and write it down; end the response if its limit forbids the turn."""
+        held, job = self.held, self._state.job
+        limit = held.body["max_output_tokens"]
+        if limit is not None and job.used.completion_tokens >= limit:
+            await self._end((), documents.incomplete(held.body, self._said.output, job.total), self._state)
+            return None
         items = await read_items(held.jobs.objects, held.ref)
         context = await read_context(held.jobs.objects, held.body, self._thread, items)
-        plan = await plan_response(self._turn_log.turns, held.body, context.entries)
-        state = replace(self._state, job=replace(self._state.job, plan=plan))
+        own = own_work(self._said.output, self._state.found)
+        history = [*context.entries, *([replace(own, binding=job.called)] if own is not None else [])]
+        called = called_by(own) if own is not None else ()
+        plan = await plan_response(self._turn_log.turns, held.body, history, job.used.completion_tokens, called)
+        job = replace(job, plan=plan, first_event=held.last_event + 1, sources=sources_of(history))
+        state = replace(self._state, job=job)
         await held.commit(Writing((), with_sampling(held.body, plan), state.to_bytes()))
         self._state = state
+        self._said.begin_turn()
+        return plan
 
     async def _take(self, said: Sequence[TurnEvent]) -> None:
-        if events := self._writer.events(said):
+        if events := self._writer(self._said).events(said):
             await self.held.commit(Writing(events))
 
     async def _finish(self, plan: TurnPlan, ended: TurnEnded) -> None:
-        is_whole = ended.reason == "stop"
-        closing = [
-            *self._writer.events([ended]),
-            *self._writer.closing("completed" if is_whole else "incomplete"),
-        ]
-        job = replace(self._state.job, turn=used_by(plan, ended, len(self._said.token_ids)))
-        body, output = self.held.body, self._said.output
+        said, is_whole = deepcopy(self._said), ended.reason == "stop"  # what is not written down yet was not said
+        writer = self._writer(said)
+        told = writer.events([ended])
+        job = replace(self._state.job, turn=used_by(plan, ended, len(said.token_ids)))
+        if is_whole and said.calls_of("file_search_call"):
+            found = await self._found(plan, said, ended)
+            self._state = replace(self._state, found={**self._state.found, **_by_item(said, found)})
+            told += writer.found({index: query_of(each.arguments) for index, each in found.items()})
+            if not said.calls_of("function_call"):
+                called = binding_of(plan, ended, said.token_ids)
+                state = replace(self._state, job=replace(job.next_turn(), called=called))
+                await self.held.commit(Writing(told, private=state.to_bytes()))
+                self._said, self._state = said, state
+                return
+        closing = [*told, *writer.closing("completed" if is_whole else "incomplete")]
+        body, output = self.held.body, said.output
         if is_whole:
             shown = documents.completed(body, output, job.total, self.held.now)
         else:
             shown = documents.incomplete(body, output, job.total)
-        binding = binding_of(plan, ended, self._said.token_ids) if _is_answer(output) else None
-        state = ResponseState(job, binding)
-        await self._end(closing, shown, state, await self._additions(state))
+        binding = None if said.calls else binding_of(plan, ended, said.token_ids)
+        state = replace(self._state, job=job, binding=binding)
+        await self._end(closing, shown, state, await self._additions(output, state))
 
-    async def _additions(self, state: ResponseState) -> list[Operation]:
+    async def _found(self, plan: TurnPlan, said: Transcript, ended: TurnEnded) -> dict[int, Found]:
+        """Return what the searches of the turn found, by the index of the call."""
+        held, wanted = self.held, said.calls_of("file_search_call")
+        first = next_search(self._state.job.sources)
+        searches = [Search(ended.calls[index].arguments, first + place) for place, index in enumerate(wanted)]
+        tool = next(tool for tool in held.body["tools"] if tool["type"] == NAME)
+        wanted_files = filter_of(tool["filters"]) if tool.get("filters") else None
+        scope = SearchScope(held.ref.id, tool["vector_store_ids"], tool, wanted_files)
+        earlier = list(self._state.found.values())
+        found = await self._search.find(held.jobs.project, scope, plan.card_digest, searches, earlier)
+        return dict(zip(wanted, found, strict=True))
+
+    def _writer(self, said: Transcript) -> TranscriptWriter:
+        found = self._state.found.values()
+        names = {each["file_id"]: each["file_name"] for one in found for each in one.shown["results"]}
+        is_searching = any(tool["type"] == NAME for tool in self.held.body["tools"])
+        return TranscriptWriter(said, Citable(self._state.job.sources, names, is_searching))
+
+    async def _additions(self, output: Sequence[Body], state: ResponseState) -> list[Operation]:
         """Return what the response adds to its conversation."""
         if (thread := self._thread) is None:
             return []
-        items, output = await read_items(self.held.jobs.objects, self.held.ref), self._said.output
-        bound = {output[-1]["id"]: state.binding.to_bytes()} if state.binding is not None else {}
+        items = await read_items(self.held.jobs.objects, self.held.ref)
+        bound = {item_id: orjson.dumps(asdict(found)) for item_id, found in state.found.items()}
+        if state.binding is not None and output:
+            bound[output[-1]["id"]] = state.binding.to_bytes()
         return [creation(item, thread, self.held.now, bound.get(item["id"])) for item in (*items, *output)]
 
     async def _end(
@@ -149,6 +200,10 @@ class ResponseWork:
         return replace(job, turn=Used(num_prompt_tokens, len(said.token_ids)))
 
 
-def _is_answer(output: Sequence[Body]) -> bool:
-    """Return whether the tokens of the output are those of one message."""
-    return len(output) == 1 and output[0]["type"] == "message"
+def sources_of(history: Sequence[HistoryEntry]) -> dict[str, str]:
+    """Return the files by the marks that a prompt has of their passages."""
+    return {mark: file_id for entry in history for mark, file_id in entry.sources.items()}
+
+
+def _by_item(said: Transcript, found: Mapping[int, Found]) -> dict[str, Found]:
+    return {said.output[said.calls[index]]["id"]: each for index, each in found.items()}

@@ -54,6 +54,11 @@ class Found:
     sources: Mapping[str, str] = field(default_factory=dict)
     """Files by the marks of their passages."""
 
+    @classmethod
+    def of(cls, values: Body) -> "Found":
+        """Read what was kept of one, as plain values."""
+        return cls(**{**values, "texts": tuple(values["texts"])})
+
 
 def is_tool_of(run: Body) -> bool:
     """Return whether the run's model may search."""
@@ -74,7 +79,7 @@ class StepNotes:
     def from_bytes(cls, data: bytes | None) -> "StepNotes":
         """Read what ``to_bytes`` wrote."""
         kept = orjson.loads(data)["searches"] if data else {}
-        return cls({call_id: Found(**{**each, "texts": tuple(each["texts"])}) for call_id, each in kept.items()})
+        return cls({call_id: Found.of(each) for call_id, each in kept.items()})
 
     def with_contents(self, step: Body) -> Body:
         """Return a step with the content of what its searches found."""

@@ -163,7 +163,8 @@ class RunWork:
         first = next_search(self._job.sources)
         searches = [Search(calls[index].arguments, first + place) for place, index in enumerate(wanted)]
         own = await own_work(held.jobs.objects, held.ref, self._thread)
-        found = await self._search.find(held.jobs.project, held.body, plan.card_digest, searches, own.found)
+        scope = await self._search.scope_of(held.jobs.project, held.body)
+        found = await self._search.find(held.jobs.project, scope, plan.card_digest, searches, own.found)
         return dict(zip(wanted, found, strict=True))
 
     async def _commit_calls(

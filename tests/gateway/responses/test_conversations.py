@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
+from services.gateway.responses.history import read_context
 from tests.gateway.apis.stored import refusal, stored_world
-from tests.gateway.responses.client import Caller, said
+from tests.gateway.responses.client import Caller, said, shape
 from tests.gateway.runs.client import Caller as Assistants
 from tests.gateway.runs.fake_turns import FakeTurns, calls, text
-from tests.gateway.twins import END_ID, MODEL, Script, World, tokens
+from tests.gateway.twins import END_ID, MODEL, Script, World, raw_tokenizer, tokens
 
 WEATHER = {"type": "function", "name": "weather", "parameters": {"type": "object", "properties": {}}}
 LOCKED = "Another process is currently operating on this conversation. Please retry in a few seconds."
@@ -166,6 +167,25 @@ async def test_a_conversation_has_one_response_or_run_at_a_time(w: World) -> Non
     assert said(await caller.create("three", conversation=conversation)) == "Paris"
 
 
+async def test_a_conversation_is_claimed_as_it_was_read(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    caller = Caller(w)
+    conversation = await caller.conversation(user("hello"))
+    path = f"/v1/conversations/{conversation}/items"
+
+    async def meanwhile(*args: Any, **options: Any) -> Any:
+        context = await read_context(*args, **options)
+        if len(await caller.items(conversation)) == 1:
+            await caller.post(path, items=[user("world")])
+        return context
+
+    monkeypatch.setattr("services.gateway.responses.service.read_context", meanwhile)
+    await caller.create("What?", conversation=conversation)
+    [request] = w.decode.requests
+
+    assert [words for _, words in texts(await caller.items(conversation))] == ["hello", "world", "What?", "Paris"]
+    assert "world" in raw_tokenizer().decode(list(request.prompt_token_ids))
+
+
 async def test_a_deleted_conversation_fails_its_response(w: World) -> None:
     w.decode.first = [Script(tokens("Paris"), hang_after=1)]
     caller = Caller(w)
@@ -176,7 +196,10 @@ async def test_a_deleted_conversation_fails_its_response(w: World) -> None:
     w.decode.release.set()
     ended = await caller.settled(response["id"])
 
+    events = await caller.events(response["id"])
+
     assert (ended["status"], ended["error"]["code"]) == ("failed", "server_error")
+    assert shape(events)[-4:] == ["output_text.done", "content_part.done", "output_item.done", "failed"]
 
 
 @pytest.mark.parametrize("num_items", [0, 21])

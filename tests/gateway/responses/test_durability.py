@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -126,15 +127,17 @@ async def test_a_client_that_leaves_does_not_end_a_stored_response(both: Pair) -
     assert text_of([*cut, *rest]) == LONG
 
 
-async def test_a_client_that_leaves_ends_a_response_that_is_not_stored(both: Pair) -> None:
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_client_that_leaves_ends_a_response_that_is_not_stored(both: Pair, stream: bool) -> None:
     both.first.decode.first = [long_answer(hang_after=20)]
-    async with live(both.first, "POST", "/v1/responses", model=MODEL, input="hello", store=False) as answer:
+    body: dict[str, Any] = {"model": MODEL, "input": "hello", "store": False, "stream": stream}
+    async with live(both.first, "POST", "/v1/responses", **body) as answer:
         await both.first.decode.hanging.wait()
     async with asyncio.timeout(30):
         while both.first.gateway.jobs.held():
             await asyncio.sleep(0.005)
 
-    assert "Paris" not in answer.text
+    assert LONG not in answer.text and "response.completed" not in answer.text
     assert both.first.decode.num_closed == len(both.first.decode.requests)
     assert await both.first.gateway.sweeper._storage.due(2**50, 10) == []
 
@@ -213,3 +216,13 @@ async def test_a_response_waits_in_the_background_for_a_worker(both: Pair) -> No
 
     assert (refused["status"], unavailable["status"], response["status"]) == (404, 503, "queued")
     assert said(await b(both).settled(response["id"])) == LONG
+
+
+async def test_what_is_not_over_is_not_gone_on_from(both: Pair) -> None:
+    response = await interrupted(both, after=5)
+    refused = await b(both).refused(input="x", previous_response_id=response)
+
+    assert (refused["status"], refused["param"]) == (400, "previous_response_id")
+    assert (
+        refused["message"] == f"Previous response with id '{response}' is in_progress; wait for its end, or cancel it."
+    )

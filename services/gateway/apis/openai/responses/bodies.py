@@ -9,11 +9,13 @@ from services.errors import InvalidRequest
 from services.gateway.apis.openai.objects import Metadata
 from services.gateway.apis.openai.responses.items import Item, Name, Text, text_or_list
 from services.gateway.apis.openai.schemas import MAX_DESCRIPTION_LENGTH, MAX_MESSAGES, MAX_NAME_LENGTH, MAX_TOOLS
+from services.gateway.search.filter_json import filter_of
 from services.gateway.store.kinds import Ref
 from services.gateway.validation import TAG_MARK, Body, Json, type_tag
 
 MIN_OUTPUT_TOKENS = 16
 MAX_INSTRUCTIONS_LENGTH = 2**20
+MAX_STORES = 16
 
 
 class FunctionTool(Body):
@@ -24,6 +26,29 @@ class FunctionTool(Body):
     description: str | None = Field(default=None, max_length=MAX_DESCRIPTION_LENGTH)
     parameters: dict[str, Json] | None = None
     strict: bool | None = None
+
+
+class RankingOptions(Body):
+    """How results are ranked."""
+
+    ranker: Literal["auto", "none", "default-2024-08-21", "default-2024-11-15"] | None = None
+    score_threshold: float | None = Field(default=None, ge=0, le=1)
+
+
+class FileSearchTool(Body):
+    """Searches the files of vector stores."""
+
+    type: Literal["file_search"]
+    vector_store_ids: list[Name] = Field(min_length=1, max_length=MAX_STORES)
+    max_num_results: int | None = Field(default=None, ge=1, le=50)
+    ranking_options: RankingOptions | None = None
+    filters: dict[str, Json] | None = None
+
+
+Tool = Annotated[
+    Annotated[FunctionTool, Tag("~function")] | Annotated[FileSearchTool, Tag("~file_search")],
+    Discriminator(type_tag),
+]
 
 
 class TextFormat(Body):
@@ -66,7 +91,7 @@ class TextOptions(Body):
 class ToolChoice(Body):
     """A tool that shall be used, or those that may be."""
 
-    type: Literal["function", "allowed_tools"]
+    type: Literal["function", "file_search", "allowed_tools"]
     name: Name | None = None
     mode: Literal["auto", "required"] | None = None
     tools: list[dict[str, Json]] | None = Field(default=None, max_length=MAX_TOOLS)
@@ -108,7 +133,7 @@ class ResponseFields(Body):
         ]
         | None
     ) = None
-    tools: list[FunctionTool] | None = Field(default=None, max_length=MAX_TOOLS)
+    tools: list[Tool] | None = Field(default=None, max_length=MAX_TOOLS)
     tool_choice: (
         Annotated[
             Annotated[Literal["none", "auto", "required"], Tag("~name")] | Annotated[ToolChoice, Tag("~object")],
@@ -157,6 +182,9 @@ def check_fields(body: ResponseFields, *, is_lenient: bool) -> None:
         return
     if body.model is None:
         raise _missing("model", "Missing required parameter: 'model'.")
+    for place, tool in enumerate(body.tools or ()):
+        if isinstance(tool, FileSearchTool) and tool.filters:
+            filter_of(tool.filters, f"tools[{place}].filters")
     if body.previous_response_id is not None and body.conversation is not None:
         raise InvalidRequest(
             "Mutually exclusive parameters: 'previous_response_id' and 'conversation'. Ensure you are only providing "
@@ -242,7 +270,9 @@ def response_json(ref: Ref, model: str, body: CreateResponse, created: int) -> M
     }
 
 
-def _tool_json(tool: FunctionTool) -> Mapping[str, Any]:
+def _tool_json(tool: Tool) -> Mapping[str, Any]:
+    if isinstance(tool, FileSearchTool):
+        return tool.model_dump(exclude_none=True)
     shown = {"type": "function", "name": tool.name, "description": tool.description}
     return {**shown, "parameters": tool.parameters, "strict": tool.strict is not False}
 

@@ -7,8 +7,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from services.errors import InternalError, InvalidRequest, ObjectNotFound, TandemError
-from services.gateway.apis.openai.objects import Call, ObjectEndpoint, listed
+from services.gateway.apis.openai.objects import Call, ObjectEndpoint, included, listed
 from services.gateway.apis.openai.responses.bodies import (
+    MIN_OUTPUT_TOKENS,
     CreateResponse,
     ResponseFields,
     check_creation,
@@ -23,10 +24,13 @@ from services.gateway.connection import while_connected
 from services.gateway.jobs.events import PAUSES, Body, LogEntry
 from services.gateway.jobs.feed import JobKey
 from services.gateway.replies import JsonReply
+from services.gateway.responses.state import with_results
 from services.gateway.store.kinds import INPUT_ITEM, RESPONSE, Ref
 from services.gateway.store.records import Record
 from services.telemetry.logs import get_logger
 
+RESULTS = "file_search_call.results"
+"""What ``include`` calls that which searches of files found."""
 POLL_AFTER_MS = "200"
 """When to ask again for a response in the background."""
 
@@ -51,14 +55,15 @@ class ResponseEndpoints(ObjectEndpoint):
             return ResponseStream(entries).reply(self._services)
         if response["background"]:
             return _reply(response)
-        return _reply(await while_connected(request.receive, _last(entries)))
+        shows_results = RESULTS in (body.include or ())
+        return _reply(await while_connected(request.receive, self._ended(call, entries, shows_results=shows_results)))
 
     async def get(self, request: Request) -> Response:
         """Return a response, or its events from any position on."""
         call = await self._call(request)
         record = await self._stored(request, call)
         if request.query_params.get("stream") != "true":
-            return _reply(record.body)
+            return _reply(with_results(record.body, record.private) if RESULTS in included(request) else record.body)
         key = (call.exchange.project, record.ref)
         return ResponseStream(self._services.reader.events(key, _position(request), stops_at_pause=True)).reply(
             self._services
@@ -90,6 +95,7 @@ class ResponseEndpoints(ObjectEndpoint):
         check_fields(body, is_lenient=self._services.is_lenient)
         items = await self._items(call, body)
         shown = prompt_json(RESPONSE.new_ref(), await self._model(body), body)
+        shown = {**shown, "max_output_tokens": MIN_OUTPUT_TOKENS}  # no more room than that has to be left
         count = await self._services.responses.count_tokens(call.exchange.project, shown, items)
         return JsonReply({"object": "response.input_tokens", "input_tokens": count})
 
@@ -120,10 +126,22 @@ class ResponseEndpoints(ObjectEndpoint):
         Raises:
             ObjectNotFound: there is none, or it is not to be stored.
         """
-        record = await call.objects.get(self._ref(request, RESPONSE))
+        record = await call.objects.get(self._ref(request, RESPONSE), with_private=True)
         if not record.body["store"]:
             raise ObjectNotFound(record.ref.absent_text)
         return record
+
+    async def _ended(self, call: Call, entries: AsyncGenerator[LogEntry, None], *, shows_results: bool) -> Body:
+        """Return the response as it ended."""
+        async with aclosing(entries) as stream:
+            async for entry in stream:
+                if entry.pauses_job:
+                    response: Body = entry.event.data["response"]
+                    if not shows_results:
+                        return response
+                    record = await call.objects.get(RESPONSE.ref(response["id"]), with_private=True)
+                    return with_results(response, record.private)
+        raise InternalError("The response ended without saying so.")
 
     async def _entries(self, key: JobKey, *, is_kept: bool) -> AsyncGenerator[LogEntry, None]:
         """Yield all events; then, or when the client leaves, remove a response that is not to be stored."""
@@ -140,16 +158,6 @@ class ResponseEndpoints(ObjectEndpoint):
             await self._services.responses.delete(project, ref)
         except TandemError as error:  # it goes when its time is over
             _log.warning("response.not_removed", response=ref.id, reason=error.message)
-
-
-async def _last(entries: AsyncGenerator[LogEntry, None]) -> Body:
-    """Return the response as it ended."""
-    async with aclosing(entries) as stream:
-        async for entry in stream:
-            if entry.pauses_job:
-                response: Body = entry.event.data["response"]
-                return response
-    raise InternalError("The response ended without saying so.")
 
 
 def _reply(response: Body) -> JsonReply:

@@ -8,11 +8,11 @@ from starlette.responses import Response
 
 from services.errors import Conflict, InvalidRequest
 from services.gateway.apis.openai.objects import Call, ObjectEndpoint, deleted, listed_bodies
-from services.gateway.apis.openai.vector_stores.filters import filter_of
 from services.gateway.apis.openai.vector_stores.schemas import CreateStore, ModifyStore, SearchBody, new_files
 from services.gateway.connection import while_connected
 from services.gateway.problems import wrong_type
 from services.gateway.replies import JsonReply
+from services.gateway.search.filter_json import filter_of
 from services.gateway.search.searches import SearchRequest, SearchResult
 from services.gateway.search.stores import VectorStores, new_store, with_expiry
 from services.gateway.store.changes import Update
