@@ -83,7 +83,7 @@ async def test_a_killed_gateway_costs_no_event(
         for after in range(len(seen) + len(rest) + 1):
             assert await second.events(path, after) == [*seen, *rest][after:]
         assert await watched == [*seen, *rest]
-        assert second.process.events("run.taken", run=run["id"])
+        assert second.process.events("job.taken", job=run["id"])
         say(f"killed after {len(seen)} events, {len(rest)} came from another gateway")
 
 
@@ -101,7 +101,7 @@ async def test_a_gateway_that_wakes_up_writes_nothing_more(
         first.process.resume()
         await first.process.wait_until(
             lambda: bool(
-                first.process.events("run.left", run=run["id"]) + first.process.events("run.lost", run=run["id"])
+                first.process.events("job.left", job=run["id"]) + first.process.events("job.lost", job=run["id"])
             ),
             "end of its work on the run",
         )

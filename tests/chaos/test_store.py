@@ -135,7 +135,7 @@ async def test_two_hundred_runs_at_once_and_a_gateway_dies(stored: StoredCluster
             await second.events(f"/v1/threads/{thread}/runs/{run['id']}", 0)
             for thread, run in zip(threads, runs, strict=True)
         ]
-        taken = len(second.process.events("run.taken"))
+        taken = len(second.process.events("job.taken"))
 
     assert {run["status"] for run in ended} <= {"completed", "incomplete"}
     assert [[message["role"] for message in each] for each in messages] == [["user", "assistant"]] * NUM_RUNS
