@@ -1,7 +1,7 @@
 # make up      a cluster on this machine: `make up ARGS="--prefill 2 --model FOLDER"`
 # make test    every check and test; what CI runs
 # make chaos   break a running cluster in every way we know, for about 40 minutes (ARGS="--chaos-seed 7")
-# make compat  the official SDK's own tests against a real gateway (ARGS="tests/api_resources/test_models.py")
+# make compat  what others say of the API: SDK, description, LangChain (ARGS="sdk tests/api_resources/test_models.py")
 # make check   format, lint, types, layers, generated code
 # make bench   measure (ARGS="...")        make proto   regenerate the gRPC stubs
 # make install everything for development  make clean   remove what can be made again
@@ -75,8 +75,8 @@ stubs: install
 test: check model
 	$(BIN)/pytest --numprocesses $(TEST_PROCESSES) --dist loadfile $(ARGS)
 
-# Downloads the SDK's source package once, into ~/.cache/tandem/compat; docs/testing.md.
-compat: install
+# Downloads packages once, into ~/.cache/tandem/compat; docs/testing.md.
+compat: install model
 	$(BIN)/python -m tests.compat $(ARGS)
 
 # The long forms of tests/chaos, with progress; docs/reliability.md.

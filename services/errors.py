@@ -7,6 +7,7 @@
     │   │   └── ObjectRefused        an API object's state does not allow it
     │   ├── AuthenticationFailed     no or an unknown API key, no or a wrong cluster secret
     │   ├── PermissionDenied
+    │   │   └── QuotaExceeded        the caller's project has no room for more
     │   ├── NotFound
     │   │   ├── ModelNotFound
     │   │   └── ObjectNotFound       no such API object in the caller's project
@@ -97,6 +98,12 @@ class PermissionDenied(RequestError):
     """A known caller asked for something that is not theirs."""
 
     code = "permission_denied"
+
+
+class QuotaExceeded(PermissionDenied):
+    """The caller's project keeps as much as it may."""
+
+    code = "quota_exceeded"
 
 
 class NotFound(RequestError):

@@ -45,7 +45,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _has_long_form(item: pytest.Item) -> bool:
     """Whether a test runs with ``--chaos-long`` alone, or longer with it."""
-    return item.get_closest_marker("chaos_long") is not None or "budget" in getattr(item, "fixturenames", ())
+    fixtures = getattr(item, "fixturenames", ())
+    return item.get_closest_marker("chaos_long") is not None or "budget" in fixtures or "stored" in fixtures
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Protocol
@@ -12,6 +13,7 @@ from services.cli.settings import StatusSettings
 from services.cli.state import find_redis_url, secret_path
 from services.cli.table import table
 from services.cluster.redis_registry import RedisRegistry
+from services.cluster.redis_settings import weak_settings
 from services.cluster.registry import Member, Registry
 from services.cluster.secret import load_secret
 from services.config import load
@@ -51,14 +53,17 @@ class Asker(Protocol):
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the cluster's state as a table or, with ``--json``, as JSON."""
+    """Print the cluster's state as a table or, with ``--json``, as JSON; warn of a Redis that may lose something."""
     options = ["--format=json" if word == "--json" else word for word in argv]
     settings = load(StatusSettings, options, prog="tandem status").settings
-    statuses = asyncio.run(_read(settings))
+    redis_url = find_redis_url(settings.data_dir, settings.redis_url)
+    statuses, warnings = asyncio.run(_read(settings, redis_url))
     if settings.format == "json":
         print(json.dumps([asdict(status) for status in statuses], indent=2))
     else:
         print(status_table(statuses))
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     return 0
 
 
@@ -76,9 +81,9 @@ def status_table(statuses: Sequence[WorkerStatus]) -> str:
     return table(header, [_row(status) for status in statuses])
 
 
-async def _read(settings: StatusSettings) -> list[WorkerStatus]:
+async def _read(settings: StatusSettings, redis_url: str) -> tuple[list[WorkerStatus], list[str]]:
+    """Return the workers, and what is wrong with Redis."""
     secret = load_secret(settings.secret_file or secret_path(settings.data_dir))
-    redis_url = find_redis_url(settings.data_dir, settings.redis_url)
     registry = RedisRegistry(redis_url, secret, SystemClock(), timeout_s=settings.timeout_s)
     channels = Channels(secret, tls_of(settings))
 
@@ -86,7 +91,7 @@ async def _read(settings: StatusSettings) -> list[WorkerStatus]:
         return await channels.admin(address).Status(pb.StatusRequest(), timeout=settings.timeout_s)
 
     try:
-        return await read_statuses(registry, ask)
+        return await read_statuses(registry, ask), await weak_settings(redis_url, settings.timeout_s)
     finally:
         await channels.close()
         await registry.close()

@@ -144,6 +144,7 @@ class EmbedHost:
     async def _announce(self, presence: Presence, health: grpc_health.HealthServicer) -> None:
         self._is_ready = False
         await presence.drain()
+        await self._clock.sleep(self._settings.drain_delay_s)
         await health.enter_graceful_shutdown()
 
 

@@ -29,5 +29,7 @@ class EmbedSettings(MemberSettings):
 
     cache_dir: Path = Path("~/.cache/tandem")
     """Where downloaded models are kept."""
+    drain_delay_s: float = Field(default=0.0, ge=0)
+    """How long new requests are still taken after SIGTERM, while gateways learn that this worker leaves."""
     drain_timeout_s: float = Field(default=30.0, ge=0)
-    """How long requests may take to end when the worker leaves."""
+    """How long requests may take to end after that."""

@@ -58,6 +58,7 @@ from services.gateway.runs.turns import Turns
 from services.gateway.server import HttpServer
 from services.gateway.settings import GatewaySettings
 from services.gateway.store.object_store import ObjectStore
+from services.gateway.store.quota import Quota
 from services.gateway.text.threads import TextThreads
 from services.gateway.timeline import RedisTimelineStore, TimelineStore
 from services.rpc.channel import Channels
@@ -316,7 +317,7 @@ async def run(settings: GatewaySettings) -> None:
             keys=RedisKeyStore(state, clock),
             timelines=RedisTimelineStore(state, settings.timeline_ttl_s),
             shares=RedisShareLedger(state),
-            objects=ObjectStore(state),
+            objects=ObjectStore(state, Quota(settings.max_project_objects, settings.max_project_file_bytes)),
             executor=stack.enter_context(ThreadPoolExecutor(settings.text_threads, "text")),
             registry=prometheus,
             metrics=metrics,

@@ -42,6 +42,10 @@ class GatewaySettings(TlsSettings):
     """Longest wait for the whole body of a request before 408."""
     max_file_bytes: int = Field(default=512 * 2**20, gt=0)
     """Largest file, and largest sum of an upload's parts; files are kept in Redis, which has them in memory."""
+    max_project_file_bytes: int = Field(default=4 * 2**30, ge=0)
+    """Most bytes of files that each project may keep; 0 means no limit."""
+    max_project_objects: int = Field(default=1_000_000, ge=0)
+    """Most objects (threads, messages, runs, steps, files and so on) that each project may keep; 0 means no limit."""
     max_embedding_tokens: int = Field(default=8192, gt=0)
     """Longest input of /v1/embeddings; what is longer than the model's context gets the mean of its parts."""
     embedding_timeout_s: float = Field(default=60.0, gt=0)

@@ -6,6 +6,7 @@ import pytest_asyncio
 from services.engine.weights.sources import ModelFolder, resolve_model
 from tests.chaos.fleet import Fleet
 from tests.chaos.fuzzing import Budget
+from tests.chaos.gateways import StoredCluster, real_cluster, scripted_cluster
 from tests.e2e.harness import CACHE_DIR, Cluster
 
 Say = Callable[[str], None]
@@ -55,3 +56,18 @@ async def fleet(
             yield fleet
         finally:
             await fleet.close()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="package")
+async def stored(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> AsyncIterator[StoredCluster]:
+    """Redis and a worker that plays scripts, or with ``--chaos-long`` real workers; gateways come with each test."""
+    folder = tmp_path_factory.mktemp("stored")
+    if not request.config.getoption("--chaos-long"):
+        async with scripted_cluster(folder) as cluster:
+            yield cluster
+        return
+    request.getfixturevalue("model")
+    async with real_cluster(folder) as cluster:
+        yield cluster

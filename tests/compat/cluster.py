@@ -1,4 +1,8 @@
-"""A real gateway process over a real Redis that is seeded anew whenever the suite's plugin asks."""
+"""What suites are run against.
+
+Either a real gateway process over a real Redis that is seeded anew whenever a suite's plugin asks, with workers that
+play scripts; or a whole cluster with a small real model.
+"""
 
 import asyncio
 import json
@@ -15,6 +19,8 @@ from services.gateway.store.keys import project_prefix
 from services.gateway.store.object_store import ObjectStore
 from tests.compat.gw_seed import DONE, SEED_TIMEOUT_S
 from tests.compat.seeds import CREATED, EMBEDDING_ALIAS, MODELS, seeds
+from tests.e2e.up import MODEL as SMALL_MODEL
+from tests.e2e.up import running_up
 from tests.gateway.embedding_server import embedding_worker
 from tests.gateway.embedding_twin import EMBEDDING_MODEL
 from tests.gateway.process import Running, gateway
@@ -30,7 +36,11 @@ class CompatCluster:
     """What the suite talks to."""
 
     base_url: str
-    seed_socket: Path
+    log: Path
+    model: str
+    """The chat model that is served."""
+    seed_socket: Path | None = None
+    """Where the store is emptied and seeded, if tests need that."""
 
 
 @asynccontextmanager
@@ -48,11 +58,18 @@ async def compat_cluster(folder: Path) -> AsyncIterator[CompatCluster]:
         seed_socket = folder / "seed.sock"
         server = await asyncio.start_unix_server(_Seeder(state).serve, seed_socket)
         try:
-            yield CompatCluster(f"{running.url}/v1", seed_socket)
+            yield CompatCluster(f"{running.url}/v1", folder / "gateway.log", MODEL, seed_socket)
         finally:
             server.close()
             await server.wait_closed()
             await state.close()
+
+
+@asynccontextmanager
+async def real_cluster(folder: Path) -> AsyncIterator[CompatCluster]:
+    """Start ``tandem up`` in ``folder``."""
+    with running_up(folder, {}) as up:
+        yield CompatCluster(f"{up.url}/v1", up.log, SMALL_MODEL)
 
 
 async def _register_key(state: RedisState) -> None:

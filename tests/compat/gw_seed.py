@@ -1,8 +1,9 @@
-"""Pytest plugin for the official SDK's own tests: before each test the store holds what the test names.
+"""Pytest plugin of all suites: before each test the store holds what the test names, and outcomes are noted.
 
 It runs in the suite's virtual environment, beside unmodified tests, and needs nothing of Tandem: the process that
-started it seeds the store when asked over a socket. Variables: TANDEM_SEED_SOCKET, TANDEM_COMPAT_EXPECTED (the list of
-expected failures), TANDEM_COMPAT_RESULTS (where to write one JSON line for each test).
+started it seeds the store when asked over a socket. Variables: TANDEM_SEED_SOCKET (empty: there is nothing to seed),
+TANDEM_COMPAT_EXPECTED (the list of expected failures), TANDEM_COMPAT_RESULTS (where to write one JSON line for each
+test).
 """
 
 import json
@@ -49,10 +50,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    if os.environ["TANDEM_SEED_SOCKET"]:
+        seed(item.nodeid)
+
+
+def seed(test_id: str) -> None:
+    """Have the store emptied and filled with what a test names."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(SEED_TIMEOUT_S)
         connection.connect(os.environ["TANDEM_SEED_SOCKET"])
-        connection.sendall(item.nodeid.encode() + b"\n")
+        connection.sendall(test_id.encode() + b"\n")
         answer = connection.makefile("rb").readline()
     if answer != DONE:
         raise RuntimeError(f"the store was not seeded: {answer.decode() or 'no answer'}")

@@ -40,7 +40,7 @@ def _run(test_id: str, run: lifecycle.Body, created: int) -> list[Operation]:
     started = lifecycle.started(run, created)
     if "submit_tool_outputs" in test_id:
         return _waiting(started, created)
-    if "_cancel" in test_id:
+    if "cancel" in test_id:
         entries = numbered([Event("thread.run.created", run), run_event(run), run_event(started)], 1)
         return [
             ClaimThread(_THREAD, _RUN),

@@ -1,49 +1,57 @@
-"""The official SDK's own tests: their source package and a virtual environment for them, kept in a cache folder."""
+"""Suites of tests that others wrote of the API: each with a virtual environment of its own, kept in a cache folder."""
 
 import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.compat.cluster import CompatCluster
 from tests.conftest import CACHE_DIR
 
-OPENAI = "openai==3.54.0"
-REQUIREMENTS = (
-    OPENAI,
-    "pytest==9.1.1",
-    "pytest-asyncio==1.5.0",
-    "pytest-timeout==2.4.0",
-    "pytest-xdist==3.8.0",
-    "rich>=13.7.1",
-    "inline-snapshot>=0.28",
-    "aiohttp>=3.13,<4",
-    "httpx>=0.28,<1",
-)
 INSTALL_TIMEOUT_S = 300.0
+_CACHE = CACHE_DIR / "compat"
 
 
 @dataclass(frozen=True)
 class Suite:
-    """Where the tests are and what runs them."""
+    """Tests that run in a process of their own against a cluster that is made for them."""
 
-    folder: Path
-    python: Path
+    name: str
+    requirements: Sequence[str]
+    """What pip installs for them."""
+    files: Sequence[str]
+    """What is run."""
+    expected: Path
+    """The list of tests that may fail."""
+    cluster: Callable[[Path], AbstractAsyncContextManager[CompatCluster]]
+    """Starts what they are run against, with its files in a folder."""
+    options: Sequence[str] = ()
+    """Further options of pytest."""
+    source: str = ""
+    """The requirement whose source package has the files; empty if they are in this folder."""
+
+    def prepared(self) -> tuple[Path, Path]:
+        """Return the folder of the files and the Python for them; a preparation that was cut short is repeated.
+
+        Raises:
+            subprocess.CalledProcessError: pip failed.
+        """
+        _CACHE.mkdir(parents=True, exist_ok=True)
+        folder = _source(self.source) if self.source else Path(__file__).parent
+        return folder, _environment(_CACHE / f"venv-{self.name}", self.requirements)
 
 
-def prepared_suite(cache: Path = CACHE_DIR / "compat") -> Suite:
-    """Return the suite, downloaded and installed if it is not there; a preparation that was cut short is repeated."""
-    cache.mkdir(parents=True, exist_ok=True)
-    return Suite(_source(cache), _environment(cache))
-
-
-def _source(cache: Path) -> Path:
-    folder = cache / OPENAI.replace("==", "-")
+def _source(requirement: str) -> Path:
+    name = requirement.partition("==")[0]
+    folder = _CACHE / requirement.replace("==", "-")
     if not folder.exists():
-        with tempfile.TemporaryDirectory(dir=cache) as scratch:
-            pip = (sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", "openai", OPENAI)
+        with tempfile.TemporaryDirectory(dir=_CACHE) as scratch:
+            pip = (sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", name, requirement)
             _run(*pip, "-d", scratch)
             [package] = Path(scratch).glob("*.tar.gz")
             with tarfile.open(package) as archive:
@@ -52,13 +60,13 @@ def _source(cache: Path) -> Path:
     return folder
 
 
-def _environment(cache: Path) -> Path:
-    folder, wanted = cache / "venv", "\n".join((sys.version, *REQUIREMENTS))
+def _environment(folder: Path, requirements: Sequence[str]) -> Path:
+    wanted = "\n".join((sys.version, *requirements))
     stamp = folder / "installed"
     if not stamp.exists() or stamp.read_text() != wanted:
         shutil.rmtree(folder, ignore_errors=True)
         _run(sys.executable, "-m", "venv", str(folder))
-        _run(str(folder / "bin/python"), "-m", "pip", "install", "-q", *REQUIREMENTS)
+        _run(str(folder / "bin/python"), "-m", "pip", "install", "-q", *requirements)
         stamp.write_text(wanted)
     return folder / "bin/python"
 

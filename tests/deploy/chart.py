@@ -18,7 +18,7 @@ VALUES_FILES = ("default", "cpu", "hpa", "external-redis", "gpu", "local")
 OLDEST_KUBERNETES = "1.29"
 """What ``kubeVersion`` in Chart.yaml says."""
 WORKER_ROLES = ("prefill", "decode")
-ROLES = ("gateway", *WORKER_ROLES)
+"""Those of every release; workers for embeddings are there if they are enabled."""
 
 Manifest = dict[str, Any]
 Values = Mapping[str, Any]
@@ -53,6 +53,11 @@ class Rendered:
         if found is None:
             raise LookupError(f"no {kind} of {role}")
         return found
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The components that run a process of Tandem."""
+        return tuple(component(deployment) for deployment in self.of_kind("Deployment"))
 
     @property
     def workloads(self) -> list[Manifest]:

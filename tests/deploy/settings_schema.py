@@ -9,6 +9,7 @@ from typing import Any
 
 from services.config import Settings
 from services.decode.settings import DecodeSettings
+from services.embed.settings import EmbedSettings
 from services.gateway.settings import GatewaySettings
 from services.prefill.settings import PrefillSettings
 
@@ -17,6 +18,7 @@ CLASSES: dict[str, type[Settings]] = {
     "gateway": GatewaySettings,
     "prefill": PrefillSettings,
     "decode": DecodeSettings,
+    "embed": EmbedSettings,
 }
 SET_BY_CHART = frozenset(
     (

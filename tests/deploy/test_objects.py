@@ -12,7 +12,6 @@ from services.telemetry.metrics import GatewayMetrics, WorkerMetrics
 from tests.deploy.chart import (
     RELEASE,
     REPOSITORY,
-    ROLES,
     WORKER_ROLES,
     Manifest,
     Rendered,
@@ -111,28 +110,29 @@ def test_a_stateful_set_has_a_headless_service(rendered: Rendered) -> None:
 def test_replicas_are_rendered_unless_something_scales_the_pool(rendered: Rendered) -> None:
     scaled = {component(one) for one in rendered.of_kind("HorizontalPodAutoscaler")}
 
-    assert scaled == (set(ROLES) if "autoscaling" in str(rendered.values) else set())
-    for role in ROLES:
+    assert scaled == (set(rendered.roles) if "autoscaling" in str(rendered.values) else set())
+    for role in rendered.roles:
         assert ("replicas" in rendered.get("Deployment", role)["spec"]) == (role not in scaled)
 
 
 def test_each_pool_has_replicas_and_resources_of_its_own() -> None:
     values = values_of("cpu")
     rendered = render(values)
-    deployments = {role: rendered.get("Deployment", role)["spec"] for role in ROLES}
+    deployments = {role: rendered.get("Deployment", role)["spec"] for role in rendered.roles}
     resources = {role: containers(spec["template"])[0]["resources"] for role, spec in deployments.items()}
 
-    assert {role: spec["replicas"] for role, spec in deployments.items()} == {"gateway": 2, "prefill": 2, "decode": 3}
+    replicas = {role: spec["replicas"] for role, spec in deployments.items()}
+    assert replicas == {"gateway": 2, "prefill": 2, "decode": 3, "embed": 2}
     assert [resources[role] for role in WORKER_ROLES] == [values[role]["resources"] for role in WORKER_ROLES]
-    assert len({json.dumps(one, sort_keys=True) for one in resources.values()}) == len(ROLES)
+    assert len({json.dumps(one, sort_keys=True) for one in resources.values()}) == len(rendered.roles)
 
 
-@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("role", ("gateway", *WORKER_ROLES))
 def test_one_pool_can_scale_alone(role: str) -> None:
     rendered = render({role: {"autoscaling": {"mode": "hpa", "cpuUtilization": 60}}})
 
     assert [component(one) for one in rendered.of_kind("HorizontalPodAutoscaler")] == [role]
-    assert [one for one in ROLES if "replicas" not in rendered.get("Deployment", one)["spec"]] == [role]
+    assert [one for one in rendered.roles if "replicas" not in rendered.get("Deployment", one)["spec"]] == [role]
 
 
 def test_autoscalers_have_targets_of_their_own_and_room(rendered: Rendered) -> None:
@@ -163,7 +163,7 @@ def test_metrics_to_scale_by_exist() -> None:
 
 
 def test_disruption_budgets_never_block_a_node(rendered: Rendered) -> None:
-    assert {component(one) for one in rendered.of_kind("PodDisruptionBudget")} == set(ROLES)
+    assert {component(one) for one in rendered.of_kind("PodDisruptionBudget")} == set(rendered.roles)
     for budget in rendered.of_kind("PodDisruptionBudget"):
         assert budget["spec"]["maxUnavailable"] == 1
         assert "minAvailable" not in budget["spec"]
@@ -184,7 +184,7 @@ def test_the_secret_is_made_only_if_it_is_not_given() -> None:
 
 
 def test_the_cluster_secret_is_a_file_that_only_its_group_may_read(rendered: Rendered) -> None:
-    for role in ROLES:
+    for role in rendered.roles:
         spec = rendered.get("Deployment", role)["spec"]["template"]["spec"]
         volume = next(one for one in spec["volumes"] if one["name"] == "cluster-secret")
         assert volume["secret"]["defaultMode"] == 0o440
@@ -193,7 +193,7 @@ def test_the_cluster_secret_is_a_file_that_only_its_group_may_read(rendered: Ren
 
 def test_certificates_are_mounted_where_the_settings_look_for_them() -> None:
     rendered = render(values_of("external-redis"))
-    for role in ROLES:
+    for role in rendered.roles:
         pod = rendered.get("Deployment", role)["spec"]["template"]
         container = containers(pod)[0]
         volume = next(one["secret"] for one in pod["spec"]["volumes"] if one["name"] == "tls")
@@ -267,6 +267,14 @@ def test_policies_close_everything_but_what_is_needed() -> None:
         assert _allowed(rendered, role) == {"grpc": {"gateway"}, "*": {"prefill", "decode"}}
 
 
+def test_only_gateways_reach_embedding_workers() -> None:
+    rendered = render({"embed": {"enabled": True}})
+
+    assert _allowed(rendered, "embed") == {"grpc": {"gateway"}}
+    assert _allowed(rendered, "redis") == {"redis": {"gateway", "prefill", "decode", "embed", "test"}}
+    assert _allowed(rendered, "decode") == {"grpc": {"gateway"}, "*": {"prefill", "decode"}}
+
+
 def test_policies_open_the_api_and_admin_ports_to_configured_namespaces() -> None:
     values = values_of("cpu")
     rendered = render(values)
@@ -290,7 +298,7 @@ def test_policies_name_ports_that_exist(rendered: Rendered) -> None:
 
 
 def test_pods_are_spread_over_nodes(rendered: Rendered) -> None:
-    for role in ROLES:
+    for role in rendered.roles:
         pod = rendered.get("Deployment", role)["spec"]["template"]
         (spread,) = pod["spec"]["topologySpreadConstraints"]
         assert spread["topologyKey"] == "kubernetes.io/hostname"

@@ -89,7 +89,7 @@ def _proofs(streams: list[Stream]) -> list[dict[str, object]]:
 
 
 def test_all_pods_become_ready_though_all_start_at_once(story: Story) -> None:
-    assert [pod.role for pod in story.pods] == ["decode", "decode", "gateway", "prefill", "redis"]
+    assert [pod.role for pod in story.pods] == ["decode", "decode", "embed", "gateway", "prefill", "redis"]
     assert all(pod.became_ready for pod in story.pods)
     assert not any(pod.failed_liveness for pod in story.pods)
 

@@ -53,7 +53,7 @@ def test_every_value_has_a_default_and_a_place_in_the_readme() -> None:
     readme = (CHART / "README.md").read_text()
 
     assert set(defaults) == set(_schema()["properties"])
-    for role in ("gateway", "prefill", "decode"):
+    for role in ("gateway", "prefill", "decode", "embed"):
         properties = _schema()["properties"][role]["properties"]
         assert set(defaults[role]) == set(properties)
         assert all(f"`{name}" in readme for name in properties), role
@@ -78,6 +78,9 @@ def test_every_value_has_a_default_and_a_place_in_the_readme() -> None:
         ("shutdownStepSeconds", 0),
         ("fullnameOverride", "1st"),
         ("fullnameOverride", "my.tandem"),
+        ("embed.enabled", "yes"),
+        ("embed.settings.max_running", 3),
+        ("embed.settings.device", "cuda:0"),
         ("decode.autoscaling.mode", "vpa"),
         ("decode.podDisruptionBudget.minAvailable", 1),
         ("decode.tolerations", [{"effekt": "NoSchedule"}]),

@@ -7,7 +7,6 @@ import pytest
 
 from services.config import Settings, load
 from tests.deploy.chart import (
-    ROLES,
     WORKER_ROLES,
     Manifest,
     Rendered,
@@ -40,7 +39,7 @@ def _probes(container: Manifest) -> dict[str, Manifest]:
 
 
 def test_the_processes_accept_their_environment(rendered: Rendered) -> None:
-    for role in ROLES:
+    for role in rendered.roles:
         pod = rendered.get("Deployment", role)["spec"]["template"]
         settings = _settings(rendered, role)
         names = [one["name"] for one in containers(pod)[0]["env"]]
@@ -54,7 +53,7 @@ def test_the_processes_accept_their_environment(rendered: Rendered) -> None:
 
 
 def test_workers_advertise_the_address_of_their_pod(rendered: Rendered) -> None:
-    for role in WORKER_ROLES:
+    for role in set(rendered.roles) - {"gateway"}:
         variables = environment(containers(rendered.get("Deployment", role)["spec"]["template"])[0])
 
         assert variables["TANDEM_HOST"] == "0.0.0.0"
@@ -78,7 +77,7 @@ def test_settings_keep_all_their_digits() -> None:
 
 
 def test_pods_have_time_to_drain(rendered: Rendered) -> None:
-    for role in ROLES:
+    for role in rendered.roles:
         pod = rendered.get("Deployment", role)["spec"]["template"]
         settings = _settings(rendered, role)
         command = containers(pod)[0]["lifecycle"]["preStop"]["exec"]["command"]
@@ -100,7 +99,7 @@ def test_gateways_are_told_to_stop_first_and_redis_last(rendered: Rendered) -> N
 
 
 def test_probes_ask_the_admin_port_and_only_liveness_is_slow_to_give_up(rendered: Rendered) -> None:
-    for role in ROLES:
+    for role in rendered.roles:
         container = containers(rendered.get("Deployment", role)["spec"]["template"])[0]
         startup, liveness = container["startupProbe"], container["livenessProbe"]
 
@@ -162,7 +161,7 @@ def test_pods_are_restricted(rendered: Rendered) -> None:
             security = container["securityContext"]
             assert security["allowPrivilegeEscalation"] is False
             assert security["capabilities"] == {"drop": ["ALL"]}
-            assert security["readOnlyRootFilesystem"] or role in WORKER_ROLES
+            assert security["readOnlyRootFilesystem"] or role in (*WORKER_ROLES, "embed")
 
 
 def test_users_are_numbers_except_on_openshift(rendered: Rendered) -> None:
@@ -182,9 +181,18 @@ def test_everything_mounted_exists_and_everything_that_exists_is_mounted(rendere
         assert len({mount["mountPath"] for mount in mounts}) == len(mounts)
 
 
+def test_embedding_workers_are_there_only_if_enabled_and_know_nothing_of_the_chat_model() -> None:
+    variables = environment(containers(render(values_of("gpu")).get("Deployment", "embed")["spec"]["template"])[0])
+
+    assert "embed" not in {one["metadata"]["labels"]["app.kubernetes.io/component"] for one in render({}).manifests}
+    assert variables["TANDEM_EMBEDDING_MODEL"] == "BAAI/bge-m3"
+    assert variables["TANDEM_DEVICE"] == "cuda:0"
+    assert not {"TANDEM_MODEL", "TANDEM_DTYPE", "TANDEM_TRANSPORT", "HF_HUB_OFFLINE"} & set(variables)
+
+
 def test_gpus_are_requested_and_replaced_before_they_are_taken_again() -> None:
     rendered = render(values_of("gpu"))
-    for role in WORKER_ROLES:
+    for role in (*WORKER_ROLES, "embed"):
         deployment = rendered.get("Deployment", role)
         container = containers(deployment["spec"]["template"])[0]
         resources = container["resources"]
@@ -217,4 +225,4 @@ def test_the_model_comes_from_where_the_values_say(name: str, model: str) -> Non
 @pytest.mark.parametrize("as_json", [False, True])
 def test_every_process_is_told_the_form_of_its_log(as_json: bool) -> None:
     rendered = render(changed(values_of("cpu"), "log.json", as_json))
-    assert [_settings(rendered, role).log_json for role in ROLES] == [as_json] * len(ROLES)  # type: ignore[attr-defined]
+    assert [_settings(rendered, role).log_json for role in rendered.roles] == [as_json] * 4  # type: ignore[attr-defined]

@@ -29,6 +29,7 @@ def test_every_error_has_a_status_and_a_body(kind: type[TandemError]) -> None:
         (errors.InvalidRequest, 400),
         (errors.AuthenticationFailed, 401),
         (errors.PermissionDenied, 403),
+        (errors.QuotaExceeded, 403),
         (errors.ModelNotFound, 404),
         (errors.PayloadTooLarge, 413),
         (errors.PoolExhausted, 429),

@@ -7,6 +7,11 @@
 {{- end -}}
 {{- end -}}
 
+{{- /* The components that have pods of their own besides Redis, as {"names": [...]}. */ -}}
+{{- define "tandem.pools" -}}
+{{- dict "names" (concat (list "gateway" "prefill" "decode") (ternary (list "embed") list .Values.embed.enabled)) | toJson -}}
+{{- end -}}
+
 {{- /* Takes {root, role}. */ -}}
 {{- define "tandem.name" -}}
 {{ include "tandem.fullname" .root }}-{{ .role }}
@@ -117,7 +122,7 @@ runtimeClassName: {{ . }}
 
 {{- /* The step of an orderly shutdown at which a role is told to stop, in seconds. Takes {root, role}. */ -}}
 {{- define "tandem.preStopSeconds" -}}
-{{- $step := get (dict "gateway" 1 "decode" 2 "prefill" 3 "redis" 4) .role -}}
+{{- $step := get (dict "gateway" 1 "decode" 2 "embed" 2 "prefill" 3 "redis" 4) .role -}}
 {{- mul $step (int .root.Values.shutdownStepSeconds) -}}
 {{- end -}}
 

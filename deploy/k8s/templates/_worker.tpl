@@ -1,4 +1,4 @@
-{{- /* The Deployment of a worker pool. Takes {root, role, pool}. */ -}}
+{{- /* The Deployment of a pool of workers, those for embeddings included. Takes {root, role, pool}. */ -}}
 {{- define "tandem.workerDeployment" -}}
 apiVersion: apps/v1
 kind: Deployment
@@ -114,6 +114,11 @@ spec:
       fieldPath: status.podIP
 - name: TANDEM_CACHE_DIR
   value: /var/cache/tandem
+- name: TANDEM_DEVICE
+  value: {{ ternary "cuda:0" "cpu" (gt (int .pool.gpu.count) 0) | quote }}
+- name: HF_HOME
+  value: /var/cache/tandem/huggingface
+{{- if ne .role "embed" }}
 - name: TANDEM_MODEL
   value: {{ include "tandem.model" .root | quote }}
 {{- with .root.Values.model.servedName }}
@@ -122,15 +127,12 @@ spec:
 {{- end }}
 - name: TANDEM_DTYPE
   value: {{ .root.Values.model.dtype }}
-- name: TANDEM_DEVICE
-  value: {{ ternary "cuda:0" "cpu" (gt (int .pool.gpu.count) 0) | quote }}
 - name: TANDEM_TRANSPORT
   value: {{ .root.Values.transport }}
-- name: HF_HOME
-  value: /var/cache/tandem/huggingface
 {{- if ne .root.Values.model.source "hub" }}
 - name: HF_HUB_OFFLINE
   value: "1"
+{{- end }}
 {{- end }}
 {{- with .root.Values.model.tokenSecret }}
 {{- if .name }}

@@ -187,7 +187,7 @@ class HeldJob:
     async def _apply(self, operations: Sequence[Operation], token: str, *, is_patient: bool) -> Sequence[Done]:
         while True:
             try:
-                return await self.jobs.objects.apply(operations, token=token)
+                return await self.jobs.objects.apply(operations, token=token, is_bounded=False)
             except StateUnavailable as error:
                 if not is_patient or self.is_overdue:
                     raise

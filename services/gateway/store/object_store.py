@@ -12,6 +12,7 @@ from services.gateway.redis_state import RedisState
 from services.gateway.store.changes import Create, Delete, Operation, Payloads, Update
 from services.gateway.store.keys import project_prefix, record_key
 from services.gateway.store.kinds import Ref, is_name
+from services.gateway.store.quota import Quota
 from services.gateway.store.records import Page, Query, Record
 from services.gateway.store.scripts import APPLY, LIST
 
@@ -35,14 +36,15 @@ class Done:
 class ObjectStore:
     """The objects of all projects."""
 
-    def __init__(self, state: RedisState) -> None:
+    def __init__(self, state: RedisState, quota: Quota = Quota()) -> None:  # noqa: B008  # frozen
         self.state = state
         """For what is kept beside objects."""
         self._registered: set[str] = set()
+        self._quota = quota
 
     def of(self, project: str) -> "Objects":
         """Return the objects of one project; no others can be reached through them."""
-        return Objects(self.state, project)
+        return Objects(self.state, project, self._quota)
 
     async def register(self, project: str) -> None:
         """Let gateways know of a project, before it has anything that they look after on their own.
@@ -69,9 +71,10 @@ class ObjectStore:
 class Objects:
     """The objects of one project. All methods raise StateUnavailable when Redis cannot be reached."""
 
-    def __init__(self, state: RedisState, project: str) -> None:
+    def __init__(self, state: RedisState, project: str, quota: Quota) -> None:
         self._state = state
         self._project = project
+        self._quota = quota
         self._prefix = project_prefix(project)
 
     async def get(self, ref: Ref, *, parent: Ref | None = None, with_private: bool = False) -> Record:
@@ -174,26 +177,33 @@ class Objects:
         """
         await self.apply([Delete(ref, parent=parent)])
 
-    async def apply(self, operations: Sequence[Operation], *, token: str | None = None) -> Sequence[Done]:
+    async def apply(
+        self, operations: Sequence[Operation], *, token: str | None = None, is_bounded: bool = True
+    ) -> Sequence[Done]:
         """Make one change of several operations, all or none; return what each did.
 
         Operations are checked in their order; one may name as a parent what an earlier one creates.
-        A caller that got no answer may call again with the same ``token`` (24 hex digits), within a minute.
+        A caller that got no answer may call again with the same ``token`` (24 hex digits), within a minute. What was
+        begun within the quota may be ended beyond it, if ``is_bounded`` is false.
 
         Raises:
+            QuotaExceeded: the project has no room for what the change creates.
             TandemError: what the first operation that cannot be done says about it.
         """
         for operation in operations:
             if not operation.ref.is_storable:
                 raise operation.refusal("absent", operation.ref.id)
         payloads = Payloads(_FIRST_PAYLOAD)
-        change = orjson.dumps([operation.encoded(payloads) for operation in operations])
+        quota = self._quota.encoded() if is_bounded else {}
+        change = orjson.dumps({"operations": [each.encoded(payloads) for each in operations], "quota": quota})
         arguments: list[str | bytes] = [token or secrets.token_hex(12), change, *payloads.values]
         async with self._state.reaching() as client:
             reply = orjson.loads(await client.register_script(APPLY)(keys=[self._prefix], args=arguments))
         if "refused" in reply:
             place, problem, detail = reply["refused"]
             raise operations[place].refusal(problem, detail)
+        if "over_quota" in reply:
+            raise self._quota.refusal(*reply["over_quota"])
         return [Done(done.get("version"), done.get("sequence"), done) for done in reply["done"]]
 
 

@@ -18,6 +18,13 @@ local function next_sequence(parent)
   return redis.call('HINCRBY', record_key(parent), 'last_child', 1)
 end
 
+-- What a project has of something that is counted: 'objects', or 'file_bytes'.
+local USAGE = PREFIX .. 'usage'
+local function in_use(what) return tonumber(redis.call('HGET', USAGE, what) or '0') end
+local function use(what, number)
+  if number ~= 0 and redis.call('HINCRBY', USAGE, what, number) == 0 then redis.call('HDEL', USAGE, what) end
+end
+
 -- Remember that the key PREFIX .. name is to be deleted with the object.
 local function own(ref, name)
   if ref ~= '' then redis.call('SADD', beneath_key(ref), name) end

@@ -1,7 +1,9 @@
 -- The operations of one change. Each has "check", which writes nothing and returns a problem and a detail or nil, and
 -- "write", which cannot fail and returns a table. "batch" tells what earlier operations of the change will do:
--- batch.created and batch.deleted, by object.
+-- batch.created and batch.deleted, by object, and batch.adds, how much more the project will have.
 local operations = {}
+
+local function will_use(batch, what, number) batch.adds[what] = (batch.adds[what] or 0) + number end
 
 local function will_exist(batch, ref)
   return batch.created[ref] or (exists(ref) and not batch.deleted[ref])
@@ -22,11 +24,13 @@ operations.create = {
     if batch.created[ref] or exists(ref) then return 'exists', ref end
     if parent ~= '' and not will_exist(batch, parent) then return 'no_parent', parent end
     batch.created[ref] = true
+    will_use(batch, 'objects', 1)
   end,
   write = function(operation)
     local ref, parent = operation.ref, operation.parent
     local kind, id, key = kind_of(ref), id_of(ref), record_key(ref)
     local sequence = next_sequence(parent)
+    use('objects', 1)
     redis.call('HSET', key, 'body', ARGV[operation.body], 'version', 1, 'sequence', sequence, 'parent', parent,
       'labels', operation.labels)
     if operation.private then redis.call('HSET', key, 'private', ARGV[operation.private]) end
@@ -58,17 +62,20 @@ operations.update = {
   end,
 }
 
--- Collect the keys of an object and of everything beneath it.
-local function collect(ref, keys)
+-- Collect the keys of an object and of everything beneath it, and what the project has less without them.
+local function collect(ref, found)
+  local keys = found.keys
   for _, name in ipairs(redis.call('SMEMBERS', beneath_key(ref))) do
     local child_kind = string.match(name, '^index:[^/]*/([^/]+)$')
     if child_kind then
-      for _, id in ipairs(redis.call('ZRANGE', PREFIX .. name, 0, -1)) do collect(child_kind .. ':' .. id, keys) end
+      for _, id in ipairs(redis.call('ZRANGE', PREFIX .. name, 0, -1)) do collect(child_kind .. ':' .. id, found) end
     end
     keys[#keys + 1] = PREFIX .. name
   end
   keys[#keys + 1] = beneath_key(ref)
   keys[#keys + 1] = record_key(ref)
+  found.objects = found.objects + 1
+  found.file_bytes = found.file_bytes + tonumber(redis.call('HGET', record_key(ref), 'file_bytes') or '0')
 end
 
 local GONE_S = 3600
@@ -82,13 +89,16 @@ operations.delete = {
     batch.deleted[operation.ref] = true
   end,
   write = function(operation)
-    local ref, keys = operation.ref, {}
+    local ref, found = operation.ref, {keys = {}, objects = 0, file_bytes = 0}
     local values = redis.call('HMGET', record_key(ref), 'parent', 'sequence', 'labels')
     if not values[1] then return {} end
     local parent, kind, id = values[1], kind_of(ref), id_of(ref)
     for _, name in ipairs(label_names(parent, kind, values[3])) do remove_from_index(parent, name, id) end
     remove_from_index(parent, index_name(parent, kind), id)
-    collect(ref, keys)
+    collect(ref, found)
+    use('objects', -found.objects)
+    use('file_bytes', -found.file_bytes)
+    local keys = found.keys
     for first = 1, #keys, UNLINKED_AT_ONCE do
       redis.call('UNLINK', unpack(keys, first, math.min(first + UNLINKED_AT_ONCE - 1, #keys)))
     end
