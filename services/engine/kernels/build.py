@@ -14,7 +14,15 @@ from pathlib import Path
 from services.errors import ConfigurationError, DeadlineExceeded
 
 UNITS = ("paged_attention.cpp", "linear.cpp", "rows.cpp")
-HEADERS = ("elements.h", "parallel.h", "scratch.h", "vector16.h")
+HEADERS = (
+    "attention_few.h",
+    "attention_many.h",
+    "attention_tile.h",
+    "elements.h",
+    "parallel.h",
+    "scratch.h",
+    "vector16.h",
+)
 COMPILERS = ("g++", "clang++", "c++")
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fno-strict-aliasing", "-fPIC", "-shared")
 COMPILE_TIMEOUT_S = 300.0

@@ -19,9 +19,14 @@ struct Float32 {
   static Vector dot(Vector sum, const uint32_t* query, const uint32_t* keys) {
     return fma(broadcast(*reinterpret_cast<const float*>(query)), load(reinterpret_cast<const float*>(keys)), sum);
   }
+  static constexpr float kOne = 1.0f;
+  // 2 * kLanes columns of a unit of rows -> as many units.
+  static void zip(const float* rows, int64_t, uint32_t* out) { std::memcpy(out, rows, 2 * kLanes * sizeof(float)); }
+  // A unit in each lane, from as many vectors.
+  static void store_units(uint32_t* p, const Vector* x) { tandem::store(reinterpret_cast<float*>(p), x[0]); }
+  // e**x for x <= 0, as exact as an element can be.
+  static Vector exponential(Vector x) { return tandem::exponential(x); }
   static Vector load_values(const float* p) { return load(p); }
-  static float to_float(float x) { return x; }
-  static void put(float* p, float x) { *p = x; }
   static void store(float* p, Vector x) { tandem::store(p, x); }
 };
 
@@ -55,11 +60,37 @@ struct BFloat16 {
     return fma(broadcast(*reinterpret_cast<const float*>(&high)), high_halves(keys), sum);
 #endif
   }
-  static Vector load_values(const uint16_t* p) { return load_bfloat16(p); }
-  static float to_float(uint16_t x) {
-    const uint32_t bits = static_cast<uint32_t>(x) << 16;
-    return *reinterpret_cast<const float*>(&bits);
+  static constexpr uint16_t kOne = 0x3f80;
+  static void zip(const uint16_t* rows, int64_t row_stride, uint32_t* out) {
+#if defined(TANDEM_AVX512)
+    const __m512i low = _mm512_loadu_si512(rows), high = _mm512_loadu_si512(rows + row_stride);
+    _mm512_storeu_si512(out, _mm512_permutex2var_epi16(low, pairs(0), high));
+    _mm512_storeu_si512(out + kLanes, _mm512_permutex2var_epi16(low, pairs(kLanes), high));
+#else
+    for (int i = 0; i < 2 * kLanes; ++i) out[i] = rows[i] | static_cast<uint32_t>(rows[row_stride + i]) << 16;
+#endif
   }
+#if defined(TANDEM_AVX512)
+  // Elements first .. first + 15 of one register of 32, each followed by its partner in another.
+  static __m512i pairs(int first) {
+    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512i from = _mm512_add_epi32(lane, _mm512_set1_epi32(first));
+    return _mm512_or_si512(from, _mm512_slli_epi32(_mm512_add_epi32(from, _mm512_set1_epi32(32)), 16));
+  }
+#endif
+  static void store_units(uint32_t* p, const Vector* x) {
+#if defined(TANDEM_AVX512) && defined(__AVX512BF16__)
+    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512i order = _mm512_or_si512(lane, _mm512_slli_epi32(_mm512_add_epi32(lane, _mm512_set1_epi32(16)), 16));
+    _mm512_storeu_si512(p, _mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh(x[1].v, x[0].v)));
+#else
+    alignas(64) uint16_t low[kLanes], high[kLanes];
+    store(low, x[0]), store(high, x[1]);
+    for (int lane = 0; lane < kLanes; ++lane) p[lane] = low[lane] | static_cast<uint32_t>(high[lane]) << 16;
+#endif
+  }
+  static Vector exponential(Vector x) { return short_exponential(x); }
+  static Vector load_values(const uint16_t* p) { return load_bfloat16(p); }
   static void put(uint16_t* p, float x) {
     uint32_t bits;
     std::memcpy(&bits, &x, sizeof bits);
@@ -135,33 +166,28 @@ inline void transpose(__m512i rows[16]) {
 }
 #endif
 
-// Sixteen tokens of K as out[unit][token]; a width that fills no whole unit is padded with zeros. The sixteen
-// behind them are fetched ahead if they are read next.
-template <class D, bool FetchAhead = false>
-void pack_keys(const typename D::Element* keys, int64_t token_stride, int width, uint32_t* out) {
+// Sixteen rows of units as out[unit][row]; a width that fills no whole unit is padded with zeros.
+template <class D>
+void transpose_units(const typename D::Element* rows, int64_t row_stride, int width, uint32_t* out) {
   int unit = 0;
 #if defined(TANDEM_AVX512)
   for (; (unit + 16) * D::kPerUnit <= width; unit += 16) {
-    __m512i rows[16];
+    __m512i registers[16];
     TANDEM_UNROLL
-    for (int token = 0; token < 16; ++token) {
-      const auto* from = keys + token * token_stride + unit * D::kPerUnit;
-      rows[token] = _mm512_loadu_si512(from);
-      if (FetchAhead) __builtin_prefetch(from + 16 * token_stride);
-    }
-    transpose(rows);
+    for (int row = 0; row < 16; ++row) registers[row] = _mm512_loadu_si512(rows + row * row_stride + unit * D::kPerUnit);
+    transpose(registers);
     TANDEM_UNROLL
-    for (int u = 0; u < 16; ++u) _mm512_storeu_si512(out + (unit + u) * kLanes, rows[u]);
+    for (int u = 0; u < 16; ++u) _mm512_storeu_si512(out + (unit + u) * kLanes, registers[u]);
   }
 #endif
   const int units = (width + D::kPerUnit - 1) / D::kPerUnit;
   for (; unit < units; ++unit) {
     const int present = std::min(D::kPerUnit, width - unit * D::kPerUnit);
     TANDEM_UNROLL
-    for (int token = 0; token < kLanes; ++token) {
+    for (int row = 0; row < kLanes; ++row) {
       uint32_t bits = 0;
-      std::memcpy(&bits, keys + token * token_stride + unit * D::kPerUnit, present * sizeof(*keys));
-      out[unit * kLanes + token] = bits;
+      std::memcpy(&bits, rows + row * row_stride + unit * D::kPerUnit, present * sizeof(*rows));
+      out[unit * kLanes + row] = bits;
     }
   }
 }

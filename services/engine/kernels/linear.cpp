@@ -54,7 +54,7 @@ struct Fetching {
   int lines;  // at each step
 
   void step() {
-    for (int line = 0; line < lines && next < end; ++line, next += kLineBytes) __builtin_prefetch(next, 0, 2);
+    for (int line = 0; line < lines; ++line, next = std::min(next + kLineBytes, end)) __builtin_prefetch(next, 0, 2);
   }
 };
 
@@ -94,9 +94,13 @@ struct Columns {
     Vector sums[S * R];
     TANDEM_UNROLL
     for (int i = 0; i < S * R; ++i) sums[i] = broadcast(0.0f);
+    const Element* next_rows = rows + (R + column / S) * product.inner;  // one of the next tile's for each tile of columns
     int64_t at = 0;
     for (; at + kStep <= product.inner; at += kStep) {
-      if (S > 1) fetching.step();
+      if (S > 1) {
+        fetching.step();
+        __builtin_prefetch(next_rows + at);
+      }
       typename D::Factor factors[R];
       TANDEM_UNROLL
       for (int r = 0; r < R; ++r) factors[r] = D::load_factor(rows + r * product.inner + at);
