@@ -1,12 +1,13 @@
 """Drive any OpenAI-compatible server with fixed workloads; one JSON line each.
 
-    python -m bench.load http://127.0.0.1:8000 smollm2 [one batch16 prefill mixed turns]
+    python -m bench.load http://127.0.0.1:8000 smollm2 [one batch16 short prefill mixed turns]
 
 All streams are greedy with ``ignore_eos``, so that every server does the same work. Serve at least 4096 tokens
 of context.
 
     one      1 stream, short prompt, 192 tokens out              decode tok/s at batch 1
     batch16  16 streams at once, short prompts, 128 tokens out   decode tok/s at batch 16
+    short    8 prompts of ~100 tokens one after the other        TTFT
     prefill  6 prompts of ~2000 tokens one after the other       prompt tok/s
     mixed    6 streams of 192 tokens while a ~2000-token prompt
              arrives every 4 s                                   inter-token latency, TTFT of the long prompts
@@ -36,6 +37,7 @@ _TEXT = (
 )
 WORDS = _TEXT.split()
 LONG_PROMPT_WORDS = 1950
+SHORT_PROMPT_WORDS = 70
 ARRIVAL_INTERVAL_S = 4.0
 
 Figures = dict[str, Any]
@@ -136,6 +138,14 @@ async def batch16(client: Client) -> Figures:
     }
 
 
+async def short(client: Client) -> Figures:
+    answers = [await client.chat(user(client.prompt(SHORT_PROMPT_WORDS, 2000 + i)), 1) for i in range(9)][1:]
+    return {
+        "ttft_p50_ms": ms(statistics.median(answer.ttft for answer in answers)),
+        "prompt_tokens": sum(answer.usage["prompt_tokens"] for answer in answers) // len(answers),
+    }
+
+
 async def prefill(client: Client) -> Figures:
     answers = [await client.chat(user(client.prompt(LONG_PROMPT_WORDS, 1000 + i)), 1) for i in range(6)][1:]
     seconds = [answer.total for answer in answers]
@@ -193,6 +203,7 @@ async def turns(client: Client) -> Figures:
 WORKLOADS: dict[str, Callable[[Client], Awaitable[Figures]]] = {
     "one": one,
     "batch16": batch16,
+    "short": short,
     "prefill": prefill,
     "mixed": mixed,
     "turns": turns,

@@ -1,10 +1,18 @@
 """Memory, cores and GPUs as faked ``/proc``, ``/sys`` and ``/dev`` show them."""
 
+import gc
 from pathlib import Path
 
 import pytest
 
-from services.resources import Cpus, available_cpus, available_gpus, available_memory_bytes, parse_core_list
+from services.resources import (
+    Cpus,
+    available_cpus,
+    available_gpus,
+    available_memory_bytes,
+    collect_garbage_seldom,
+    parse_core_list,
+)
 
 GIB = 2**30
 
@@ -86,3 +94,15 @@ def test_core_lists_are_read_as_the_kernel_writes_them() -> None:
 def test_this_machine_can_be_read() -> None:
     assert available_memory_bytes() > 0
     assert available_cpus().count >= 1
+
+
+def test_what_is_loaded_before_serving_is_left_out_of_garbage_collections() -> None:
+    threshold = gc.get_threshold()
+    try:
+        collect_garbage_seldom()
+
+        assert gc.get_freeze_count() > 0
+        assert gc.get_threshold()[0] > threshold[0]
+    finally:
+        gc.unfreeze()
+        gc.set_threshold(*threshold)

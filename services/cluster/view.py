@@ -41,6 +41,7 @@ class MemberView:
         self._grace_s = grace_s
         self._grace_ends_s = 0.0
         self._members: dict[str, Member] = {}
+        self._listed: tuple[Member, ...] = ()
         self._unconfirmed: frozenset[str] = frozenset()
         self._cards: OrderedDict[str, ModelCard] = OrderedDict()
         self._fetching = asyncio.Lock()
@@ -56,8 +57,8 @@ class MemberView:
         return self._is_stale
 
     def members(self) -> Sequence[Member]:
-        """Return the last known members, in the order of their ids."""
-        return tuple(self._members.values())
+        """Return the last known members, in the order of their ids; the same object until they are listed again."""
+        return self._listed
 
     async def card(self, digest: str) -> ModelCard:
         """Return the card published under ``digest``; fetched once.
@@ -164,6 +165,7 @@ class MemberView:
             _log.event("member.gone", member=member.member_id, role=member.role.value)
         async with self._refreshed:
             self._members = dict(sorted(members.items()))
+            self._listed = tuple(self._members.values())
             self._refreshed.notify_all()
 
 

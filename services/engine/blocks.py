@@ -33,6 +33,8 @@ class Reason(IntEnum):
     QUARANTINED = 3
     """A peer that was given up may still write it."""
 
+    __hash__ = int.__hash__  # claims are looked up often; an enum hashes its name
+
 
 STRONGEST_FIRST = tuple(sorted(Reason, reverse=True))
 
@@ -54,6 +56,7 @@ class BlockPool:
         self._cache = PrefixCache(parking)
         self._blocks_of: dict[Claim, list[int]] = {}
         self._num_claims = [[0] * len(Reason) for _ in range(num_blocks)]  # [block][reason]
+        self._strongest: list[Reason | None] = [None] * num_blocks  # [block]
         self._num_strongest = [0] * len(Reason)  # [reason]: blocks of which it is the strongest
 
     # -- claims ----------------------------------------------------------------------------------
@@ -67,13 +70,26 @@ class BlockPool:
         if num_blocks > self.num_available:
             raise PoolExhausted(f"{num_blocks} KV blocks are needed, {self.num_available} are available.")
         blocks = [self._free.pop() if self._free else self._cache.evict() for _ in range(num_blocks)]
-        self._add(blocks, claim)
+        if blocks:
+            self._blocks_of.setdefault(claim, []).extend(blocks)
+            self._num_strongest[claim.reason] += num_blocks
+        for block in blocks:  # it has no claim and no name, so that nothing else changes
+            self._num_claims[block][claim.reason] = 1
+            self._strongest[block] = claim.reason
         return blocks
 
     def claim(self, blocks: Sequence[int], claim: Claim) -> None:
         """Add a claim to blocks that are cached or claimed already."""
+        if not blocks:
+            return
         self._cache.touch(blocks)
-        self._add(blocks, claim)
+        self._blocks_of.setdefault(claim, []).extend(blocks)
+        reason = claim.reason
+        for block in blocks:
+            self._num_claims[block][reason] += 1
+            before = self._strongest[block]
+            if before is None or before < reason:
+                self._move(block, before, reason)
 
     def release(self, claim: Claim) -> None:
         """End a claim on all its blocks; an unknown one has none."""
@@ -81,7 +97,7 @@ class BlockPool:
         if claim.reason is Reason.USED:  # covers a chain from its beginning, which a lease need not
             self._cache.touch(blocks)
         for block in blocks:
-            self._change(block, claim.reason, -1)
+            self._drop(block, claim.reason)
 
     def is_held(self, claim: Claim) -> bool:
         """Whether ``claim`` covers any block."""
@@ -96,7 +112,7 @@ class BlockPool:
 
     def fits(self, num_blocks: int, *, sharing: Iterable[int] = (), leaving: int = 0) -> bool:
         """Whether ``num_blocks`` could be taken after claiming ``sharing``, with ``leaving`` still available."""
-        num_pinned = sum(_strongest(self._num_claims[block]) is None for block in sharing)
+        num_pinned = sum(self._strongest[block] is None for block in sharing)
         return num_blocks + num_pinned + leaving <= self.num_available
 
     @property
@@ -182,21 +198,16 @@ class BlockPool:
 
     # -- bookkeeping -----------------------------------------------------------------------------
 
-    def _add(self, blocks: Sequence[int], claim: Claim) -> None:
-        if not blocks:
-            return
-        self._blocks_of.setdefault(claim, []).extend(blocks)
-        for block in blocks:
-            self._change(block, claim.reason, 1)
-
-    def _change(self, block: int, reason: Reason, difference: int) -> None:
-        """Count one claim more or less on ``block``, and move the block in the ledger if that shows."""
+    def _drop(self, block: int, reason: Reason) -> None:
+        """Count one claim less on ``block``."""
         claims = self._num_claims[block]
-        before = _strongest(claims)
-        claims[reason] += difference
-        after = _strongest(claims)
-        if before is after:
-            return
+        claims[reason] -= 1
+        if not claims[reason] and self._strongest[block] is reason:
+            self._move(block, reason, _strongest(claims))
+
+    def _move(self, block: int, before: Reason | None, after: Reason | None) -> None:
+        """Move ``block`` in the ledger, from one strongest claim to another."""
+        self._strongest[block] = after
         if before is not None:
             self._num_strongest[before] -= 1
         elif block in self._cache:

@@ -64,7 +64,7 @@ class NewRequest:
     """What the output satisfies; it stands behind the resumed output, and goes on with the request that runs."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Request:
     """The engine's own record of a request. ``token_ids`` = prompt + output."""
 
@@ -90,6 +90,14 @@ class Request:
     """Output tokens that ``grammar`` has consumed."""
     lookup: PromptLookup | None = None
     """Guesses its next tokens, once it generates."""
+    request_id: str = field(init=False)
+    """The id given by the gateway."""
+    num_prompt_tokens: int = field(init=False)
+    """Tokens before the border from which penalties, limits and usage count."""
+
+    def __post_init__(self) -> None:
+        self.request_id = self.spec.request_id
+        self.num_prompt_tokens = len(self.spec.prompt_token_ids)
 
     @classmethod
     def of(cls, spec: NewRequest) -> "Request":
@@ -104,16 +112,6 @@ class Request:
     def behind(self, guesses: Sequence[int]) -> "Request":
         """Return this request as the sampler sees it behind tokens that are only guessed."""
         return replace(self, token_ids=[*self.token_ids, *guesses])
-
-    @property
-    def request_id(self) -> str:
-        """The id given by the gateway."""
-        return self.spec.request_id
-
-    @property
-    def num_prompt_tokens(self) -> int:
-        """Tokens before the border from which penalties, limits and usage count."""
-        return len(self.spec.prompt_token_ids)
 
     @property
     def num_tokens(self) -> int:
@@ -133,10 +131,11 @@ class Request:
     @property
     def finish_reason(self) -> FinishReason | None:
         """Why the sequence ends with its last output token, or None if it goes on."""
-        params = self.spec.params
-        if self.num_output_tokens >= params.min_tokens and self.token_ids[-1] in params.stop_token_ids:
+        params, token_ids = self.spec.params, self.token_ids
+        num_output_tokens = len(token_ids) - self.num_prompt_tokens
+        if token_ids[-1] in params.stop_token_ids and num_output_tokens >= params.min_tokens:
             return FinishReason.STOP
-        return FinishReason.LENGTH if self.num_output_tokens >= params.max_tokens else None
+        return FinishReason.LENGTH if num_output_tokens >= params.max_tokens else None
 
     @property
     def num_uncomputed_tokens(self) -> int:

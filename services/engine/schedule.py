@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from services.engine.request import Request
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # not frozen, since that costs more than all else that is done for a sequence
 class ScheduledSequence:
     """The part of one request that a step computes.
 
@@ -49,6 +49,8 @@ class Schedule:
     requests: Sequence[Request]
     sequences: Sequence[ScheduledSequence]
     sampled: Sequence[Request]
+    num_generating: int = 0
+    """How many, from the first on, compute the last of their tokens and nothing else, and are sampled."""
     partial_tails: Sequence[PartialTail] = ()
 
     @property

@@ -25,6 +25,7 @@ from services.engine.output import (
     Reservation,
     SampledToken,
     StepOutput,
+    TokenOutput,
 )
 from services.engine.parking import Parking
 from services.engine.prefix_cache import CacheChanges
@@ -199,29 +200,39 @@ class Scheduler:
         """Choose what the next step computes and give it blocks."""
         plan = StepPlan(self._config)
         self._make_room()
-        num_rows = self._queues.num_running
-        for request in self._queues.generating.values():
-            guesses = self._speculation.guesses(request, num_rows=num_rows, leaving=self._queues.num_running)
-            num_rows += len(guesses)
-            plan.generate(request, guesses)
+        if self._speculation.may_guess(num_rows=self._queues.num_running):
+            self._speculate(plan)
+        else:
+            plan.generate(self._queues.generating.values())
         for request in self._queues.catching_up.values():
             plan.catch_up(request)
         self._admit(plan)
         return plan.schedule()
 
+    def _speculate(self, plan: StepPlan) -> None:
+        """Let each generating request compute its last token and what may follow it."""
+        num_rows = self._queues.num_running
+        for request in self._queues.generating.values():
+            guesses = self._speculation.guesses(request, num_rows=num_rows, leaving=self._queues.num_running)
+            num_rows += len(guesses)
+            plan.speculate(request, guesses)
+
     def commit(self, schedule: Schedule, tokens: Sequence[SampledToken | TandemError]) -> StepOutput:
         """Record what was computed; ``tokens`` has one entry per ``schedule.sampled``: the next token, or why not."""
         if len(tokens) != len(schedule.sampled):
             raise InternalError(f"{len(schedule.sampled)} tokens were to be sampled, {len(tokens)} were.")
-        chosen = iter(tokens)
-        for request, sequence in zip(schedule.requests, schedule.sequences, strict=True):
+        border = schedule.num_generating
+        self._tables.advance(schedule.requests[:border])
+        self._append(schedule.sampled[:border], tokens[:border])
+        chosen = iter(tokens[border:])
+        for request, sequence in zip(schedule.requests[border:], schedule.sequences[border:], strict=True):
             self._commit(request, sequence, [*islice(chosen, sequence.num_sampled)])
         report, self._report = self._report, StepReport()
-        return report.output(schedule.sequences)
+        return report.output(schedule)
 
     def _make_room(self) -> None:
         """Give each generating request a block for its last token, at the cost of those that arrived last."""
-        for request in tuple(self._queues.generating.values()):
+        for request in self._tables.full(self._queues.generating.values()):
             while request.status is Status.RUNNING and self._tables.room(request) < 0:
                 if self._pool.num_available:
                     self._tables.extend(request, use_of(request))
@@ -271,15 +282,13 @@ class Scheduler:
         right = self._speculation.confirmed(request, sequence, tokens)
         for guessed in right:
             request.token_ids.append(guessed.token_id)
-            self._report.appended(request, guessed, None)
+            self._report.tokens.append(TokenOutput(request.request_id, guessed))
         self._report.guessed(sequence.num_guessed, len(right))
         self._advance(request, sequence.start, len(sequence.new_token_ids) - sequence.num_guessed + len(right))
         if tokens:
-            token = tokens[len(right)]
-            if isinstance(token, TandemError):
-                self._fail(request, token)
-            else:
-                self._append(request, token)
+            self._append((request,), (tokens[len(right)],))
+            if request.status is Status.RUNNING:
+                self._go_on(request)
 
     def _advance(self, request: Request, start: int, num_rows: int) -> None:
         """Record that the KV of ``num_rows`` tokens from ``start`` on is computed."""
@@ -290,12 +299,22 @@ class Scheduler:
         if request.spec.export and (final := self._exports.lease_computed(request)) is not None:
             self._report.final_blocks.append(final)
 
-    def _append(self, request: Request, token: SampledToken) -> None:
-        """Record that ``token`` follows, and end the request if it was to be the last one here."""
-        request.token_ids.append(token.token_id)
-        reason = request.finish_reason
-        self._report.appended(request, token, reason)
-        if reason is not None or request.spec.export:
+    def _append(self, requests: Sequence[Request], tokens: Sequence[SampledToken | TandemError]) -> None:
+        """Record which token follows in each, and end those in which it is the last one."""
+        outputs = self._report.tokens
+        for request, token in zip(requests, tokens, strict=True):
+            if isinstance(token, TandemError):
+                self._fail(request, token)
+                continue
+            request.token_ids.append(token.token_id)
+            reason = request.finish_reason
+            outputs.append(TokenOutput(request.request_id, token, reason))
+            if reason is not None:
+                self._end(request)
+
+    def _go_on(self, request: Request) -> None:
+        """Let a request that got a token generate; an exported one is over with its first."""
+        if request.spec.export:
             self._end(request)
         elif request.request_id not in self._queues.generating:
             self._queues.run(request)

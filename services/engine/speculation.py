@@ -28,6 +28,10 @@ class Speculation:
         self._pool = pool
         self._tables = tables
 
+    def may_guess(self, *, num_rows: int) -> bool:
+        """Whether anything is guessed in a step that has ``num_rows`` rows already."""
+        return self._max_tokens > 0 and num_rows < _MAX_ROWS
+
     def guesses(self, request: Request, *, num_rows: int, leaving: int) -> Sequence[int]:
         """Return what may follow the last token of ``request`` in a step that has ``num_rows`` rows already.
 

@@ -1,6 +1,6 @@
 """One step in the making: first its plan, then the report of what came of it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from services.engine.limits import SchedulerConfig
@@ -8,12 +8,11 @@ from services.engine.output import (
     ChunkComputed,
     FinalBlocks,
     RequestFailed,
-    SampledToken,
     StepOutput,
     StepStats,
     TokenOutput,
 )
-from services.engine.request import FinishReason, Request
+from services.engine.request import Request
 from services.engine.schedule import PartialTail, Schedule, ScheduledSequence
 from services.errors import TandemError
 
@@ -26,12 +25,27 @@ class StepPlan:
         self._num_mixed_rows_left = config.max_mixed_prefill_tokens
         self._block_size = config.block_size
         self._is_mixed = False
+        self._num_generating = 0
         self._requests: list[Request] = []
         self._sequences: list[ScheduledSequence] = []
         self._sampled: list[Request] = []
         self._partial_tails: list[PartialTail] = []
 
-    def generate(self, request: Request, guesses: Sequence[int] = ()) -> None:
+    def generate(self, requests: Iterable[Request]) -> None:
+        """Let each of ``requests`` compute its last token and be sampled from; before all others."""
+        self._requests += requests
+        self._sampled += self._requests
+        size = self._block_size
+        for request in self._requests:
+            token_ids, table = request.token_ids, request.block_table
+            if len(table) * size >= len(token_ids) + size:  # there was room for guesses
+                table = table[: -(-len(token_ids) // size)]
+            self._sequences.append(ScheduledSequence(token_ids[-1:], request.num_computed_tokens, table, True))
+        self._num_generating = len(self._requests)
+        self._num_rows_left -= self._num_generating
+        self._is_mixed = bool(self._requests)
+
+    def speculate(self, request: Request, guesses: Sequence[int]) -> None:
         """Let ``request`` compute its last token and ``guesses`` behind it, and be sampled from after each."""
         self._is_mixed = True
         self._num_rows_left -= 1 + len(guesses)
@@ -70,7 +84,7 @@ class StepPlan:
 
     def schedule(self) -> Schedule:
         """Return the finished plan."""
-        return Schedule(self._requests, self._sequences, self._sampled, self._partial_tails)
+        return Schedule(self._requests, self._sequences, self._sampled, self._num_generating, self._partial_tails)
 
     def _name_partial_tail(self, request: Request) -> None:
         num_tokens = request.num_tokens % self._block_size
@@ -98,10 +112,6 @@ class StepReport:
         self.chunks.append(chunk)
         self.num_prompt_tokens += num_rows
 
-    def appended(self, request: Request, token: SampledToken, reason: FinishReason | None) -> None:
-        """Note the newest token of ``request``, and why it is the last one."""
-        self.tokens.append(TokenOutput(request.request_id, token, reason))
-
     def guessed(self, num_guessed: int, num_right: int) -> None:
         """Note how many guesses were made for one request, and how many of them came true."""
         self.num_guessed += num_guessed
@@ -111,11 +121,12 @@ class StepReport:
         """Note that ``request`` was given up."""
         self.failures.append(RequestFailed(request.request_id, error))
 
-    def output(self, sequences: Sequence[ScheduledSequence]) -> StepOutput:
-        """Return the report as the worker gets it."""
+    def output(self, schedule: Schedule) -> StepOutput:
+        """Return the report on ``schedule`` as the worker gets it."""
+        others = schedule.sequences[schedule.num_generating :]
         stats = StepStats(
-            num_requests=len(sequences),
-            num_tokens=sum(len(sequence.new_token_ids) for sequence in sequences),
+            num_requests=len(schedule.sequences),
+            num_tokens=schedule.num_generating + sum(len(sequence.new_token_ids) for sequence in others),
             num_prompt_tokens=self.num_prompt_tokens,
             num_preempted=self.num_preempted,
             num_cached_tokens=self.num_cached_tokens,

@@ -1,6 +1,6 @@
 """The block table of each request: a shared prefix found, own blocks added, whole blocks published."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from services.engine.blocks import BlockPool, Claim, Reason
 from services.engine.request import Request
@@ -51,6 +51,11 @@ class BlockTables:
         num_fresh = self.num_blocks(request.num_tokens + num_more) - len(request.block_table)
         request.block_table.extend(self._pool.take(num_fresh, fresh))
 
+    def full(self, requests: Iterable[Request]) -> list[Request]:
+        """Return those of ``requests`` whose tables do not cover all their tokens."""
+        block_size = self.block_size
+        return [request for request in requests if len(request.block_table) * block_size < len(request.token_ids)]
+
     def room(self, request: Request) -> int:
         """Return how many tokens the table covers beyond those of ``request``; negative if it lacks blocks."""
         return len(request.block_table) * self.block_size - request.num_tokens
@@ -62,6 +67,14 @@ class BlockTables:
             hashes = self._hashes(request)
             for index in range(first_block, last):
                 self._pool.publish(request.block_table[index], hashes[index], index)
+
+    def advance(self, requests: Iterable[Request]) -> None:
+        """Record that the KV of one more token of each is computed, and make blocks that are whole now findable."""
+        block_size = self.block_size
+        for request in requests:
+            request.num_computed_tokens += 1
+            if not request.num_computed_tokens % block_size:
+                self.publish(request, request.num_computed_tokens // block_size - 1)
 
     def release(self, request: Request) -> None:
         """Take all blocks back; published ones stay cached until somebody needs the room."""

@@ -61,6 +61,7 @@ from services.gateway.store.object_store import ObjectStore
 from services.gateway.store.quota import Quota
 from services.gateway.text.threads import TextThreads
 from services.gateway.timeline import RedisTimelineStore, TimelineStore
+from services.resources import collect_garbage_seldom
 from services.rpc.channel import Channels
 from services.rpc.tls import tls_of
 from services.rpc.versions import PROTOCOL_VERSION
@@ -333,6 +334,7 @@ async def run(settings: GatewaySettings) -> None:
         await stack.enter_async_context(
             serve_admin(settings.admin_host, settings.admin_port, around.registry, gateway.readiness)
         )
+        collect_garbage_seldom()
         await HttpServer(gateway.app, settings, gateway.drain).run()
 
 

@@ -31,7 +31,7 @@ class SequenceRequest:
     """Output that is known already; only what follows it is told."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # not frozen: one is made for each token, at four times the cost
 class GeneratedToken:
     """One token; ``logprob`` and ``top`` (token id, log probability; best first) are there when asked for."""
 
@@ -65,13 +65,13 @@ SequenceEvent = Accepted | NewTokens | Ended
 def tokens_of(message: pb.Tokens) -> tuple[GeneratedToken, ...]:
     """Return the tokens of a message."""
     return tuple(
-        GeneratedToken(
-            token.id,
-            token.logprob if token.HasField("logprob") else None,
-            tuple((entry.token_id, entry.logprob) for entry in token.top),
-        )
-        for token in message.tokens
+        _with_logprobs(token) if token.HasField("logprob") else GeneratedToken(token.id) for token in message.tokens
     )
+
+
+def _with_logprobs(token: pb.Token) -> GeneratedToken:
+    top = tuple((entry.token_id, entry.logprob) for entry in token.top)
+    return GeneratedToken(token.id, token.logprob, top)
 
 
 def load_of(message: pb.Load) -> MemberLoad:

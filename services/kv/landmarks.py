@@ -5,6 +5,9 @@ the first blocks of a sequence, then every eighth, and the one with which it end
 common beginnings exact, and long prompts cheap to tell of and to look up.
 """
 
+from collections.abc import Iterable
+from itertools import chain
+
 _NUM_EXACT = 8
 _STRIDE = 8
 
@@ -12,3 +15,9 @@ _STRIDE = 8
 def is_landmark(index: int) -> bool:
     """Return whether the ``index``-th whole block of a sequence, counted from 0, is told of wherever it stands."""
     return index < _NUM_EXACT or index % _STRIDE == _STRIDE - 1
+
+
+def landmarks(num_blocks: int) -> Iterable[int]:
+    """Return the indices of the landmarks among the first ``num_blocks`` blocks, in order."""
+    first = _NUM_EXACT + _STRIDE - 1 - _NUM_EXACT % _STRIDE
+    return chain(range(min(_NUM_EXACT, num_blocks)), range(first, num_blocks, _STRIDE))

@@ -14,6 +14,8 @@ _REASONS: dict[FinishReason | None, pb.FinishReason.ValueType] = {
 
 def token_to_message(token: SampledToken) -> pb.Token:
     """Return the message of a token."""
+    if token.logprob is None:
+        return pb.Token(id=token.token_id)
     top = [pb.TokenLogprob(token_id=entry.token_id, logprob=entry.logprob) for entry in token.top]
     return pb.Token(id=token.token_id, logprob=token.logprob, top=top)
 

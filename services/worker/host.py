@@ -21,6 +21,7 @@ from services.cluster.registry import Member, Role
 from services.cluster.secret import load_or_create_secret
 from services.errors import ConfigurationError, InternalError, StateUnavailable, TandemError
 from services.faults.armed import faults_of
+from services.resources import collect_garbage_seldom
 from services.rpc import tandem_pb2_grpc
 from services.rpc.channel import Channels
 from services.rpc.faults import client_interceptors, server_interceptors
@@ -126,6 +127,7 @@ class WorkerHost:
         health_pb2_grpc.add_HealthServicer_to_server(health, self.server)
         await self.server.start()
         await warm_up(self.node)
+        collect_garbage_seldom()
         await health.set("", health_pb2.HealthCheckResponse.SERVING)
         async with presence, asyncio.TaskGroup() as tasks:
             beside = [tasks.create_task(self._refresh_load()), tasks.create_task(self._drain_when_asked(admin))]

@@ -1,6 +1,6 @@
 """Filter: which members can take a request at all."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from services.cluster.registry import Member, Role
@@ -17,24 +17,24 @@ class Requirements:
     """Of this gateway; it serves workers that understand it."""
 
 
-def decode_candidates(
-    members: Iterable[Member], wanted: Requirements, *, avoid: Collection[str], suspects: Collection[str]
-) -> list[Member]:
-    """Return the decode workers to choose from; suspects only where nobody else is left."""
-    fit = [member for member in members if _fits(member, Role.DECODE, wanted) and member.member_id not in avoid]
-    trusted = [member for member in fit if member.member_id not in suspects]
-    return trusted or fit
-
-
-def prefill_candidates(members: Iterable[Member], wanted: Requirements, *, suspects: Collection[str]) -> list[Member]:
-    """Return the prefill workers whose KV the decode workers of ``wanted`` can take."""
-    return [member for member in members if _fits(member, Role.PREFILL, wanted) and member.member_id not in suspects]
-
-
-def _fits(member: Member, role: Role, wanted: Requirements) -> bool:
+def fits(member: Member, role: Role, wanted: Requirements) -> bool:
+    """Whether a member of that role can take what is ``wanted``; prefill workers fit the decode workers that do."""
     return (
         member.role is role
         and member.fingerprint == wanted.fingerprint
         and understands(member.protocol_version, wanted.protocol_version)
         and not member.draining
     )
+
+
+def without(members: Sequence[Member], left_out: Collection[str]) -> Sequence[Member]:
+    """Return ``members`` without those of the ids in ``left_out``."""
+    return [member for member in members if member.member_id not in left_out] if left_out else members
+
+
+def decode_candidates(
+    fitting: Sequence[Member], *, avoid: Collection[str], suspects: Collection[str]
+) -> Sequence[Member]:
+    """Return the decode workers to choose from; suspects only where nobody else is left."""
+    allowed = without(fitting, avoid)
+    return without(allowed, suspects) or allowed

@@ -7,7 +7,7 @@ gone by the time it is asked for, and its owner then says so (``KV.Fetch``).
 from collections.abc import Iterable, Mapping, Sequence
 
 from services.kv.hashes import BlockHash
-from services.kv.landmarks import is_landmark
+from services.kv.landmarks import landmarks
 
 
 class PrefixIndex:
@@ -47,24 +47,24 @@ class PrefixIndex:
         """Return for each member that has any how many of the blocks ``hashes``, from the first one on, it has."""
         found: dict[str, int] = {}
         present, num_blocks = -1, 0
-        for index, name in enumerate(hashes):
-            if not is_landmark(index):
-                continue
-            still_present = self._holders.get(name, 0) & present
+        for index in landmarks(len(hashes)):
+            still_present = self._holders.get(hashes[index], 0) & present
             if still_present != present:
-                self._settle(found, present & ~still_present, hashes[:index], num_blocks)
+                self._settle(found, present & ~still_present, hashes, num_blocks, index)
             present, num_blocks = still_present, index + 1
             if not present:
                 return found
-        self._settle(found, present, hashes, num_blocks)
+        self._settle(found, present, hashes, num_blocks, len(hashes))
         return found
 
-    def _settle(self, found: dict[str, int], holders: int, hashes: Sequence[BlockHash], num_blocks: int) -> None:
-        """Note ``holders``, which have ``num_blocks`` blocks and perhaps the end of a sequence within ``hashes``."""
-        for index in range(len(hashes) - 1, num_blocks - 1, -1):
-            ended = self._holders.get(hashes[index], 0) & holders
-            self._note(found, ended, index + 1)
-            holders &= ~ended
+    def _settle(
+        self, found: dict[str, int], holders: int, hashes: Sequence[BlockHash], num_blocks: int, end: int
+    ) -> None:
+        """Note ``holders``, which have ``num_blocks`` blocks and perhaps the end of a sequence before block ``end``."""
+        for index in range(end - 1, num_blocks - 1, -1):
+            if ended := self._holders.get(hashes[index], 0) & holders:
+                self._note(found, ended, index + 1)
+                holders &= ~ended
         if num_blocks:
             self._note(found, holders, num_blocks)
 

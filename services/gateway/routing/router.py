@@ -3,14 +3,16 @@
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from heapq import nsmallest
 from random import Random
 from typing import Protocol
 
-from services.cluster.registry import Member, MemberLoad
+from services.cluster.registry import Member, MemberLoad, Role
 from services.errors import NoDecodeWorker, NoPrefillWorker
-from services.gateway.routing.candidates import Requirements, decode_candidates, prefill_candidates
+from services.gateway.routing.candidates import Requirements, decode_candidates, without
 from services.gateway.routing.in_flight import InFlight
 from services.gateway.routing.prefixes import PrefixIndex
+from services.gateway.routing.roster import Roster
 from services.gateway.routing.score import JITTER, decode_cost, prefill_cost
 from services.gateway.routing.suspects import Suspects
 from services.kv.hashes import BlockHash
@@ -20,7 +22,7 @@ class Members(Protocol):
     """Who belongs to the cluster, as far as this gateway knows."""
 
     def members(self) -> Sequence[Member]:
-        """Return the members last seen."""
+        """Return the members last seen; the same object as long as nothing changed."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ class Router:
         self._min_fetch_tokens = min_fetch_tokens
         self._require_prefill = require_prefill
         self._in_flight = InFlight()
+        self._roster = Roster(())
 
     def pick(self, request: RouteRequest, *, avoid: Collection[str] = ()) -> Route:
         """Return the cheapest decode worker outside ``avoid`` and the cheapest prefill workers.
@@ -104,20 +107,18 @@ class Router:
             NoDecodeWorker: nobody is left who could decode.
             NoPrefillWorker: prefill workers are required and none is there.
         """
-        members = self._refreshed()
+        roster, wanted = self._refreshed(), request.requirements
         suspects = self._suspects.now()
-        decoders = decode_candidates(members, request.requirements, avoid=avoid, suspects=suspects)
+        decoders = decode_candidates(roster.fitting(Role.DECODE, wanted), avoid=avoid, suspects=suspects)
         if not decoders:
             raise NoDecodeWorker("No decode worker can take this request now.")
-        prefillers = prefill_candidates(members, request.requirements, suspects=suspects)
+        prefillers = without(roster.fitting(Role.PREFILL, wanted), suspects)
         if self._require_prefill and not prefillers:
             raise NoPrefillWorker("No prefill worker can take this request now.")
         cached = self._cached_tokens(request)
-        trusted = {member.member_id: member for member in members if member.member_id not in suspects}
-        source, num_found = _longest(cached, trusted)
-        decode = min(decoders, key=lambda member: self._decode_cost(member, request, cached))
-        ranked = sorted(prefillers, key=lambda member: self._prefill_cost(member, request, cached, num_found))
-        prefill = tuple(ranked[: self._num_prefill_candidates])
+        source, num_found = _longest(cached, roster.by_id, suspects)
+        decode = self._cheapest_decoder(decoders, request, cached)
+        prefill = self._cheapest_prefillers(prefillers, request, cached, num_found)
         num_here = max(cached.get(member.member_id, 0) for member in (decode, *prefill[:1]))
         is_far = source is not None and num_found - num_here >= self._min_fetch_tokens
         num_uncached = request.num_tokens - (num_found if is_far else num_here)
@@ -151,12 +152,14 @@ class Router:
         """A member took a request."""
         self._suspects.clear(member_id)
 
-    def _refreshed(self) -> Sequence[Member]:
+    def _refreshed(self) -> Roster:
         members = self._members.members()
-        for member in members:
-            self._in_flight.published(member.member_id, member.load)
-        self._in_flight.keep_only({member.member_id for member in members})
-        return members
+        if members is not self._roster.members:
+            self._roster = Roster(members)
+            for member in members:
+                self._in_flight.published(member.member_id, member.load)
+            self._in_flight.keep_only(self._roster.by_id.keys())
+        return self._roster
 
     def _cached_tokens(self, request: RouteRequest) -> Mapping[str, int]:
         """Return how much of the prompt each member has, in tokens; one always remains to be computed."""
@@ -164,23 +167,43 @@ class Router:
         limit = request.num_tokens - 1
         return {name: min(num_blocks * request.block_size, limit) for name, num_blocks in overlaps.items()}
 
-    def _decode_cost(self, member: Member, request: RouteRequest, cached: Mapping[str, int]) -> float:
-        estimate = self._in_flight.estimate(member.member_id)
-        cached_share = cached.get(member.member_id, 0) / request.num_tokens
-        return decode_cost(estimate, request.num_blocks, cached_share) + JITTER * self._random.random()
+    def _cheapest_decoder(self, decoders: Sequence[Member], request: RouteRequest, cached: Mapping[str, int]) -> Member:
+        estimate, cached_tokens, chance = self._in_flight.estimate, cached.get, self._random.random
+        num_tokens, num_blocks = request.num_tokens, request.num_blocks
+        costs = [
+            decode_cost(estimate(member.member_id), num_blocks, cached_tokens(member.member_id, 0) / num_tokens)
+            + JITTER * chance()
+            for member in decoders
+        ]
+        return decoders[costs.index(min(costs))]
 
-    def _prefill_cost(self, member: Member, request: RouteRequest, cached: Mapping[str, int], num_found: int) -> float:
-        # The term stands for a few per cent, so that equal workers share what several gateways send.
-        estimate = self._in_flight.estimate(member.member_id)
-        num_cached = cached.get(member.member_id, 0)
-        num_reusable = max(num_cached, num_found)
-        cost = prefill_cost(estimate, request.num_tokens - num_reusable, num_reusable - num_cached)
-        return cost * (1.0 + 0.05 * self._random.random())
+    def _cheapest_prefillers(
+        self, prefillers: Sequence[Member], request: RouteRequest, cached: Mapping[str, int], num_found: int
+    ) -> tuple[Member, ...]:
+        """Return the candidates, best first; ``num_found`` tokens are cached somewhere and can be fetched."""
+        estimate, cached_tokens, chance = self._in_flight.estimate, cached.get, self._random.random
+        costs = []
+        for member in prefillers:
+            num_cached = cached_tokens(member.member_id, 0)
+            num_reusable = max(num_cached, num_found)
+            cost = prefill_cost(
+                estimate(member.member_id), request.num_tokens - num_reusable, num_reusable - num_cached
+            )
+            # Chance stands for a few per cent, so that equal workers share what several gateways send.
+            costs.append(cost * (1.0 + 0.05 * chance()))
+        best = nsmallest(self._num_prefill_candidates, range(len(costs)), key=costs.__getitem__)
+        return tuple(prefillers[index] for index in best)
 
 
-def _longest(cached: Mapping[str, int], members: Mapping[str, Member]) -> tuple[Member | None, int]:
-    """Return who of ``members`` has most of a prompt, and how many tokens that is."""
-    found = [(num_tokens, member_id) for member_id, num_tokens in cached.items() if member_id in members]
+def _longest(
+    cached: Mapping[str, int], members: Mapping[str, Member], suspects: Collection[str]
+) -> tuple[Member | None, int]:
+    """Return who of ``members`` that are not suspect has most of a prompt, and how many tokens that is."""
+    found = [
+        (num_tokens, member_id)
+        for member_id, num_tokens in cached.items()
+        if member_id in members and member_id not in suspects
+    ]
     if not found:
         return None, 0
     num_tokens, member_id = max(found)

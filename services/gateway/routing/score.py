@@ -19,17 +19,11 @@ def decode_cost(estimate: Estimate, num_blocks: int, cached_share: float = 0.0) 
 
     ``cached_share`` is the part of its prompt that the member has in its prefix cache.
     """
-    full_pool = _FULL_POOL_REQUESTS * _used_share(estimate, num_blocks)
-    return estimate.requests + full_pool - _WHOLE_PREFIX_REQUESTS * cached_share
+    used_share = estimate.used_share + num_blocks * estimate.block_share
+    return estimate.requests + _FULL_POOL_REQUESTS * used_share - _WHOLE_PREFIX_REQUESTS * cached_share
 
 
 def prefill_cost(estimate: Estimate, num_computed_tokens: int, num_fetched_tokens: int = 0) -> float:
     """Return the predicted seconds until so many more prompt tokens are computed, and others fetched before."""
     tokens_per_s = estimate.prefill_tokens_per_s or _UNKNOWN_TOKENS_PER_S
     return (estimate.queued_tokens + num_computed_tokens + _FETCHED_TOKEN * num_fetched_tokens) / tokens_per_s
-
-
-def _used_share(estimate: Estimate, num_blocks: int) -> float:
-    if estimate.total_blocks == 0:
-        return 0.0
-    return (estimate.total_blocks - estimate.available_blocks + num_blocks) / estimate.total_blocks

@@ -35,6 +35,7 @@ class ChunkStream:
         """``head`` is what all chunks have in common: id, object, created, model, system_fingerprint."""
         self._plan = plan
         self._head = {**head, "usage": None} if include_usage else head
+        self._head_text = orjson.dumps(self._head).removesuffix(b"}")
         self._writer = writer
         self._include_usage = include_usage
         self._has_started = False
@@ -69,7 +70,7 @@ class ChunkStream:
         return sse({**self._head, "choices": [self._writer.ending(end)], **proof})
 
     def _chunk(self, choice: dict[str, Any]) -> bytes:
-        return sse({**self._head, "choices": [choice]})
+        return b'data: %b,"choices":[%b]}\n\n' % (self._head_text, orjson.dumps(choice))
 
 
 def sse(value: dict[str, Any]) -> bytes:

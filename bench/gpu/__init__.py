@@ -1,0 +1,1 @@
+"""What a GPU gives: one command, ``python -m bench.gpu``, for anybody who has one."""

@@ -1,0 +1,55 @@
+"""The table, as Markdown and as JSON."""
+
+import os
+import platform
+import time
+from collections.abc import Collection
+from typing import Any
+
+from bench.catalog import DIFFERENCES, ROWS, TANDEM
+from bench.row import Figures, Results, Row
+
+
+def add_differences(results: Results) -> None:
+    """Compute what follows from the medians."""
+    for difference in DIFFERENCES:
+        values = [results.median(system, row) for system, row in difference.needs]
+        if None not in values:
+            results.add(TANDEM, {difference.row.name: difference.compute(*values)})
+
+
+def table(results: Results, names: Collection[str]) -> str:
+    """Return a Markdown table of medians; what was not measured is an empty cell."""
+    systems = [TANDEM, *(system for system in results.systems if system != TANDEM)]
+    lines = ["| row | unit | goal | met | " + " | ".join(systems) + " |", "|---|---|---|---|" + "---|" * len(systems)]
+    for row in ROWS:
+        cells = [_cell(results.median(system, row.name)) for system in systems]
+        if row.name in names and any(cells):
+            goals = "; ".join(map(str, row.goals))
+            lines.append(f"| {row.what} | {row.unit} | {goals} | {_met(results, row)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def to_json(results: Results, names: Collection[str]) -> dict[str, Any]:
+    """Return everything that was measured, where and when."""
+    return {
+        "host": {"platform": platform.platform(), "cores": os.cpu_count(), "load": os.getloadavg()[0]},
+        "taken": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "rows": [{"name": row.name, "what": row.what, "unit": row.unit} for row in ROWS if row.name in names],
+        "values": results.to_json(),
+    }
+
+
+def _met(results: Results, row: Row) -> str:
+    value = results.median(TANDEM, row.name)
+    if value is None:
+        return ""
+    peers: Figures = {
+        system: peer for system in results.systems if (peer := results.median(system, row.name)) is not None
+    }
+    answers = [goal.is_met(value, peers) for goal in row.goals]
+    return "; ".join("" if answer is None else "yes" if answer else "no" for answer in answers)
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
