@@ -20,7 +20,7 @@ from tests.engine.driving import bind, load
 TEXT = "The second violin measured seventeen small clocks. The river sells a map without names. "
 NUM_BLOCKS = 64
 GREEDY = SamplingParams(seed=1, max_tokens=60, temperature=0.0, logprobs=2)
-SEEDED = SamplingParams(seed=26, max_tokens=60, temperature=0.7, top_p=0.9, frequency_penalty=0.1)
+SEEDED = SamplingParams(seed=26, max_tokens=60, temperature=0.4, top_p=0.9, presence_penalty=0.1)
 
 
 @pytest.mark.parametrize("params", [GREEDY, SEEDED], ids=["greedy", "seeded"])
@@ -52,4 +52,5 @@ def test_the_tokens_are_the_same(
     plain, _ = answers(0)
     guessed, steps = answers(8)
     assert guessed == plain
-    assert sum(stats.num_guessed_right for stats in steps) > 10
+    num_right = sum(stats.num_guessed_right for stats in steps)
+    assert num_right > 10, num_right
