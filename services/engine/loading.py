@@ -19,11 +19,15 @@ from services.engine.kv_cache import TORCH_DTYPES
 from services.engine.numerics import numerics_class
 from services.engine.operators import Operators
 from services.engine.products.modules import use_products
+from services.engine.products.packed import PackedProducts
+from services.engine.products.product import Products
 from services.engine.refusals import model_class_of, refuse_unloadable
+from services.engine.weights.packed import packed_file, read_packed
 from services.errors import ModelRefused
 from services.kv.layout import Plane
 
 PAGE_BYTES = 4096
+_CHECKED_COLUMNS = 4
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ def load_model(
     limit = _context_length(text_config, context_length)
     module = _load(folder, config, TORCH_DTYPES[dtype], device)
     if device.type == "cpu":
-        use_products(module, operators.products)
+        use_products(module, _products(folder, module, TORCH_DTYPES[dtype], operators))
         if operators.rows is not None:
             use_fused(module, operators.rows, TORCH_DTYPES[dtype])
         exactness.tile_activations(module)
@@ -133,6 +137,18 @@ def _load(folder: Path, config: Any, dtype: torch.dtype, device: torch.device) -
     _refuse_incomplete(info, folder)
     result: torch.nn.Module = module.eval()
     return result
+
+
+def _products(folder: Path, module: torch.nn.Module, dtype: torch.dtype, operators: Operators) -> Products:
+    """Return the operators' products, with packed weights where folder and host allow."""
+    if dtype is not torch.bfloat16 or operators.kernels is None or operators.kernels.packed_linear is None:
+        return operators.products
+    packed, expanded = read_packed(folder), dict(module.named_parameters())
+    for name, weight in packed.items():
+        stride = max(1, weight.shape[0] // _CHECKED_COLUMNS)
+        if name not in expanded or not weight.is_same(expanded[name].detach(), stride=stride):
+            raise ModelRefused(f"{name} in {packed_file(folder)} is not the one in {folder}: delete the folder")
+    return PackedProducts(operators.kernels, {expanded[name].data_ptr(): weight for name, weight in packed.items()})
 
 
 def _refuse_incomplete(info: dict[str, Any], folder: Path) -> None:

@@ -21,12 +21,14 @@ class Operators:
     products: Products
     rows: RowOperators | None = None
     """For fused layers; without them, layers run as transformers wrote them."""
+    kernels: Kernels | None = None
+    """What these are made of, if it is ours."""
 
     @classmethod
     def native(cls, library: Path, *, num_threads: int = 1) -> "Operators":
         """Return our kernels."""
         kernels = Kernels(library, num_threads=num_threads)
-        return cls(NativeAttention(kernels), NativeProducts(kernels), RowOperators(kernels))
+        return cls(NativeAttention(kernels), NativeProducts(kernels), RowOperators(kernels), kernels)
 
     @classmethod
     def plain(cls) -> "Operators":

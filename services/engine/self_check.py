@@ -6,13 +6,18 @@ from services.engine.attention.backend import AttentionBackend, AttentionOptions
 from services.engine.attention.batch import PackedBatch
 from services.engine.attention.reference import ReferenceAttention
 from services.engine.fused.rows import RowOperators
+from services.engine.kernels.library import Kernels
 from services.engine.operators import Operators
+from services.engine.products.native import NativeProduct
+from services.engine.products.packed import PackedProduct
 from services.engine.products.product import Products
 from services.engine.schedule import ScheduledSequence
+from services.engine.weights.packed import PackedWeight, four_bits
 
 _HEADS, _KV_HEADS, _WIDTH = 6, 2, 64
 _NUM_BLOCKS = 24
 _ROWS, _COLUMNS, _INNER = 13, 83, 274
+_BLOCKS = 3
 _EPSILON = 1e-5
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 4e-2, torch.float16: 1e-2}
 
@@ -46,6 +51,21 @@ def product_difference(products: Products, dtype: torch.dtype) -> float:
         return max(_largest(products.linear(rows[:count], weight, bias), exact[:count]) for count in (1, 2, _ROWS))
 
 
+def packed_is_exact(kernels: Kernels) -> bool:
+    """Return whether products with packed weights are bitwise those with expanded ones, for few and for many rows."""
+    random = torch.Generator().manual_seed(7)
+    scales = torch.randn((_COLUMNS, _BLOCKS, 2), generator=random).half()
+    quants = torch.randint(0, 256, (_COLUMNS, _BLOCKS, 32), generator=random, dtype=torch.uint8)
+    weights = four_bits(scales, quants & 15), PackedWeight(scales[..., :1].contiguous(), quants.view(torch.int8))
+    for packed in weights:
+        weight = packed.expanded()
+        rows = torch.randn((_ROWS, weight.shape[1]), generator=random).bfloat16()
+        ours, expected = PackedProduct(kernels, weight, packed, None), NativeProduct(kernels, weight, None)
+        if not all(torch.equal(ours(rows[:count]), expected(rows[:count])) for count in (1, 3, _ROWS)):
+            return False
+    return True
+
+
 def rows_difference(operators: RowOperators, dtype: torch.dtype) -> float:
     """Return how far norm, rotary embedding and gate are from float64, for rows that fill no whole vectors."""
     random = torch.Generator().manual_seed(7)
@@ -75,6 +95,8 @@ def agrees(operators: Operators, dtype: torch.dtype) -> bool:
     differences = [attention_difference(operators.attention, dtype), product_difference(operators.products, dtype)]
     if operators.rows is not None:
         differences.append(rows_difference(operators.rows, dtype))
+    if operators.kernels is not None and operators.kernels.packed_linear is not None:
+        differences.append(0.0 if packed_is_exact(operators.kernels) else torch.inf)
     return all(difference <= _TOLERANCE[dtype] for difference in differences)
 
 

@@ -13,12 +13,13 @@ from pathlib import Path
 
 from services.errors import ConfigurationError, DeadlineExceeded
 
-UNITS = ("paged_attention.cpp", "linear.cpp", "rows.cpp")
+UNITS = ("paged_attention.cpp", "linear.cpp", "packed.cpp", "rows.cpp")
 HEADERS = (
     "attention_few.h",
     "attention_many.h",
     "attention_tile.h",
     "elements.h",
+    "linear.h",
     "parallel.h",
     "scratch.h",
     "vector16.h",

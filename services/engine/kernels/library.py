@@ -29,13 +29,19 @@ class AttentionCall(ctypes.Structure):
 
 
 class LinearCall(ctypes.Structure):
-    """``TandemLinear`` of ``linear.cpp``."""
+    """``TandemLinear`` of ``linear.h``."""
 
     _fields_ = (
         *((name, _POINTER) for name in ("rows", "weight", "bias", "addend", "output", "parallel")),
         *((name, _LONG) for name in ("weight_stride", "num_rows", "columns", "inner")),
         *((name, _INT) for name in ("dtype", "output_dtype", "num_threads")),
     )
+
+
+class PackedLinearCall(ctypes.Structure):
+    """``TandemPackedLinear`` of ``packed.cpp``."""
+
+    _fields_ = (("product", LinearCall), ("scales", _POINTER), ("quants", _POINTER), ("quant_bits", _INT))
 
 
 class NormCall(ctypes.Structure):
@@ -76,6 +82,9 @@ class Kernels:
         loaded = ctypes.CDLL(str(library))
         self.attend = _function(loaded.tandem_attend, AttentionCall)
         self.linear = _function(loaded.tandem_linear, LinearCall)
+        known = hasattr(loaded, "tandem_packed_linear")
+        self.packed_linear = _function(loaded.tandem_packed_linear, PackedLinearCall) if known else None
+        """None where the host has no AVX-512 with bfloat16."""
         self.norm = _function(loaded.tandem_norm, NormCall)
         self.rotate = _function(loaded.tandem_rotate, RotateCall)
         self.gate = _function(loaded.tandem_gate, GateCall)

@@ -12,28 +12,9 @@
 #include <algorithm>
 #include <atomic>
 
-#include "elements.h"
-#include "parallel.h"
-
-extern "C" {
-
-// Strides count elements. Mirrored by ctypes in library.py.
-struct TandemLinear {
-  const void* rows;         // [num_rows, inner], contiguous; inner fills whole units
-  const void* weight;       // [columns, inner], last stride 1
-  const void* bias;         // [columns] or null
-  const void* addend;       // [num_rows, columns], contiguous, or null; added to what was rounded already
-  void* output;             // [num_rows, columns], contiguous, of output_dtype
-  TandemParallel parallel;  // or null
-  int64_t weight_stride, num_rows, columns, inner;
-  int32_t dtype, output_dtype, num_threads;  // output_dtype is dtype, or float32 if there is no addend
-};
-
-}  // extern "C"
+#include "linear.h"
 
 namespace tandem {
-
-using Product = TandemLinear;
 
 // Registers hold kSums sums at once: those of kTileRows rows with as many columns, which takes the fewest loads.
 // Fewer rows meet one column after the other, so that weights are read from memory in one stream, as hardware
@@ -131,20 +112,6 @@ struct Columns {
       }
   }
 
-  void put(const float* results, int64_t row) const {
-    const int count = static_cast<int>(present);
-    const int64_t place = row * product.columns + first;
-    Vector sums = load(results);
-    if (product.bias != nullptr) sums = add(sums, load_part<D>(static_cast<const Element*>(product.bias) + first, count));
-    if (product.addend != nullptr)
-      sums = add(load_part<D>(static_cast<const Element*>(product.addend) + place, count), rounded<D>(sums));
-    if (product.output_dtype == product.dtype) {
-      store_part<D>(static_cast<Element*>(product.output) + place, sums, count);
-    } else {
-      store_part<Float32>(static_cast<float*>(product.output) + place, sums, count);
-    }
-  }
-
   // As many of the rows as fill groups of R, S columns at a time; then the rest.
   template <int R, int S>
   void run_groups(int64_t row, int64_t end_row, Fetching& fetching) const {
@@ -152,7 +119,7 @@ struct Columns {
     for (; row + R <= end_row; row += R) {
       const Element* rows = static_cast<const Element*>(product.rows) + row * product.inner;
       for (int column = 0; column < kLanes; column += kSums / R) tile<R, S>(rows, column, results, fetching);
-      for (int r = 0; r < R; ++r) put(results[r], row + r);
+      for (int r = 0; r < R; ++r) put_sums<D>(product, results[r], row + r, first, static_cast<int>(present));
     }
     if constexpr (R > 1)
       if (row < end_row) run_groups<R / 2, 1>(row, end_row, fetching);
@@ -190,8 +157,6 @@ inline void multiply(void* data) {
                               : run_panel<BFloat16>(product, column, row, end_row);
   }
 }
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace tandem
 

@@ -15,6 +15,8 @@ from transformers.integrations.gguf.reader import read_gguf_metadata
 from transformers.utils import logging as transformers_logging
 
 from services.engine.weights.checksums import CHECKSUMS_FILE
+from services.engine.weights.packed import packed_file
+from services.engine.weights.packing import pack
 from services.engine.weights.pretokenizers import Cure, mend
 from services.engine.weights.progress import Progress
 from services.errors import ConfigurationError
@@ -38,6 +40,8 @@ _GENERATION_KEYS = {
 def convert(file: Path, folder: Path, *, dtype: str, progress: Progress) -> None:
     """Write ``file`` into the empty ``folder``: config, safetensors in ``dtype``, tokenizer, checksums.
 
+    Beside weights in bfloat16, those that follow exactly from the file's quantised ones are kept packed, too.
+
     Raises:
         ConfigurationError: transformers cannot read the file.
     """
@@ -48,6 +52,9 @@ def convert(file: Path, folder: Path, *, dtype: str, progress: Progress) -> None
             _write_model(file, folder, metadata, dtype=dtype, progress=progress)
             progress(f"converting {file.name} to {dtype}: tokenizer", 0.8)
             _write_tokenizer(file, folder, metadata)
+            if dtype == "bfloat16":
+                progress(f"converting {file.name} to {dtype}: packed weights", 0.85)
+                pack(file, folder)
         except (ValueError, KeyError, NotImplementedError, OSError, RuntimeError, struct.error) as error:
             raise ConfigurationError(
                 f"The GGUF file {file} cannot be converted: {error}. "
@@ -56,6 +63,8 @@ def convert(file: Path, folder: Path, *, dtype: str, progress: Progress) -> None
             ) from error
     progress(f"converting {file.name} to {dtype}: checksums", 0.9)
     _write_checksums(folder)
+    if packed_file(folder).is_file():
+        _write_checksums(packed_file(folder).parent)
     progress(f"converted {file.name} to {dtype}", 1.0)
 
 

@@ -14,7 +14,7 @@ from services.engine.weights.locks import exclusive
 from services.engine.weights.progress import Progress
 from services.errors import ConfigurationError
 
-CONVERTER_VERSION = 1
+CONVERTER_VERSION = 2
 """Part of the cache key; raise it when the same file converts to something else."""
 
 _MAGIC = b"GGUF"

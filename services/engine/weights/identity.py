@@ -39,6 +39,9 @@ def model_identity(folder: Path, *, cache_dir: Path | None = None, verify: bool 
     if not files:
         raise ConfigurationError(f"{folder} has no .safetensors files.", param="model")
     remembered = RememberedChecksums(cache_dir / "checksums") if cache_dir else None
+    if verify:
+        for packed in folder.glob("packed/*.safetensors"):  # another form of the same weights: checked, not named
+            _content_digest(packed, None, verify=True)
     parts = {
         "version": IDENTITY_VERSION,
         "weights": [[file.name, *_describe(file, remembered, verify=verify)] for file in files],

@@ -48,8 +48,17 @@ def tensors() -> dict[str, npt.NDArray[np.float32]]:
     return made
 
 
-def write(path: Path, *, pre: str = "smollm", **floats: float) -> Path:
-    """Write the file; ``floats`` are further metadata, with ``__`` for dots."""
+def write(
+    path: Path,
+    *,
+    pre: str = "smollm",
+    quantisation: dict[str, gguf.GGMLQuantizationType] | None = None,
+    **floats: float,
+) -> Path:
+    """Write the file; ``floats`` are further metadata, with ``__`` for dots.
+
+    ``quantisation`` says by the end of a tensor's name in which form it is written, float32 otherwise.
+    """
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(128)
     writer.add_embedding_length(HIDDEN)
@@ -64,7 +73,9 @@ def write(path: Path, *, pre: str = "smollm", **floats: float) -> Path:
     for name, value in floats.items():
         writer.add_float32(name.replace("__", "."), value)
     for name, tensor in tensors().items():
-        writer.add_tensor(name, tensor)
+        kind = next((kind for end, kind in (quantisation or {}).items() if name.endswith(end)), None)
+        values = tensor if kind is None else gguf.quantize(tensor, kind)
+        writer.add_tensor(name, values, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
