@@ -82,8 +82,9 @@ class Parking:
             self._store.load(parked.slot, block)
         self._free.append(parked.slot)
 
-    def discard(self, name: BlockHash) -> None:
-        """Forget a block that the pool has again."""
+    def discard(self, name: BlockHash) -> Parked | None:
+        """Forget a block that the pool has again; return what was known of it."""
         parked = self._parked.pop(name, None)
         if parked is not None:
             self._free.append(parked.slot)
+        return parked

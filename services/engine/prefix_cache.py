@@ -59,8 +59,9 @@ class PrefixCache:
         """Make a claimed, computed block findable; of two with the same name the first one stays."""
         if name not in self._block_of:
             self._block_of[name] = block
-            self._parking.discard(name)
-            self._entries[block] = entry = _Entry(name, index, self._num_uses)
+            parked = self._parking.discard(name)
+            is_told = parked is not None and parked.is_told
+            self._entries[block] = entry = _Entry(name, index, self._num_uses, is_told=is_told)
             if is_landmark(index):
                 self._tell(entry)
 

@@ -95,3 +95,21 @@ def test_without_a_store_nothing_is_kept() -> None:
     pool.take(2, Claim(Reason.USED, "b"))
     assert pool.num_parked == 0
     assert pool.take_cache_changes() == dict.fromkeys(NAMES[:2], False)
+
+
+def test_the_end_of_a_sequence_that_is_computed_again_is_told_when_it_goes() -> None:
+    """Others know of it since it was cached first, so they must hear of its end."""
+    names = block_hashes(b"long", list(range(44)), 4)
+    pool = BlockPool(11, Parking(Store(16)))
+    filled(pool, names, "a")
+    pool.ended(names[-1])
+    assert pool.take_cache_changes()[names[-1]]
+    pool.take(11, Claim(Reason.USED, "b"))
+    pool.release(Claim(Reason.USED, "b"))
+    filled(pool, names, "c")
+    pool.take_cache_changes()
+    pool.take(11, Claim(Reason.USED, "d"))
+    pool.release(Claim(Reason.USED, "d"))
+    filled(pool, block_hashes(b"other", list(range(44)), 4), "e")
+    pool.take(11, Claim(Reason.USED, "f"))
+    assert pool.take_cache_changes()[names[-1]] is False
