@@ -32,9 +32,14 @@ MAX_EXAMPLES = 40
 SEEDED: Mapping[str, Any] = {
     "assistant_id": "assistant_id",
     "batch_id": "batch_id",
+    "conversation": "conv_123",
+    "conversation_id": "conv_123",
     "file_id": "file_id",
     "file_ids": ["file_id"],
+    "item_id": "msg_abc",
     "message_id": "message_id",
+    "previous_response_id": "response_id",
+    "response_id": "response_id",
     "run_id": "run_id",
     "step_id": "step_id",
     "thread_id": "thread_id",
@@ -46,8 +51,21 @@ SEEDED: Mapping[str, Any] = {
 TEXTS: Mapping[str, Any] = {"query": "hello", "input": ["hello"]}
 """Fields that may not be empty, though the description says nothing of it."""
 CHAT_MODEL = "gpt-4.1"
-MODELS: Mapping[str, str] = {"/embeddings": "text-embedding-3-small"}
-"""Models of operations that take no chat model."""
+PLAIN: Mapping[str, Any] = {
+    "input": "hello",
+    "previous_response_id": None,
+    "prompt": None,
+    "tool_choice": "auto",
+    "tools": [],
+    "top_logprobs": 0,
+}
+"""Fields of a response that most often contradict each other or name what only OpenAI has."""
+FIELDS: Mapping[str, Mapping[str, Any]] = {
+    "/embeddings": {"model": "text-embedding-3-small"},
+    "/responses": PLAIN,
+    "/responses/input_tokens": PLAIN,
+}
+"""Fields of single operations."""
 
 CHECKS = [
     schemathesis.checks.not_a_server_error,
@@ -96,7 +114,7 @@ def test_answers_as_described(case: Case, known: Mapping[str, Any]) -> None:
     [
         (
             "/chat/completions",
-            {"messages": [{"role": "user", "content": "hello"}]},
+            {"model": CHAT_MODEL, "messages": [{"role": "user", "content": "hello"}]},
             "CreateChatCompletionStreamResponse",
         ),
         ("/threads/runs", {"assistant_id": "assistant_id"}, "AssistantStreamEvent"),
@@ -106,25 +124,25 @@ def test_answers_as_described(case: Case, known: Mapping[str, Any]) -> None:
             {"tool_outputs": [{"tool_call_id": "call_1", "output": "rain"}]},
             "AssistantStreamEvent",
         ),
+        ("/responses", {"model": CHAT_MODEL, "input": "hello"}, "ResponseStreamEvent"),
     ],
 )
 def test_streams_as_described(path: str, body: dict[str, Any], events: str) -> None:
     validator = jsonschema_rs.validator_for(
         {"$ref": f"#/components/schemas/{events}", "components": description["components"]}
     )
-    model = {"model": CHAT_MODEL} if path == "/chat/completions" else {}
     seed(path)
     with httpx.stream(
-        "POST", f"{BASE_URL}{path}", json={**body, **model, "stream": True}, headers=HEADERS, timeout=TIMEOUT_S
+        "POST", f"{BASE_URL}{path}", json={**body, "stream": True}, headers=HEADERS, timeout=TIMEOUT_S
     ) as response:
-        seen = list(_events(response))
+        seen = list(_events(response, is_named=events == "AssistantStreamEvent"))
     assert len(seen) > 3
     problems = [(event, str(problem)) for event in seen for problem in validator.iter_errors(event)]
     assert problems == []
 
 
-def _events(response: httpx.Response) -> Iterator[Any]:
-    """Yield what the description calls an event: the data, or with a name {"event": name, "data": data}."""
+def _events(response: httpx.Response, *, is_named: bool) -> Iterator[Any]:
+    """Yield what the description calls an event: the data, or if named {"event": name, "data": data}."""
     assert response.status_code == 200, response.read()
     assert response.headers["content-type"].startswith("text/event-stream")
     name = ""
@@ -133,7 +151,7 @@ def _events(response: httpx.Response) -> Iterator[Any]:
         if field == "event":
             name = value
         elif field == "data" and value != "[DONE]":
-            yield {"event": name, "data": json.loads(value)} if name else json.loads(value)
+            yield {"event": name, "data": json.loads(value)} if is_named else json.loads(value)
 
 
 def test_every_exception_is_needed() -> None:
@@ -160,7 +178,7 @@ def _failures(group: FailureGroup) -> Iterator[Failure]:
 
 def _name_what_exists(case: Case, known: Mapping[str, Any]) -> None:
     """Put known objects wherever the request names one."""
-    known = {**known, "model": MODELS.get(case.path, CHAT_MODEL)}
+    known = {"model": CHAT_MODEL, **known, **FIELDS.get(case.path, {})}
     case.path_parameters = {name: known.get(name, value) for name, value in (case.path_parameters or {}).items()}
     if isinstance(case.body, dict):
         case.body = {name: known.get(name, value) for name, value in case.body.items()}

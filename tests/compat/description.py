@@ -16,9 +16,11 @@ SUBSET = Path(__file__).with_name("openapi.json")
 PREFIXES = (
     "/assistants",
     "/chat/completions",
+    "/conversations",
     "/embeddings",
     "/files",
     "/models",
+    "/responses",
     "/threads",
     "/uploads",
     "/vector_stores",
@@ -30,21 +32,28 @@ NOT_SERVED = {
     ("/chat/completions/{completion_id}", "delete"),
     ("/chat/completions/{completion_id}/messages", "get"),
     ("/models/{model}", "delete"),
+    ("/responses/compact", "post"),
 }
-"""Stored chats and the deletion of fine-tuned models."""
+"""Stored chats, the deletion of fine-tuned models, and compaction."""
 ERROR = {"content": {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorResponse"}}}}
 """What OpenAI's description leaves out: the answer to a request that cannot be served."""
-STREAMED = {"createRun", "createThreadAndRun", "submitToolOuputsToRun"}
-"""Operations that can stream; the description has the schema of their events, but does not name it there."""
-EVENTS = "#/components/schemas/AssistantStreamEvent"
+STREAMED = {
+    "createRun": "AssistantStreamEvent",
+    "createThreadAndRun": "AssistantStreamEvent",
+    "submitToolOuputsToRun": "AssistantStreamEvent",
+    "getResponse": "ResponseStreamEvent",
+}
+"""Operations that can stream, though the description does not say so there, and the schema of their events."""
 _PROSE = {"description", "summary", "example", "examples", "externalDocs", "title", "tags", "deprecated"}
+_LEFT_OUT = _PROSE | {"discriminator"}
+"""Discriminators add nothing to the alternatives, and most of them call no schema by its name."""
 _NAMED = {"properties", "schemas", "responses", "parameters", "patternProperties", "mapping", "paths", "headers"}
 """Keys whose values are named by whoever wrote the description, so that ``title`` is a name there."""
 
 
 def subset(whole: Mapping[str, Any]) -> dict[str, Any]:
     """Return the part of a description that the gateway serves."""
-    paths = {path: _served(path, item) for path, item in whole["paths"].items() if path.startswith(PREFIXES)}
+    paths = {path: _served(path, item) for path, item in whole["paths"].items() if _is_served(path)}
     paths = {path: item for path, item in paths.items() if item}
     components: dict[str, dict[str, Any]] = {}
     waiting = list(_references(paths))
@@ -58,11 +67,17 @@ def subset(whole: Mapping[str, Any]) -> dict[str, Any]:
     return {"openapi": whole["openapi"], "info": info, "paths": paths, "components": components}
 
 
+def _is_served(path: str) -> bool:
+    """Return whether a path is; those with a query are previews of other forms of an operation."""
+    return path.startswith(PREFIXES) and "?" not in path
+
+
 def _served(path: str, item: Mapping[str, Any]) -> dict[str, Any]:
     kept = {method: _plain(operation) for method, operation in item.items() if (path, method) not in NOT_SERVED}
     for operation in kept.values():
-        if operation["operationId"] in STREAMED:
-            operation["responses"]["200"]["content"]["text/event-stream"] = {"schema": {"$ref": EVENTS}}
+        if events := STREAMED.get(operation["operationId"]):
+            schema = {"$ref": f"#/components/schemas/{events}"}
+            operation["responses"]["200"]["content"]["text/event-stream"] = {"schema": schema}
         operation["responses"] = {"4XX": ERROR, **operation["responses"]}
     return kept
 
@@ -76,7 +91,7 @@ def _plain(node: Any, *, is_named: bool = False) -> Any:
     kept = {
         key: _plain(value, is_named=key in _NAMED and not is_named)
         for key, value in node.items()
-        if is_named or not (key in _PROSE or key.startswith("x-"))
+        if is_named or not (key in _LEFT_OUT or key.startswith("x-"))
     }
     if is_named or kept.pop("nullable", False) is not True:
         return kept

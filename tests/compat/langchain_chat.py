@@ -30,8 +30,7 @@ class ChatOpenAITests(ChatModelIntegrationTests):
             "base_url": os.environ["TEST_API_BASE_URL"],
             "api_key": "none",
             "temperature": 0,
-            "frequency_penalty": 1.0,  # a small model does not stop repeating itself
-            "model_kwargs": {"parallel_tool_calls": False},  # nor its calls
+            "model_kwargs": {"parallel_tool_calls": False},  # a small model does not stop repeating its calls
             "max_tokens": 160,
             "timeout": TIMEOUT_S,
             "max_retries": 0,
@@ -49,6 +48,13 @@ class ChatOpenAITests(ChatModelIntegrationTests):
 
 
 class TestChatCompletions(ChatOpenAITests):
-    """By /v1/chat/completions; a variant for /v1/responses has ``{"use_responses_api": True}``."""
+    """By /v1/chat/completions."""
 
-    api: ClassVar[dict[str, Any]] = {"use_responses_api": False}
+    api: ClassVar[dict[str, Any]] = {"use_responses_api": False, "frequency_penalty": 1.0}
+    """With the penalty, since a small model does not stop repeating itself."""
+
+
+class TestResponses(ChatOpenAITests):
+    """By /v1/responses, which know no penalties."""
+
+    api: ClassVar[dict[str, Any]] = {"use_responses_api": True, "output_version": "responses/v1"}

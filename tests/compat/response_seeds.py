@@ -31,7 +31,7 @@ def _response(test_id: str, ref: Ref, created: int, others: Sequence[str]) -> li
     new = response_json(ref, "gpt-4.1", body, created)
     text = message_item(f"msg_of_{ref.id}", "assistant", [output_text("Hello!")])
     ended = documents.completed(new, [text], Used(3, 4), created)
-    is_open = "_cancel" in test_id
+    is_open = "cancel" in test_id
     events = [response_event(new, "created"), response_event(new), *(() if is_open else (response_event(ended),))]
     write = WriteJob(ref, 1, 0, NEVER_MS if is_open else None, NEVER_MS, numbered(events, 1), retention_s=600.0)
     shown: Body = new if is_open else ended

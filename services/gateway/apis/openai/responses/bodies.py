@@ -239,7 +239,7 @@ def prompt_json(ref: Ref, model: str, body: ResponseFields) -> Mapping[str, Any]
 
 
 def response_json(ref: Ref, model: str, body: CreateResponse, created: int) -> Mapping[str, Any]:
-    """Return a new response as the API shows it."""
+    """Return a new response as the API shows it; ``usage`` comes with its end."""
     is_background = bool(body.background)
     reasoning = body.reasoning or {}
     return {
@@ -262,8 +262,7 @@ def response_json(ref: Ref, model: str, body: CreateResponse, created: int) -> M
         "frequency_penalty": 0.0,
         "top_logprobs": 0,
         "service_tier": "default",
-        "usage": None,
-        "user": body.user,
+        **({} if body.user is None else {"user": body.user}),
         "safety_identifier": body.safety_identifier,
         "prompt_cache_key": body.prompt_cache_key,
         "metadata": body.metadata or {},
