@@ -73,6 +73,8 @@ class Method:
     valid: Callable[[Target], Message]
 
     has_fields: bool = True
+    is_endless: bool = False
+    """Whether it goes on until its caller has enough."""
 
     def __repr__(self) -> str:
         return self.path
@@ -107,6 +109,7 @@ def run_request(target: Target) -> pb.RunRequest:
         ),
         project="fuzz",
         member_id=target.cluster.prefill.node.member_id,
+        kv_source=target.cluster.decode.source,
     )
 
 
@@ -136,6 +139,10 @@ def fetch_request(target: Target) -> pb.FetchRequest:
     )
 
 
+def watch_request(target: Target) -> pb.WatchRequest:
+    return pb.WatchRequest(member_id=target.cluster.decode.node.member_id)
+
+
 def the_decode(running: Cluster) -> Worker:
     return running.decode
 
@@ -150,6 +157,7 @@ METHODS = [
     Method("/tandem.v1.Prefill/Connect", False, the_prefill, connect_request),
     Method("/tandem.v1.Prefill/Settle", False, the_prefill, settle_request),
     Method("/tandem.v1.KV/Fetch", True, the_decode, fetch_request),
+    Method("/tandem.v1.KV/Watch", True, the_decode, watch_request, is_endless=True),
     Method("/tandem.v1.KV/Settle", False, the_decode, settle_at_decode),
     Method("/tandem.v1.Admin/Status", False, the_decode, lambda target: pb.StatusRequest(), has_fields=False),
     Method("/tandem.v1.Admin/Status", False, the_prefill, lambda target: pb.StatusRequest(), has_fields=False),
@@ -311,6 +319,8 @@ async def ended(target: Target, method: Method, worker: Worker, data: bytes, num
     """
     channel: Any = target.channel(worker)
     try:
+        if method.is_endless and num_events is None:
+            num_events = 1
         if method.streams:
             stream = channel.unary_stream(method.path)(data, timeout=CALL_DEADLINE_S, metadata=METADATA)
             while num_events != 0 and await stream.read() is not grpc.aio.EOF:

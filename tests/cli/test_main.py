@@ -34,7 +34,7 @@ def test_version(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyP
         (["keys"], "tandem keys: expected tandem keys create --project NAME | list | revoke ID"),
         (["keys", "create"], "tandem keys: expected "),
         (["keys", "list", "--data-dir", "/nonexistent"], "tandem keys: no cluster runs with the data folder"),
-        (["status", "--data-dir", "/nonexistent"], "tandem status: The cluster secret /nonexistent/secret"),
+        (["status", "--data-dir", "/nonexistent"], "tandem status: no cluster runs with the data folder"),
     ],
 )
 def test_a_mistake_is_one_line_on_standard_error(

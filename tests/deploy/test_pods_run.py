@@ -21,11 +21,12 @@ from tests.deploy.kubelet import LocalPod
 from tests.deploy.local_cluster import LocalCluster
 from tests.deploy.streams import Clients, Stream
 
+pytestmark = pytest.mark.timeout(600)
 START_TIMEOUT_S = 200.0
-STORY_TIMEOUT_S = 280.0
+STORY_TIMEOUT_S = 560.0
 NUM_CLIENTS = 3
 MAX_TOKENS = 32
-LONG_BY = 4
+LONG_BY = 3
 """The last streams take so many times the seconds after which decode workers are told to stop."""
 
 
