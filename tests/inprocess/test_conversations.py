@@ -30,6 +30,7 @@ from tests.gateway.twins import card as model_card
 from tests.inprocess.client import GREEDY, SEEDED, expected_ids, prompt
 from tests.inprocess.cluster import Cluster, Shape, Worker, cluster, until
 from tests.inprocess.hash_model import BLOCK_SIZE, DEADLINE_S
+from tests.inprocess.members import member_of
 
 CARD = model_card()
 NUM_TURNS = 10
@@ -51,7 +52,7 @@ class Gateway:
         load = MemberLoad(available_blocks=64, total_blocks=64, prefill_tokens_per_s=1000.0)
         if worker.node.member_id in self.busy:
             load = replace(load, running=50, queued_tokens=100_000)
-        return replace(_identity(worker), load=load)
+        return replace(member_of(worker), load=load)
 
     async def ask(self, token_ids: list[int], params: SamplingParams) -> tuple[list[int], Generation]:
         """Return the answer of one turn, after whatever was cached before is known here."""
@@ -83,26 +84,12 @@ class Gateway:
         await until(lambda: self.prefixes.overlaps(hashes).get(member_id, 0) >= num_blocks)
 
 
-def _identity(worker: Worker) -> Member:
-    node = worker.node
-    return Member(
-        member_id=node.member_id,
-        role=node.role,
-        address=worker.address,
-        model_name="hash",
-        card_digest=CARD.digest,
-        fingerprint=node.layout.fingerprint,
-        transport="inproc",
-        protocol_version=PROTOCOL_VERSION,
-    )
-
-
 @asynccontextmanager
 async def watched(running: Cluster) -> AsyncIterator[Gateway]:
     clock = SystemClock()
     view = MemberView(registry := MemoryRegistry(clock, lease_s=1e9), clock)
     for worker in [*running.decodes, *running.prefills]:
-        await registry.join(_identity(worker), CARD)
+        await registry.join(member_of(worker, card_digest=CARD.digest), CARD)
     await view.refresh()
     prefixes = PrefixIndex()
     watching = CacheWatching(view, prefixes, GrpcCacheClient(running.channels), clock)

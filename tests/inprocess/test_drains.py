@@ -5,7 +5,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from random import Random
 
-from services.cluster.registry import Member, MemberLoad
+from services.cluster.registry import Member
 from services.gateway.decode_client import GrpcDecodeClient
 from services.gateway.generation import Generation, GenerationLimits, GenerationServices
 from services.gateway.routing.candidates import Requirements
@@ -20,6 +20,7 @@ from services.telemetry.clock import SystemClock
 from tests.inprocess.client import GREEDY, SEEDED, expected_ids, prompt
 from tests.inprocess.cluster import Cluster, Shape, Worker, cluster, until
 from tests.inprocess.hash_model import BLOCK_SIZE, DEADLINE_S
+from tests.inprocess.members import member_of
 
 NUM_STREAMS = 12
 MAX_TOKENS = 60
@@ -32,23 +33,7 @@ class Listed:
     running: Cluster
 
     def members(self) -> list[Member]:
-        return [_member(worker) for worker in [*self.running.decodes, *self.running.prefills]]
-
-
-def _member(worker: Worker) -> Member:
-    node = worker.node
-    return Member(
-        member_id=node.member_id,
-        role=node.role,
-        address=worker.address,
-        model_name="hash",
-        card_digest="card",
-        fingerprint=node.layout.fingerprint,
-        transport="inproc",
-        protocol_version=PROTOCOL_VERSION,
-        draining=node.is_draining,
-        load=MemberLoad(available_blocks=60, total_blocks=64, prefill_tokens_per_s=1000.0),
-    )
+        return [member_of(worker) for worker in [*self.running.decodes, *self.running.prefills]]
 
 
 def gateway(running: Cluster) -> GenerationServices:
