@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from bench.front import measure as front
 from bench.row import Figures, Goal, Row
-from bench.rows import cache_events, hashing, routing, scheduler_step, transfer
+from bench.rows import cache_events, hashing, routing, scheduler_step, speculation, transfer
 
 TANDEM, TANDEM_PD, TANDEM_LOCAL = "tandem", "tandem-pd", "tandem-local"
 """Our systems: as it comes, which is the one that is judged; with every prompt prefilled by a peer; with none."""
@@ -87,6 +87,10 @@ PARTS = (
     Part(
         (Row("digests_ms", "payload digests of 2,000 tokens, both sides", "ms"),),
         lambda: {"digests_ms": transfer.measure_digests()},
+    ),
+    Part(
+        (Row("speculation", "prompt lookup on a summary, decode rate over the same without", "x", (Goal(1.5),)),),
+        lambda: {"speculation": speculation.measure()},
     ),
     Part(
         (

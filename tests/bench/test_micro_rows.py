@@ -1,4 +1,4 @@
-from bench.rows import cache_events, hashing, routing, scheduler_step
+from bench.rows import cache_events, hashing, routing, scheduler_step, speculation
 from services.cluster.registry import Role
 
 
@@ -33,6 +33,15 @@ def test_blocks_come_and_go() -> None:
     feeds.go()
     assert feeds.num_events == 128
     assert not feeds.index.overlaps(names)
+
+
+def test_guesses_do_not_change_a_summary() -> None:
+    summariser = speculation.Summariser()
+
+    plain, guessed = summariser.answer(0, 24), summariser.answer(8, 24)
+
+    assert len(plain.token_ids) == 24
+    assert guessed.token_ids == plain.token_ids
 
 
 def test_a_rate_or_a_time_comes_out() -> None:
