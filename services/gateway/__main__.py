@@ -146,7 +146,7 @@ def build(settings: GatewaySettings, around: Surroundings) -> Gateway:
     generation = _generation(settings, around, suspects, prefixes)
     making = TurnServices(catalog, threads, admission, generation, observer, recorder, settings.default_max_tokens)
     files = _files(settings, around)
-    search = FileSearch(files.searches, around.objects, catalog, threads)
+    search = FileSearch(files.searches, around.objects, catalog, threads, indexing_wait_s=settings.indexing_wait_s)
     jobs = _jobs(settings, around, around.turns(making), search, drain)
     openai = OpenAIServices(
         entrance=_entrance(settings, keys, clock),

@@ -144,6 +144,11 @@ class VectorStores:
             await self._objects.get(store)
             raise ObjectNotFound(f"No file found with id '{file_id}' in vector store '{store.id}'.") from None
 
+    async def are_indexing(self, stores: Sequence[Ref]) -> bool:
+        """Return whether files of some stores are still to be indexed."""
+        counts = await self._counts([(store, STATUS_LABEL, "{}") for store in stores])
+        return any(each["file_counts"]["in_progress"] for each in counts)
+
     async def change_file(self, store: Ref, file_id: str, fields: Body) -> Record:
         """Write fields of a file of a store anew and return it."""
         for _ in range(_MAX_ATTEMPTS):
