@@ -144,6 +144,16 @@ class VectorStores:
             await self._objects.get(store)
             raise ObjectNotFound(f"No file found with id '{file_id}' in vector store '{store.id}'.") from None
 
+    async def absent_files(self, store: Ref, file_ids: Sequence[str]) -> list[str]:
+        """Return those of some files that are not in a store."""
+        absent = []
+        for file_id in file_ids:
+            try:
+                await self._objects.get(stored_ref(store, file_id), parent=store)
+            except ObjectNotFound:
+                absent.append(file_id)
+        return absent
+
     async def are_indexing(self, stores: Sequence[Ref]) -> bool:
         """Return whether files of some stores are still to be indexed."""
         counts = await self._counts([(store, STATUS_LABEL, "{}") for store in stores])

@@ -20,7 +20,7 @@ from services.gateway.apis.openai.assistants.run_bodies import (
     run_json,
 )
 from services.gateway.apis.openai.assistants.run_stream import run_stream
-from services.gateway.apis.openai.assistants.stores import with_new_stores
+from services.gateway.apis.openai.assistants.stores import with_thread_stores
 from services.gateway.apis.openai.assistants.threads import CreateThread, new_thread
 from services.gateway.apis.openai.objects import Call, ObjectEndpoint, listed, listed_bodies
 from services.gateway.jobs.events import PAUSES, Body
@@ -56,16 +56,15 @@ class RunEndpoints(ObjectEndpoint):
         thread = body.thread or CreateThread()
         if thread.tool_resources is None:
             thread = thread.model_copy(update={"tool_resources": body.tool_resources})
-        thread, stores = await with_new_stores(self._services, call, thread)
-        if stores:
-            await call.objects.apply(stores)
-            self._services.files.ingestions.wake()
+        thread, stores = await with_thread_stores(self._services, call, thread, thread.messages or ())
         creations = new_thread(
             thread, call.exchange.created, is_lenient=self._services.is_lenient, path="thread.messages"
         )
-        return await self._begin(
-            request, call, creations[0].ref, body, lambda ref, run: NewRun(ref, run, thread=creations)
+        reply = await self._begin(
+            request, call, creations[0].ref, body, lambda ref, run: NewRun(ref, run, thread=creations, stores=stores)
         )
+        self._services.files.ingestions.wake()
+        return reply
 
     async def list(self, request: Request) -> Response:
         """Return a page of the runs of a thread."""
