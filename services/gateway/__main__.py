@@ -146,8 +146,9 @@ def build(settings: GatewaySettings, around: Surroundings) -> Gateway:
     generation = _generation(settings, around, suspects, prefixes)
     making = TurnServices(catalog, threads, admission, generation, observer, recorder, settings.default_max_tokens)
     files = _files(settings, around)
-    search = FileSearch(files.searches, around.objects, catalog, threads)
-    jobs = _jobs(settings, around, around.turns(making), search, drain)
+    search = FileSearch(files.searches, around.objects, catalog, threads, indexing_wait_s=settings.indexing_wait_s)
+    shared = JobSurroundings(around.objects, files.attachments, clock, drain, around.random)
+    jobs = _jobs(settings, shared, around.turns(making), search, metrics)
     openai = OpenAIServices(
         entrance=_entrance(settings, keys, clock),
         catalog=catalog,
@@ -266,8 +267,9 @@ def _generation(
     return GenerationServices(router, around.client, around.clock, limits)
 
 
-def _jobs(settings: GatewaySettings, around: Surroundings, turns: Turns, search: FileSearch, drain: Drain) -> JobParts:
-    shared, metrics = JobSurroundings(around.objects, around.clock, drain, around.random), around.metrics
+def _jobs(
+    settings: GatewaySettings, shared: JobSurroundings, turns: Turns, search: FileSearch, metrics: GatewayMetrics
+) -> JobParts:
     parts = build_jobs(settings, shared, turns, search, metrics.jobs_taken.inc)
     metrics.jobs_held.set_function(lambda: len(parts.jobs.held()))
     return parts

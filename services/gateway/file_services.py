@@ -12,6 +12,7 @@ from services.gateway.files.endings import end_file, end_response, end_upload
 from services.gateway.files.storage import FileStorage
 from services.gateway.files.upkeep import Upkeep
 from services.gateway.models import ClusterView
+from services.gateway.search.attachments import Attachments
 from services.gateway.search.index import IndexCache
 from services.gateway.search.ingestion import Ingestion, IngestionLimits
 from services.gateway.search.queue import IngestionQueue
@@ -32,6 +33,7 @@ class FileServices:
     embeddings: EmbeddingModels
     searches: Searches
     ingestions: IngestionQueue
+    attachments: Attachments
     upkeep: Upkeep
 
     def followers(self, settings: GatewaySettings) -> list[tuple[str, Callable[[], Coroutine[None, None, None]]]]:
@@ -66,10 +68,12 @@ def build_file_services(
     )
     ingestion = Ingestion(storage, Parser(limits), embeddings, clock, bounds)
     ends = {FILE: end_file, UPLOAD: end_upload, VECTOR_STORE: end_store, RESPONSE: end_response}
+    ingestions = IngestionQueue(storage, ingestion, random)
     return FileServices(
         storage,
         embeddings,
         Searches(storage, embeddings, threads, clock, IndexCache(settings.search_cache_bytes)),
-        IngestionQueue(storage, ingestion, random),
+        ingestions,
+        Attachments(storage, clock, ingestions.wake),
         Upkeep(storage, ends, clock, random),
     )

@@ -19,6 +19,7 @@ from services.gateway.runs.service import Runs
 from services.gateway.runs.turn_log import TurnLog
 from services.gateway.runs.turns import Turns
 from services.gateway.runs.work import RunWork
+from services.gateway.search.attachments import Attachments
 from services.gateway.settings import GatewaySettings
 from services.gateway.store.kinds import RESPONSE, RUN
 from services.gateway.store.object_store import ObjectStore
@@ -51,6 +52,7 @@ class JobSurroundings:
     """What jobs share with the rest of the gateway."""
 
     objects: ObjectStore
+    attachments: Attachments
     clock: Clock
     drain: Drain
     random: Random
@@ -70,7 +72,7 @@ def build_jobs(
     turn_log = TurnLog(turns, clock, settings.run_flush_s)
 
     def run_work(held: HeldJob) -> RunWork:
-        return RunWork(held, turn_log, search)
+        return RunWork(held, turn_log, search, around.attachments)
 
     kinds = [
         JobKind(RUN, run_work),
@@ -78,7 +80,7 @@ def build_jobs(
     ]
     jobs = Jobs(JobServices(storage, feed, terms, kinds, settings.run_patience_s, on_taken))
     return JobParts(
-        RunParts(Runs(jobs, objects, run_work), settings.run_expiry_s, settings.queue_runs),
+        RunParts(Runs(jobs, objects, around.attachments, run_work), settings.run_expiry_s, settings.queue_runs),
         Responses(jobs, objects, turns, terms, settings.response_expiry_s),
         EventReader(storage, feed, jobs.is_here, wait_s=min(1.0, settings.redis_timeout_s / 2)),
         jobs,

@@ -58,6 +58,9 @@ class GatewaySettings(TlsSettings):
     """How long a file is left to a gateway that says nothing."""
     ingestion_patience_s: float = Field(default=60.0, ge=0)
     """How long indexing waits for an embedding worker before the file has failed."""
+    indexing_wait_s: float = Field(default=60.0, ge=0)
+    """How long after its beginning a run that searches waits for files that are still being indexed; then it searches
+    what is there."""
     max_ingested_tokens: int = Field(default=5_000_000, gt=0)
     """Most tokens of one file in a vector store."""
     max_text_bytes: int = Field(default=64 * 2**20, gt=0)

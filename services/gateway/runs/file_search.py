@@ -37,16 +37,28 @@ class SearchScope:
     """``max_num_results`` and ``ranking_options``, as far as they are given."""
     filter: Filter | None = None
     """Which files are searched."""
+    wait_until_s: float = 0.0
+    """How long to wait for files that are still being indexed: seconds since the Unix epoch."""
 
 
 class FileSearch:
     """Searches vector stores."""
 
-    def __init__(self, searches: Searches, objects: ObjectStore, catalog: ModelCatalog, threads: TextThreads) -> None:
+    def __init__(
+        self,
+        searches: Searches,
+        objects: ObjectStore,
+        catalog: ModelCatalog,
+        threads: TextThreads,
+        *,
+        indexing_wait_s: float,
+    ) -> None:
+        """``indexing_wait_s`` is how long after its beginning a run waits for files that are being indexed."""
         self._searches = searches
         self._objects = objects
         self._catalog = catalog
         self._threads = threads
+        self._indexing_wait_s = indexing_wait_s
 
     async def find(
         self, project: str, scope: SearchScope, card_digest: str, searches: Sequence[Search], earlier: Sequence[Found]
@@ -65,6 +77,7 @@ class FileSearch:
             NoEmbeddingWorker: nobody can embed the queries.
         """
         model = await self._catalog.version(card_digest)
+        await self._searches.wait_for_indexing(project, scope.stores, scope.wait_until_s)
         known = [each.output for each in earlier]
         used = await self._threads.run(lambda: sum(_num_tokens(model, text) for text in known))
         room, found = model.card.context_length // _CONTEXT_SHARE - used, []
@@ -88,7 +101,8 @@ class FileSearch:
                 continue
             ids += ((body["tool_resources"] or {}).get(NAME) or {}).get("vector_store_ids") or []
         tool = next(tool for tool in run["tools"] if tool["type"] == NAME)
-        return SearchScope(run["id"], list(dict.fromkeys(ids)), tool.get(NAME) or {})
+        wait_until_s = min(run["started_at"] + self._indexing_wait_s, run["expires_at"])
+        return SearchScope(run["id"], list(dict.fromkeys(ids)), tool.get(NAME) or {}, wait_until_s=wait_until_s)
 
     async def _results(self, project: str, scope: SearchScope, search: Search) -> list[SearchResult]:
         query = query_of(search.arguments)

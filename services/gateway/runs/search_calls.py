@@ -1,6 +1,6 @@
 """``file_search`` as a call: what the model is told of it, what it asks, and what came of it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 import orjson
@@ -81,15 +81,21 @@ class StepNotes:
         kept = orjson.loads(data)["searches"] if data else {}
         return cls({call_id: Found.of(each) for call_id, each in kept.items()})
 
-    def with_contents(self, step: Body) -> Body:
-        """Return a step with the content of what its searches found."""
+    def with_contents(self, step: Body, call_ids: Sequence[str] | None = None) -> Body:
+        """Return a step, or the delta of one, with the content of what its searches found.
+
+        ``call_ids`` are those of all calls of the step; the parts of a delta have only their index among them.
+        """
         details = step["step_details"]
-        calls = [self._with_contents(call) for call in details.get("tool_calls", ())]
+        calls = [
+            self._with_contents(call, call["id"] if call_ids is None else call_ids[call["index"]])
+            for call in details.get("tool_calls", ())
+        ]
         return {**step, "step_details": {**details, "tool_calls": calls}} if calls else step
 
-    def _with_contents(self, call: Body) -> Body:
-        found = self.searches.get(call["id"])
-        if found is None or call["type"] != NAME:
+    def _with_contents(self, call: Body, call_id: str) -> Body:
+        found = self.searches.get(call_id)
+        if found is None or "results" not in call[NAME]:
             return call
         results = [
             {**result, "content": [{"type": "text", "text": text}]}

@@ -13,7 +13,8 @@ from services.gateway.runs import lifecycle
 from services.gateway.runs.events import run_event
 from services.gateway.runs.job import Job
 from services.gateway.runs.work import RunWork
-from services.gateway.store.changes import Create
+from services.gateway.search.attachments import Attachments
+from services.gateway.store.changes import Create, Operation
 from services.gateway.store.kinds import THREAD, Ref
 from services.gateway.store.object_store import ObjectStore
 
@@ -28,11 +29,16 @@ class NewRun:
     """Messages that it adds to its thread."""
     thread: Sequence[Create] = ()
     """The thread and its messages, if they are made together with the run."""
+    stores: Sequence[Operation] = ()
+    """What makes the vector stores of such a thread."""
     may_wait: bool = False
     """Whether it waits for its turn if another job has the thread."""
 
-    def job(self) -> NewJob:
-        """Return the run as a job; what a run that waits adds to its thread is added when its turn comes."""
+    def job(self, attaching: Sequence[Operation] = ()) -> NewJob:
+        """Return the run as a job; what a run that waits adds to its thread is added when its turn comes.
+
+        ``attaching`` is what brings the files of its messages into the thread's vector store.
+        """
         made = [Event("thread.created", create.body) for create in self.thread[:1]]
         thread = THREAD.ref(self.body["thread_id"])
         state = Job(waiting_messages=[create.body for create in self.messages] if self.may_wait else ())
@@ -44,28 +50,40 @@ class NewRun:
             1000 * int(self.body["expires_at"]),
             parent=thread,
             claim=ClaimThread(thread, self.ref, self.may_wait),
-            before=self.thread,
-            after=() if self.may_wait else self.messages,
+            before=[*self.stores, *self.thread],
+            after=() if self.may_wait else [*self.messages, *attaching],
         )
 
 
 class Runs:
     """What clients do with runs."""
 
-    def __init__(self, jobs: Jobs, objects: ObjectStore, work: Callable[[HeldJob], RunWork]) -> None:
+    def __init__(
+        self, jobs: Jobs, objects: ObjectStore, attachments: Attachments, work: Callable[[HeldJob], RunWork]
+    ) -> None:
         self._jobs = jobs
         self._objects = objects
+        self._attachments = attachments
         self._work = work
 
     async def create(self, project: str, new: NewRun) -> None:
         """Write a run down and begin to work on it.
 
         Raises:
-            ObjectNotFound: the thread does not exist.
+            ObjectNotFound: the thread, or a file of a message, does not exist.
             ObjectRefused: another job has the thread, and the new run shall not wait.
             StateUnavailable: Redis cannot be reached.
         """
-        await self._jobs.create(project, new.job())
+        thread, bodies = THREAD.ref(new.body["thread_id"]), [each.body for each in new.messages]
+        if new.may_wait:
+            await self._attachments.check(project, bodies)
+            await self._jobs.create(project, new.job())
+            return
+
+        async def make(attaching: Sequence[Operation]) -> None:
+            await self._jobs.create(project, new.job(attaching))
+
+        await self._attachments.bring(project, thread, bodies, make)
 
     async def cancel(self, project: str, run: Ref) -> Body:
         """End a run wherever it stands; return it as it is being cancelled.

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 
-from services.errors import InternalError
+from services.errors import InternalError, ObjectNotFound, ObjectRefused
 from services.gateway.jobs.events import Event
 from services.gateway.jobs.execution import Cancelled, Ending, Expired
 from services.gateway.jobs.held import HeldJob
@@ -28,6 +28,8 @@ from services.gateway.runs.transcript import Transcript, TranscriptWriter
 from services.gateway.runs.turn_log import TurnLog, binding_of, used_by
 from services.gateway.runs.turns import FullCall, TurnEnded, TurnEvent, TurnPlan, TurnRequest
 from services.gateway.runs.writing import new_message_creations, run_writing
+from services.gateway.search.attachments import Attachments
+from services.gateway.store.changes import Operation
 from services.gateway.store.kinds import MESSAGE, STEP, THREAD, Ref
 from services.telemetry.logs import get_logger
 
@@ -40,8 +42,9 @@ _log = get_logger(__name__)
 class RunWork:
     """The work on one run."""
 
-    def __init__(self, held: HeldJob, turn_log: TurnLog, search: FileSearch) -> None:
+    def __init__(self, held: HeldJob, turn_log: TurnLog, search: FileSearch, attachments: Attachments) -> None:
         self._held = held
+        self._attachments = attachments
         self._search = search
         self._turn_log = turn_log
         self._job = Job.from_bytes(held.private)
@@ -101,16 +104,13 @@ class RunWork:
 
     async def _begin(self) -> TurnPlan | None:
         """Decide how the next turn is made, and write it down; end the run if a limit forbids the turn."""
-        held, job = self.held, self._job
-        limit = held.body["max_completion_tokens"]
+        held = self.held
+        if self._job.waiting_messages:
+            await self._add_messages()
+        job, limit = self._job, held.body["max_completion_tokens"]
         if limit is not None and job.used.completion_tokens >= limit:
             await self._end_incomplete("max_completion_tokens")
             return None
-        if job.waiting_messages:
-            job = replace(job, waiting_messages=())
-            creations = new_message_creations(self._thread, self._job.waiting_messages)
-            await held.commit(run_writing(held, (), job, further=creations))
-            self._job = job
         history = await read_history(held.jobs.objects, held.ref, self._thread, max_characters=MAX_HISTORY_CHARACTERS)
         called: list[str] = []
         if history and history[-1].message_id is None:
@@ -128,6 +128,20 @@ class RunWork:
         first_event = held.last_event + len(events) + 1
         await self._commit(events, replace(job, plan=plan, first_event=first_event, sources=sources))
         return plan
+
+    async def _add_messages(self) -> None:
+        """Add the messages that waited with the run for its turn, and the files that they bring."""
+        held, bodies, job = self.held, self._job.waiting_messages, replace(self._job, waiting_messages=())
+        creations = new_message_creations(self._thread, bodies)
+
+        async def make(attaching: Sequence[Operation]) -> None:
+            await held.commit(run_writing(held, (), job, further=[*creations, *attaching]))
+
+        try:
+            await self._attachments.bring(held.jobs.project, self._thread, bodies, make)
+        except ObjectNotFound as error:
+            raise ObjectRefused(f"The messages cannot be added: {error.message}") from error
+        self._job = job
 
     def _writer(self, said: Transcript) -> TranscriptWriter:
         return TranscriptWriter(said, self.held.body, lambda: self.held.now, self._job.sources)

@@ -19,6 +19,7 @@ from services.telemetry.clock import Clock
 
 MAX_RESULTS = 50
 MAX_QUERY_TOKENS = 4096
+_LOOK_AGAIN_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,12 @@ class Searches:
         best = sorted(hits, key=lambda hit: -hit.score)[: request.max_num_results]
         chunks = await IndexReader(files).chunks([hit.place for hit in best])
         return [_result(hit, chunk.text) for hit, chunk in zip(best, chunks, strict=True) if chunk is not None]
+
+    async def wait_for_indexing(self, project: str, vector_store_ids: Sequence[str], until_s: float) -> None:
+        """Wait until no file of some stores is still to be indexed, but not beyond ``until_s``, in Unix seconds."""
+        stores, refs = VectorStores(self._storage.of(project)), [VECTOR_STORE.ref(each) for each in vector_store_ids]
+        while self._clock.wall() < until_s and await stores.are_indexing(refs):
+            await self._clock.sleep(_LOOK_AGAIN_S)
 
     async def _usable(self, files: ProjectFiles, ref: Ref) -> Ref:
         record = await files.objects.get(ref)

@@ -144,6 +144,21 @@ class VectorStores:
             await self._objects.get(store)
             raise ObjectNotFound(f"No file found with id '{file_id}' in vector store '{store.id}'.") from None
 
+    async def absent_files(self, store: Ref, file_ids: Sequence[str]) -> list[str]:
+        """Return those of some files that are not in a store."""
+        absent = []
+        for file_id in file_ids:
+            try:
+                await self._objects.get(stored_ref(store, file_id), parent=store)
+            except ObjectNotFound:
+                absent.append(file_id)
+        return absent
+
+    async def are_indexing(self, stores: Sequence[Ref]) -> bool:
+        """Return whether files of some stores are still to be indexed."""
+        counts = await self._counts([(store, STATUS_LABEL, "{}") for store in stores])
+        return any(each["file_counts"]["in_progress"] for each in counts)
+
     async def change_file(self, store: Ref, file_id: str, fields: Body) -> Record:
         """Write fields of a file of a store anew and return it."""
         for _ in range(_MAX_ATTEMPTS):

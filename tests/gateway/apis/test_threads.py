@@ -83,7 +83,7 @@ async def test_content_parts_and_attachments_are_kept(w: World) -> None:
         {"type": "image_url", "image_url": {"url": "https://x/y.png"}},
         {"type": "image_file", "image_file": {"file_id": "file-1", "detail": "low"}},
     ]
-    attachments = [{"file_id": "file-1", "tools": [{"type": "file_search"}, {"type": "code_interpreter"}]}]
+    attachments = [{"file_id": "file-1", "tools": [{"type": "code_interpreter"}]}]
     body = {"role": "assistant", "content": content, "attachments": attachments}
     message = await posted(w, f"{await new_thread(w)}/messages", body)
 

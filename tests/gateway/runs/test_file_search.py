@@ -11,7 +11,7 @@ from services.errors import NoEmbeddingWorker
 from services.gateway.runs.form import MAX_SEARCHES
 from tests.gateway.apis.stored import refusal
 from tests.gateway.embedding_twin import EmbeddingTwin, embedding_card, embedding_member
-from tests.gateway.runs.client import Caller, Seen, names, text_of
+from tests.gateway.runs.client import Caller, Seen, names, seen, text_of
 from tests.gateway.runs.pair import Pair, pair, until_hanging
 from tests.gateway.runs.test_function_calls import NOON, NOW, ROOMY, output
 from tests.gateway.runs.test_tools import together
@@ -116,6 +116,33 @@ async def test_content_of_results_is_shown_to_those_who_ask(lib: Library) -> Non
     assert (status, error["param"]) == (400, "include")
 
 
+async def test_streams_show_content_to_those_who_ask(lib: Library) -> None:
+    store, _ = await lib.indexed(*FRUIT)
+    caller = Caller(lib.w)
+    lib.w.decode.first = [Script(output(SEARCH)), answer()]
+    assistant = await caller.assistant(tools=[searching()], tool_resources=resources(store))
+    thread, asking = await caller.thread(), {"include[]": CONTENT}
+    body = {"assistant_id": assistant, "stream": True}
+    events = seen(await lib.w.client.post(f"/v1/threads/{thread}/runs", params=asking, json=body))
+    path = f"/v1/threads/{thread}/runs/{events[-1].data['id']}"
+    [step, _] = (await caller.get(f"{path}/steps", order="asc", **asking))["data"]
+    again = seen(await lib.w.client.get(f"{path}/events", params=asking))
+    status, error = refusal(await lib.w.client.post(f"/v1/threads/{thread}/runs", params={"include[]": "x"}, json=body))
+
+    assert together(events) == SEARCHED and again == events
+    ended = next(event.data for event in events if event.name == "thread.run.step.completed")
+    begun, found = [event.data for event in events if event.name == "thread.run.step.delta"]
+    assert ended == step
+    assert begun["delta"]["step_details"]["tool_calls"][0]["file_search"] == {}
+    [part], [call] = found["delta"]["step_details"]["tool_calls"], step["step_details"]["tool_calls"]
+    assert part["file_search"] == call["file_search"]
+    assert part["file_search"]["results"][0]["content"] == [{"type": "text", "text": FRUIT[1]}]
+    plain = [event.data for event in await caller.events(thread, events[-1].data["id"])]
+    assert not any("'content': [{'type': 'text', 'text': 'trains" in str(each) for each in plain)
+    assert (status, error["param"]) == (400, "include")
+    assert len((await caller.get(f"/v1/threads/{thread}/runs"))["data"]) == 1
+
+
 async def test_results_are_bounded_by_what_the_tool_says(lib: Library) -> None:
     ranking = {"ranker": "auto", "score_threshold": 0.4}
     caller, thread, events, file_ids = await searched(lib, max_num_results=2, ranking_options=ranking)
@@ -199,8 +226,12 @@ async def test_searches_and_functions_of_one_turn_share_a_step(lib: Library) -> 
     await caller.settled(thread, asked[-1].data["id"])
     step, _ = (await caller.get(f"{path}/steps", order="asc", **{"include[]": CONTENT}))["data"]
 
+    streamed = seen(await lib.w.client.get(f"{path}/events", params={"include[]": CONTENT}))
+    deltas = [event.data["delta"] for event in streamed if event.name == "thread.run.step.delta"]
+
     assert names(asked)[-1] == "run.requires_action"
     search, function = step["step_details"]["tool_calls"]
+    assert deltas[-1]["step_details"]["tool_calls"][0]["file_search"] == search["file_search"]
     assert search["file_search"]["results"][0]["content"][0]["text"] == FRUIT[1]
     assert (function["function"]["name"], function["function"]["output"]) == ("now", "12")
     assert waiting["id"] == function["id"] != search["id"]

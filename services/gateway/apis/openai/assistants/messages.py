@@ -13,7 +13,7 @@ from services.gateway.apis.openai.objects import Metadata, ObjectEndpoint, delet
 from services.gateway.jobs.operations import RequireIdleThread
 from services.gateway.replies import JsonReply
 from services.gateway.runs.documents import RUN_LABEL
-from services.gateway.store.changes import Create, Delete
+from services.gateway.store.changes import Create, Delete, Operation
 from services.gateway.store.kinds import MESSAGE, RUN, THREAD, Ref
 from services.gateway.validation import ClosedBody, type_tag
 
@@ -144,7 +144,11 @@ class Messages(ObjectEndpoint):
         thread = self._ref(request, THREAD)
         body = await self._body(request, CreateMessage)
         [creation] = new_messages(thread, [body], call.exchange.created)
-        await call.objects.apply([RequireIdleThread(thread), creation])
+
+        async def make(attaching: Sequence[Operation]) -> None:
+            await call.objects.apply([RequireIdleThread(thread), creation, *attaching])
+
+        await self._services.files.attachments.bring(call.exchange.project, thread, [creation.body], make)
         return JsonReply(creation.body)
 
     async def list(self, request: Request) -> Response:

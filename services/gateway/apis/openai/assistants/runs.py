@@ -1,6 +1,6 @@
 """``/v1/threads/{thread_id}/runs`` and ``/v1/threads/runs``."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from services.errors import InvalidRequest, NoDecodeWorker
+from services.gateway.apis.openai.assistants.found_content import step_with_content, wants_content
 from services.gateway.apis.openai.assistants.messages import new_messages
 from services.gateway.apis.openai.assistants.run_bodies import (
     CreateRun,
@@ -19,23 +20,18 @@ from services.gateway.apis.openai.assistants.run_bodies import (
     run_json,
 )
 from services.gateway.apis.openai.assistants.run_stream import run_stream
-from services.gateway.apis.openai.assistants.stores import with_new_stores
+from services.gateway.apis.openai.assistants.stores import with_thread_stores
 from services.gateway.apis.openai.assistants.threads import CreateThread, new_thread
-from services.gateway.apis.openai.objects import Call, ObjectEndpoint, included, listed, listed_bodies
+from services.gateway.apis.openai.objects import Call, ObjectEndpoint, listed, listed_bodies
 from services.gateway.jobs.events import PAUSES, Body
-from services.gateway.problems import unsupported_value
 from services.gateway.replies import JsonReply
 from services.gateway.runs.form import check_form
-from services.gateway.runs.search_calls import StepNotes
 from services.gateway.runs.service import NewRun
-from services.gateway.store.changes import Create
 from services.gateway.store.kinds import ASSISTANT, RUN, STEP, THREAD, Ref
 from services.gateway.store.records import Record
 
 POLL_AFTER_MS = "200"
 """When to ask again for a run that is being worked on; clients that do not read it ask once a second."""
-FOUND_CONTENT = "step_details.tool_calls[*].file_search.results[*].content"
-"""What ``include[]`` calls the text that searches of files found."""
 
 
 class RunEndpoints(ObjectEndpoint):
@@ -49,7 +45,9 @@ class RunEndpoints(ObjectEndpoint):
             thread, body.additional_messages or (), call.exchange.created, path="additional_messages"
         )
         may_wait = self._services.runs.queues_by_default if body.if_active is None else body.if_active == "queue"
-        return await self._begin(call, thread, body, messages=messages, may_wait=may_wait)
+        return await self._begin(
+            request, call, thread, body, lambda ref, run: NewRun(ref, run, messages, may_wait=may_wait)
+        )
 
     async def create_with_thread(self, request: Request) -> Response:
         """Make a thread and begin to work on it."""
@@ -58,14 +56,15 @@ class RunEndpoints(ObjectEndpoint):
         thread = body.thread or CreateThread()
         if thread.tool_resources is None:
             thread = thread.model_copy(update={"tool_resources": body.tool_resources})
-        thread, stores = await with_new_stores(self._services, call, thread)
-        if stores:
-            await call.objects.apply(stores)
-            self._services.files.ingestions.wake()
+        thread, stores = await with_thread_stores(self._services, call, thread, thread.messages or ())
         creations = new_thread(
             thread, call.exchange.created, is_lenient=self._services.is_lenient, path="thread.messages"
         )
-        return await self._begin(call, creations[0].ref, body, creations=creations)
+        reply = await self._begin(
+            request, call, creations[0].ref, body, lambda ref, run: NewRun(ref, run, thread=creations, stores=stores)
+        )
+        self._services.files.ingestions.wake()
+        return reply
 
     async def list(self, request: Request) -> Response:
         """Return a page of the runs of a thread."""
@@ -96,17 +95,20 @@ class RunEndpoints(ObjectEndpoint):
         """Let a run that waits for the outputs of its calls go on."""
         call = await self._call(request)
         record, body = await self._run(request, call), await self._body(request, SubmitToolOutputs)
+        with_content = wants_content(request)
         outputs = outputs_by_call(record.body, body, is_lenient=self._services.is_lenient)
         run, position = await self._services.runs.service.submit(call.exchange.project, record.ref, outputs)
         if body.stream:
-            return run_stream(self._services, (call.exchange.project, record.ref), position, stops_at_pause=True)
+            key = (call.exchange.project, record.ref)
+            return run_stream(self._services, key, position, stops_at_pause=True, with_content=with_content)
         return _run_reply(run)
 
     async def events(self, request: Request) -> Response:
         """Stream the events of a run from any position on, for clients that were cut off."""
         call = await self._call(request)
-        ref, after = (await self._run(request, call)).ref, _position(request)
-        return run_stream(self._services, (call.exchange.project, ref), after, stops_at_pause=False)
+        with_content, after = wants_content(request), _position(request)
+        key = (call.exchange.project, (await self._run(request, call)).ref)
+        return run_stream(self._services, key, after, stops_at_pause=False, with_content=with_content)
 
     async def list_steps(self, request: Request) -> Response:
         """Return a page of the steps of a run."""
@@ -133,14 +135,13 @@ class RunEndpoints(ObjectEndpoint):
 
     async def _begin(
         self,
+        request: Request,
         call: Call,
         thread: Ref,
         body: RunFields,
-        *,
-        messages: Sequence[Create] = (),
-        creations: Sequence[Create] = (),
-        may_wait: bool = False,
+        new_run: Callable[[Ref, Body], NewRun],
     ) -> Response:
+        with_content = wants_content(request)
         services, created = self._services, call.exchange.created
         services.answers.require_room(call.exchange.project)
         assistant = await call.objects.get(self._named(ASSISTANT, body.assistant_id, "assistant_id"))
@@ -148,11 +149,10 @@ class RunEndpoints(ObjectEndpoint):
         expires = created + round(services.runs.expiry_s)
         shown = run_json(ref, thread, assistant.body, body, created=created, expires=expires)
         await self._check(shown)
-        await services.runs.service.create(
-            call.exchange.project, NewRun(ref, shown, messages, creations, may_wait=may_wait)
-        )
+        await services.runs.service.create(call.exchange.project, new_run(ref, shown))
         if body.stream:
-            return run_stream(services, (call.exchange.project, ref), 0, stops_at_pause=True)
+            key = (call.exchange.project, ref)
+            return run_stream(services, key, 0, stops_at_pause=True, with_content=with_content)
         return _run_reply(shown)
 
     async def _check(self, run: Body) -> None:
@@ -167,18 +167,8 @@ class RunEndpoints(ObjectEndpoint):
 
 
 def _shown_steps(request: Request) -> Callable[[Record], Body]:
-    """Return what shows steps as ``include[]`` asks for them.
-
-    Raises:
-        InvalidRequest: it asks for something that steps do not have.
-    """
-    wanted = included(request)
-    for name in sorted(wanted - {FOUND_CONTENT}):
-        problem = unsupported_value(name, [FOUND_CONTENT])
-        raise InvalidRequest(problem.message, param="include", code=problem.code)
-    if not wanted:
-        return lambda record: record.body
-    return lambda record: StepNotes.from_bytes(record.private).with_contents(record.body)
+    """Return what shows steps as ``include[]`` asks for them."""
+    return step_with_content if wants_content(request) else lambda record: record.body
 
 
 def _run_reply(run: Body | Mapping[str, Any]) -> JsonReply:

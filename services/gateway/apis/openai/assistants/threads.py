@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from services.gateway.apis.openai.assistants.messages import CreateMessage, new_messages
-from services.gateway.apis.openai.assistants.stores import with_new_stores
+from services.gateway.apis.openai.assistants.stores import with_thread_stores
 from services.gateway.apis.openai.assistants.tools import ToolResources, resources_json
 from services.gateway.apis.openai.objects import Metadata, ObjectEndpoint, deleted
 from services.gateway.apis.openai.schemas import MAX_MESSAGES
@@ -49,7 +49,8 @@ class Threads(ObjectEndpoint):
     async def create(self, request: Request) -> Response:
         """Make a thread, with its first messages if the body has some."""
         call = await self._call(request)
-        body, stores = await with_new_stores(self._services, call, await self._body(request, CreateThread))
+        body = await self._body(request, CreateThread)
+        body, stores = await with_thread_stores(self._services, call, body, body.messages or ())
         creations = new_thread(body, call.exchange.created, is_lenient=self._services.is_lenient)
         await call.objects.apply([*stores, *creations])
         self._services.files.ingestions.wake()
@@ -65,7 +66,7 @@ class Threads(ObjectEndpoint):
         """Change what the body names."""
         call = await self._call(request)
         ref = self._ref(request, THREAD)
-        body, stores = await with_new_stores(self._services, call, await self._body(request, ModifyThread))
+        body, stores = await with_thread_stores(self._services, call, await self._body(request, ModifyThread))
         await self._make(call, ref, stores)
         fields: dict[str, Any] = {}
         if "metadata" in body.model_fields_set:
