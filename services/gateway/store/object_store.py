@@ -150,11 +150,17 @@ class Objects:
         return Record(update.ref, update.body, done.version or 0, done.sequence or 0, update.private)
 
     async def edit(
-        self, ref: Ref, change: Callable[[Mapping[str, Any]], Mapping[str, Any]], *, parent: Ref | None = None
+        self,
+        ref: Ref,
+        change: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+        *,
+        parent: Ref | None = None,
+        also: Sequence[Operation] = (),
     ) -> Record:
         """Replace a body by what ``change`` makes of it, however many others edit it too; return the new record.
 
         ``change`` is called again for each version that another writer put in between, so it has no effects.
+        ``also`` is done in the same change: what the new body names.
 
         Raises:
             ObjectNotFound: there is none, or not beneath ``parent``.
@@ -164,9 +170,11 @@ class Objects:
             record = await self.get(ref, parent=parent)
             body = change(record.body)
             try:
-                return await self.update(Update(ref, body, record.version, parent))
+                *_, done = await self.apply([*also, Update(ref, body, record.version, parent)])
             except Conflict as error:
                 conflict = error
+                continue
+            return Record(ref, body, done.version or 0, done.sequence or 0)
         raise conflict
 
     async def delete(self, ref: Ref, *, parent: Ref | None = None) -> None:
