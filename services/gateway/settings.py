@@ -71,6 +71,8 @@ class GatewaySettings(TlsSettings):
     """Longest time for parsing one document."""
     search_cache_bytes: int = Field(default=512 * 2**20, gt=0)
     """Memory for the vectors of the vector stores that were searched last."""
+    index_timeout_s: float = Field(default=30.0, gt=0)
+    """How long a search waits for the vectors of one vector store."""
     upkeep_interval_s: float = Field(default=5.0, gt=0)
     """How often files, uploads and vector stores whose time is over are looked for."""
     max_choices: int = Field(default=128, gt=0)
