@@ -7,16 +7,16 @@ from random import Random
 from services.cluster.background import Outage
 from services.errors import Conflict, ObjectNotFound, StateUnavailable
 from services.gateway.files.storage import FileStorage, ProjectFiles
-from services.gateway.store.expiry import ForgetExpiry
-from services.gateway.store.kinds import Kind, Ref
+from services.gateway.store.expiry import ForgetExpiry, RequireDue
+from services.gateway.store.kinds import Kind
 from services.telemetry.clock import Clock
 from services.telemetry.logs import get_logger
 
 MAX_ENDED = 100
 """Objects of one project that are ended in one round."""
 
-End = Callable[[ProjectFiles, Ref], Awaitable[None]]
-"""Ends one object; raises ObjectNotFound if it is gone and Conflict if another one writes it."""
+End = Callable[[ProjectFiles, RequireDue], Awaitable[None]]
+"""Ends the object that is due; raises ObjectNotFound if it is gone, Conflict if another one writes it or put it off."""
 
 _log = get_logger(__name__)
 
@@ -53,13 +53,13 @@ class Upkeep:
             files = self._storage.of(project)
             for kind_name, object_id in await files.expired(now_ms, MAX_ENDED):
                 kind, end = self._ends[kind_name]
-                await self._end(files, kind.ref(object_id), end)
+                await self._end(files, RequireDue(kind.ref(object_id), now_ms), end)
 
-    async def _end(self, files: ProjectFiles, ref: Ref, end: End) -> None:
+    async def _end(self, files: ProjectFiles, due: RequireDue, end: End) -> None:
         try:
-            await end(files, ref)
-            _log.event("object.expired", project=files.project, object=ref.id)
+            await end(files, due)
+            _log.event("object.expired", project=files.project, object=due.ref.id)
         except ObjectNotFound:
-            await files.objects.apply([ForgetExpiry(ref)])
+            await files.objects.apply([ForgetExpiry(due.ref)])
         except Conflict:  # the next round sees what became of it
             return
