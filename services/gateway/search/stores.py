@@ -313,13 +313,9 @@ async def file_deletion(files: ProjectFiles, ref: Ref) -> list[Operation]:
     async with files.state.reaching() as client:
         links: Any = await client.smembers(attached_key(files.project, ref, "stores"))
     operations: list[Operation] = [ExpireAt(ref, None)]
-    for link in sorted(links):
-        stored = STORED_FILE.ref(link.decode().partition(":")[2])
-        try:
-            record = await files.objects.get(stored)
-        except ObjectNotFound:  # its store was deleted
-            continue
-        operations += removal(record, store_of(stored))
+    stored = [STORED_FILE.ref(link.decode().partition(":")[2]) for link in sorted(links)]
+    for record in await files.objects.get_present(stored):
+        operations += removal(record, store_of(record.ref))
     return [*operations, Delete(ref)]
 
 
