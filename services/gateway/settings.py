@@ -125,6 +125,8 @@ class GatewaySettings(TlsSettings):
     """Further names of models, such as `gpt-4o`, each with the served model that answers to it."""
     lenient_objects: bool = False
     """Take ids of any form and bring limits of lists into their range: for tests that were written for a mock."""
+    require_assistants_beta: bool = False
+    """Refuse requests of the Assistants API without the header `OpenAI-Beta: assistants=v2`, as OpenAI did."""
 
     run_expiry_s: float = Field(default=600.0, gt=0)
     """Longest life of a run, waiting for tool outputs included."""
