@@ -68,7 +68,7 @@ def build_file_services(
     )
     ingestion = Ingestion(storage, Parser(limits), embeddings, clock, bounds)
     ends = {FILE: end_file, UPLOAD: end_upload, VECTOR_STORE: end_store, RESPONSE: end_response}
-    ingestions = IngestionQueue(storage, ingestion, random)
+    ingestions = IngestionQueue(storage, ingestion, random, num_tasks=settings.ingestion_tasks)
     cache = IndexCache(settings.search_cache_bytes, settings.index_timeout_s)
     return FileServices(
         storage,

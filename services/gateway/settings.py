@@ -50,8 +50,8 @@ class GatewaySettings(TlsSettings):
     """Longest input of /v1/embeddings; what is longer than the model's context gets the mean of its parts."""
     embedding_timeout_s: float = Field(default=60.0, gt=0)
     """Longest wait for an embedding worker, which loads its model with the first request."""
-    ingestion_tasks: int = Field(default=1, ge=0)
-    """Files that this gateway indexes at once; 0 leaves that to others."""
+    ingestion_tasks: int = Field(default=2, ge=0)
+    """Files that this gateway indexes at once, of one project at most all but one; 0 leaves that to others."""
     ingestion_interval_s: float = Field(default=2.0, gt=0)
     """How often files are looked for that another gateway took and did not end."""
     ingestion_lease_s: float = Field(default=30.0, gt=0)
