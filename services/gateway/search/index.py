@@ -199,7 +199,6 @@ class IndexCache:
         except TimeoutError as error:
             text = f"Vector store {store.id} could not be read within {self._timeout_s:g} s; try again."
             raise StateUnavailable(text) from error
-        self._indexes[key] = index
         self._indexes.move_to_end(key)
         while len(self._indexes) > 1 and sum(each.num_bytes for each in self._indexes.values()) > self._max_bytes:
             self._indexes.popitem(last=False)
