@@ -162,6 +162,7 @@ def build(settings: GatewaySettings, around: Surroundings) -> Gateway:
         reader=jobs.reader,
         files=files,
         is_lenient=settings.lenient_objects,
+        requires_beta=settings.require_assistants_beta,
     )
     probing = Probing(suspects, around.view, around.health, clock, pause_s=settings.suspect_s)
     caches = CacheWatching(around.view, prefixes, around.caches, clock)

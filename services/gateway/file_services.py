@@ -68,11 +68,12 @@ def build_file_services(
     )
     ingestion = Ingestion(storage, Parser(limits), embeddings, clock, bounds)
     ends = {FILE: end_file, UPLOAD: end_upload, VECTOR_STORE: end_store, RESPONSE: end_response}
-    ingestions = IngestionQueue(storage, ingestion, random)
+    ingestions = IngestionQueue(storage, ingestion, random, num_tasks=settings.ingestion_tasks)
+    cache = IndexCache(settings.search_cache_bytes, settings.index_timeout_s)
     return FileServices(
         storage,
         embeddings,
-        Searches(storage, embeddings, threads, clock, IndexCache(settings.search_cache_bytes)),
+        Searches(storage, embeddings, threads, clock, cache),
         ingestions,
         Attachments(storage, clock, ingestions.wake),
         Upkeep(storage, ends, clock, random),

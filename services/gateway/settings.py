@@ -50,8 +50,8 @@ class GatewaySettings(TlsSettings):
     """Longest input of /v1/embeddings; what is longer than the model's context gets the mean of its parts."""
     embedding_timeout_s: float = Field(default=60.0, gt=0)
     """Longest wait for an embedding worker, which loads its model with the first request."""
-    ingestion_tasks: int = Field(default=1, ge=0)
-    """Files that this gateway indexes at once; 0 leaves that to others."""
+    ingestion_tasks: int = Field(default=2, ge=0)
+    """Files that this gateway indexes at once, of one project at most all but one; 0 leaves that to others."""
     ingestion_interval_s: float = Field(default=2.0, gt=0)
     """How often files are looked for that another gateway took and did not end."""
     ingestion_lease_s: float = Field(default=30.0, gt=0)
@@ -71,6 +71,8 @@ class GatewaySettings(TlsSettings):
     """Longest time for parsing one document."""
     search_cache_bytes: int = Field(default=512 * 2**20, gt=0)
     """Memory for the vectors of the vector stores that were searched last."""
+    index_timeout_s: float = Field(default=30.0, gt=0)
+    """How long a search waits for the vectors of one vector store."""
     upkeep_interval_s: float = Field(default=5.0, gt=0)
     """How often files, uploads and vector stores whose time is over are looked for."""
     max_choices: int = Field(default=128, gt=0)
@@ -123,6 +125,8 @@ class GatewaySettings(TlsSettings):
     """Further names of models, such as `gpt-4o`, each with the served model that answers to it."""
     lenient_objects: bool = False
     """Take ids of any form and bring limits of lists into their range: for tests that were written for a mock."""
+    require_assistants_beta: bool = False
+    """Refuse requests of the Assistants API without the header `OpenAI-Beta: assistants=v2`, as OpenAI did."""
 
     run_expiry_s: float = Field(default=600.0, gt=0)
     """Longest life of a run, waiting for tool outputs included."""

@@ -3,7 +3,7 @@
 from services.gateway.files.storage import ProjectFiles
 from services.gateway.search.stores import file_deletion
 from services.gateway.store.changes import Delete, Operation, Update
-from services.gateway.store.expiry import ExpireAt
+from services.gateway.store.expiry import ExpireAt, RequireDue
 from services.gateway.store.kinds import UPLOAD_PART, Ref
 from services.gateway.store.object_store import Objects
 from services.gateway.store.records import Query
@@ -11,17 +11,18 @@ from services.gateway.store.records import Query
 _PAGE = 1000
 
 
-async def end_file(files: ProjectFiles, ref: Ref) -> None:
+async def end_file(files: ProjectFiles, due: RequireDue) -> None:
     """Delete a file whose time is over."""
-    await files.objects.apply(await file_deletion(files, ref))
+    await files.objects.apply([due, *await file_deletion(files, due.ref)])
 
 
-async def end_upload(files: ProjectFiles, ref: Ref) -> None:
+async def end_upload(files: ProjectFiles, due: RequireDue) -> None:
     """Give up an upload whose time is over; parts that are left, also of one that was completed, are deleted."""
+    ref = due.ref
     record = await files.objects.get(ref)
     status = "expired" if record.body["status"] == "pending" else record.body["status"]
     update = Update(ref, {**record.body, "status": status}, record.version)
-    await files.objects.apply([update, ExpireAt(ref, None), *await part_deletions(files.objects, ref)])
+    await files.objects.apply([due, update, ExpireAt(ref, None), *await part_deletions(files.objects, ref)])
 
 
 async def part_deletions(objects: Objects, upload: Ref) -> list[Operation]:
@@ -36,6 +37,6 @@ async def part_deletions(objects: Objects, upload: Ref) -> list[Operation]:
         after = page.records[-1].ref.id
 
 
-async def end_response(files: ProjectFiles, ref: Ref) -> None:
+async def end_response(files: ProjectFiles, due: RequireDue) -> None:
     """Delete a response whose time is over."""
-    await files.objects.delete(ref)
+    await files.objects.apply([due, Delete(due.ref)])

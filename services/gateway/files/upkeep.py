@@ -1,4 +1,4 @@
-"""Ends objects whose time is over, on any gateway; doing it twice does no harm."""
+"""Ends objects whose time is over and removes what deleted ones left, on any gateway; twice does no harm."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
@@ -7,22 +7,24 @@ from random import Random
 from services.cluster.background import Outage
 from services.errors import Conflict, ObjectNotFound, StateUnavailable
 from services.gateway.files.storage import FileStorage, ProjectFiles
-from services.gateway.store.expiry import ForgetExpiry
-from services.gateway.store.kinds import Kind, Ref
+from services.gateway.store.expiry import ForgetExpiry, RequireDue
+from services.gateway.store.kinds import Kind
 from services.telemetry.clock import Clock
 from services.telemetry.logs import get_logger
 
 MAX_ENDED = 100
 """Objects of one project that are ended in one round."""
+MAX_SLICES = 100
+"""Slices of what deleted objects left that are removed of one project in one round."""
 
-End = Callable[[ProjectFiles, Ref], Awaitable[None]]
-"""Ends one object; raises ObjectNotFound if it is gone and Conflict if another one writes it."""
+End = Callable[[ProjectFiles, RequireDue], Awaitable[None]]
+"""Ends the object that is due; raises ObjectNotFound if it is gone, Conflict if another one writes it or put it off."""
 
 _log = get_logger(__name__)
 
 
 class Upkeep:
-    """Looks for objects that expired."""
+    """Looks for objects that expired, and for what deleted ones left."""
 
     def __init__(self, storage: FileStorage, ends: Mapping[Kind, End], clock: Clock, random: Random) -> None:
         self._storage = storage
@@ -43,7 +45,7 @@ class Upkeep:
             await asyncio.sleep(interval_s * self._random.uniform(0.5, 1.0))
 
     async def sweep(self) -> None:
-        """End what is due now.
+        """End what is due now, and remove what is left of deleted objects.
 
         Raises:
             StateUnavailable: Redis cannot be reached.
@@ -53,13 +55,20 @@ class Upkeep:
             files = self._storage.of(project)
             for kind_name, object_id in await files.expired(now_ms, MAX_ENDED):
                 kind, end = self._ends[kind_name]
-                await self._end(files, kind.ref(object_id), end)
+                await self._end(files, RequireDue(kind.ref(object_id), now_ms), end)
 
-    async def _end(self, files: ProjectFiles, ref: Ref, end: End) -> None:
+            await self._purge(files)
+
+    async def _purge(self, files: ProjectFiles) -> None:
+        for _ in range(MAX_SLICES):
+            if not await files.objects.purge():
+                return
+
+    async def _end(self, files: ProjectFiles, due: RequireDue, end: End) -> None:
         try:
-            await end(files, ref)
-            _log.event("object.expired", project=files.project, object=ref.id)
+            await end(files, due)
+            _log.event("object.expired", project=files.project, object=due.ref.id)
         except ObjectNotFound:
-            await files.objects.apply([ForgetExpiry(ref)])
+            await files.objects.apply([ForgetExpiry(due.ref)])
         except Conflict:  # the next round sees what became of it
             return

@@ -1,14 +1,16 @@
-"""The vectors of a store as one matrix in this process, read from Redis when the store has changed."""
+"""The vectors of a store as one matrix in this process; what is new in the store is read from Redis."""
 
+import asyncio
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy
 from numpy.typing import NDArray
 
-from services.errors import ObjectRefused
+from services.errors import ObjectRefused, StateUnavailable
 from services.gateway.files.storage import ProjectFiles
 from services.gateway.search.chunks import StoredChunk
 from services.gateway.search.stores import STATUS_LABEL, StoredFileSource
@@ -17,6 +19,12 @@ from services.gateway.store.kinds import STORED_FILE, Ref
 from services.gateway.store.records import Query, Record
 
 _PAGE = 100
+_FILES_PAGE = 1000
+_BATCH_BYTES = 8 * 2**20
+"""Vectors that are read in one round trip, if a file does not have more."""
+
+FileKey = tuple[Ref, int]
+"""A file of a store and its number there: one that is taken out and added again has another number."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +32,8 @@ class IndexedFile:
     """A file that can be found."""
 
     ref: Ref
+    sequence: int
+    """Its number among the files of the store."""
     file_id: str
     filename: str
     attributes: Mapping[str, Any]
@@ -48,11 +58,25 @@ class StoreIndex:
         """Memory that it takes."""
         return int(self.vectors.nbytes + self.file_numbers.nbytes + self.chunk_numbers.nbytes)
 
+    def parts(self) -> "dict[FileKey, FileVectors]":
+        """Return the vectors of each file, which are not copied."""
+        ends = numpy.searchsorted(self.file_numbers, numpy.arange(len(self.files)), side="right")
+        first, found = 0, {}
+        for file, end in zip(self.files, ends, strict=True):
+            rows = slice(first, int(end))
+            found[file.ref, file.sequence] = FileVectors(self.vectors[rows], self.chunk_numbers[rows])
+            first = int(end)
+        return found
+
 
 @dataclass(frozen=True)
-class _FileVectors:
+class FileVectors:
+    """The vectors of one file."""
+
     vectors: NDArray[numpy.float32]
+    """``[num_vectors, dimensions]``."""
     owners: NDArray[numpy.uint32]
+    """``[num_vectors]``: which chunk of the file."""
 
 
 class IndexReader:
@@ -60,6 +84,8 @@ class IndexReader:
 
     def __init__(self, files: ProjectFiles) -> None:
         self._files = files
+        self.num_files_read = 0
+        """Of how many files vectors were asked for."""
 
     async def version(self, store: Ref) -> int:
         """Return the version of a store's index."""
@@ -67,23 +93,21 @@ class IndexReader:
             value: Any = await client.hget(record_key(self._files.project, store), "index_version")
         return int(value or 0)
 
-    async def read(self, store: Ref, space: str) -> StoreIndex:
+    async def read(self, store: Ref, space: str, known: StoreIndex | None = None) -> StoreIndex:
         """Return the index of a store, whose vectors have to be of one embedding model.
+
+        Vectors of an earlier index of the same model, ``known``, are not read again.
 
         Raises:
             ObjectRefused: files were indexed with another model.
         """
         version = await self.version(store)
-        files: list[IndexedFile] = []
-        parts: list[_FileVectors] = []
-        for record in await self._completed(store):
-            vectors = await self._vectors(record.ref, space)
-            if vectors is not None:
-                source = StoredFileSource.from_bytes(record.private)
-                attributes = record.body["attributes"] or {}
-                files.append(IndexedFile(record.ref, record.body["id"], source.filename, attributes))
-                parts.append(vectors)
-        return _joined(version, space, files, parts)
+        records = await self._completed(store)
+        parts = known.parts() if known is not None else {}
+        for batch in _batches([record for record in records if _key(record) not in parts]):
+            parts.update(await self._vectors(batch, space))
+        present = [record for record in records if _key(record) in parts]
+        return await asyncio.to_thread(_joined, version, space, present, parts)
 
     async def chunks(self, places: Sequence[tuple[Ref, int]]) -> list[StoredChunk | None]:
         """Return chunks by file and number; None for those that were deleted meanwhile."""
@@ -113,29 +137,33 @@ class IndexReader:
         found: list[Record] = []
         after: str | None = None
         while True:
-            query = Query(STORED_FILE, store, (STATUS_LABEL, "completed"), _PAGE, "asc", after, with_private=True)
+            query = Query(STORED_FILE, store, (STATUS_LABEL, "completed"), _FILES_PAGE, "asc", after, with_private=True)
             page = await self._files.objects.list(query)
             found += page.records
             if not page.has_more:
                 return found
             after = page.records[-1].ref.id
 
-    async def _vectors(self, ref: Ref, space: str) -> _FileVectors | None:
+    async def _vectors(self, records: Sequence[Record], space: str) -> dict[FileKey, FileVectors]:
+        """Return the vectors of some files, read in one round trip; those that were deleted meanwhile are left out."""
+        self.num_files_read += len(records)
         async with self._files.state.reaching() as client:
             pipeline = client.pipeline(transaction=True)
-            pipeline.hget(record_key(self._files.project, ref), "space")
-            pipeline.get(self._key(ref, "vectors"))
-            pipeline.get(self._key(ref, "owners"))
-            own_space, vectors, owners = await pipeline.execute()
-        if own_space is None or vectors is None or owners is None:  # deleted meanwhile
-            return None
-        if own_space.decode() != space:
-            raise ObjectRefused(
-                f"The file '{ref.id.partition('.')[2]}' was indexed with another embedding model than the one that is "
-                "served now; add the files to the vector store again."
-            )
-        numbers = numpy.frombuffer(owners, dtype="<u4")
-        return _FileVectors(numpy.frombuffer(vectors, dtype="<f4").reshape(len(numbers), -1), numbers)
+            for record in records:
+                pipeline.hmget(record_key(self._files.project, record.ref), ["sequence", "space"])
+                pipeline.get(self._key(record.ref, "vectors"))
+                pipeline.get(self._key(record.ref, "owners"))
+            values: list[Any] = await pipeline.execute()
+        found: dict[FileKey, FileVectors] = {}
+        for record, fields, vectors, owners in zip(records, values[::3], values[1::3], values[2::3], strict=True):
+            sequence, own_space = fields
+            if sequence is None or int(sequence) != record.sequence or None in (own_space, vectors, owners):
+                continue
+            _check_space(record, own_space.decode(), space)
+            numbers = numpy.frombuffer(owners, dtype="<u4")
+            matrix = numpy.frombuffer(vectors, dtype="<f4").reshape(len(numbers), -1)
+            found[_key(record)] = FileVectors(matrix, numbers)
+        return found
 
     def _key(self, ref: Ref, name: str) -> str:
         return attached_key(self._files.project, ref, name)
@@ -144,39 +172,97 @@ class IndexReader:
 class IndexCache:
     """Indexes that were read, the latest used ones, up to ``max_bytes`` but always one."""
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, timeout_s: float) -> None:
         self._max_bytes = max_bytes
+        self._timeout_s = timeout_s
         self._indexes: OrderedDict[tuple[str, str], StoreIndex] = OrderedDict()
+        self._locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
         self.num_reads = 0
         """How often an index was read from Redis."""
+        self.num_files_read = 0
+        """Of how many files vectors were read."""
 
     async def get(self, files: ProjectFiles, store: Ref, space: str) -> StoreIndex:
-        """Return the index of a store as it is now.
+        """Return the index of a store as it is now; searches that come together share one reading.
 
         Raises:
             ObjectRefused: files were indexed with another model than ``space``.
+            StateUnavailable: Redis cannot be reached, or the index not be read in time.
         """
         key, reader = (files.project, store.id), IndexReader(files)
-        known = self._indexes.get(key)
-        if known is None or known.space != space or known.version != await reader.version(store):
-            self.num_reads += 1
-            known = self._indexes[key] = await reader.read(store, space)
+        lock = self._locks.setdefault(key, asyncio.Lock())
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                wanted = await reader.version(store)
+                async with lock:
+                    index = await self._read(reader, key, store, space, wanted)
+        except TimeoutError as error:
+            text = f"Vector store {store.id} could not be read within {self._timeout_s:g} s; try again."
+            raise StateUnavailable(text) from error
         self._indexes.move_to_end(key)
-        while len(self._indexes) > 1 and sum(index.num_bytes for index in self._indexes.values()) > self._max_bytes:
+        while len(self._indexes) > 1 and sum(each.num_bytes for each in self._indexes.values()) > self._max_bytes:
             self._indexes.popitem(last=False)
-        return known
+        return index
+
+    async def _read(self, reader: IndexReader, key: tuple[str, str], store: Ref, space: str, wanted: int) -> StoreIndex:
+        """Return an index of at least the version ``wanted``."""
+        known = self._indexes.get(key)
+        if known is not None and known.space != space:
+            known = None
+        if known is not None and known.version >= wanted:
+            return known
+        self.num_reads += 1
+        try:
+            index = self._indexes[key] = await reader.read(store, space, known)
+        finally:
+            self.num_files_read += reader.num_files_read
+        return index
 
 
-def _joined(version: int, space: str, files: Sequence[IndexedFile], parts: Sequence[_FileVectors]) -> StoreIndex:
-    if not parts:
+def _key(record: Record) -> FileKey:
+    return record.ref, record.sequence
+
+
+def _batches(records: Sequence[Record]) -> Iterator[list[Record]]:
+    """Yield files whose vectors are read together."""
+    batch: list[Record] = []
+    num_bytes = 0
+    for record in records:
+        used = record.body["usage_bytes"]
+        if batch and num_bytes + used > _BATCH_BYTES:
+            yield batch
+            batch, num_bytes = [], 0
+        batch.append(record)
+        num_bytes += used
+    if batch:
+        yield batch
+
+
+def _check_space(record: Record, own: str, wanted: str) -> None:
+    if own != wanted:
+        raise ObjectRefused(
+            f"The file '{record.body['id']}' was indexed with another embedding model than the one that is "
+            "served now; add the files to the vector store again."
+        )
+
+
+def _joined(version: int, space: str, records: Sequence[Record], parts: Mapping[FileKey, FileVectors]) -> StoreIndex:
+    """Return the index of files of which all vectors are at hand; CPU work."""
+    if not records:
         none = numpy.zeros(0, dtype=numpy.uint32)
         return StoreIndex(version, space, (), numpy.zeros((0, 0), dtype=numpy.float32), none, none)
-    numbers = [numpy.full(len(part.owners), number, dtype=numpy.uint32) for number, part in enumerate(parts)]
+    own = [parts[_key(record)] for record in records]
+    numbers = [numpy.full(len(part.owners), number, dtype=numpy.uint32) for number, part in enumerate(own)]
     return StoreIndex(
         version,
         space,
-        tuple(files),
-        numpy.concatenate([part.vectors for part in parts]),
+        tuple(_file(record) for record in records),
+        numpy.concatenate([part.vectors for part in own]),
         numpy.concatenate(numbers),
-        numpy.concatenate([part.owners for part in parts]),
+        numpy.concatenate([part.owners for part in own]),
     )
+
+
+def _file(record: Record) -> IndexedFile:
+    source = StoredFileSource.from_bytes(record.private)
+    return IndexedFile(record.ref, record.sequence, record.body["id"], source.filename, record.body["attributes"] or {})

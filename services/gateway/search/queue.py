@@ -1,6 +1,7 @@
 """Looks for files that wait to be indexed, on any gateway."""
 
 import asyncio
+from collections import Counter
 from random import Random
 
 from services.cluster.background import Outage
@@ -11,19 +12,21 @@ from services.gateway.search.operations import QUEUE
 from services.gateway.store.kinds import STORED_FILE
 from services.telemetry.logs import get_logger
 
-MAX_TAKEN = 8
-"""Files of one project that are tried in one round, so that gateways and projects share."""
-
 _log = get_logger(__name__)
 
 
 class IngestionQueue:
-    """Indexes one file after the other."""
+    """Indexes one file of each project after the other, in as many tasks as call it.
 
-    def __init__(self, storage: FileStorage, ingestion: Ingestion, random: Random) -> None:
+    Of several tasks one is left to other projects: however large the files of one are, they hold up only its own.
+    """
+
+    def __init__(self, storage: FileStorage, ingestion: Ingestion, random: Random, *, num_tasks: int) -> None:
         self._storage = storage
         self._ingestion = ingestion
         self._random = random
+        self._max_of_project = max(1, num_tasks - 1)
+        self._in_hand: Counter[str] = Counter()
         self._wake = asyncio.Event()
         self._outage = Outage("ingestion", _log)
 
@@ -43,7 +46,7 @@ class IngestionQueue:
                     continue
 
     async def sweep(self) -> int:
-        """Index what waits now, up to some files of each project; return how many were tried.
+        """Index a file of each project in which one waits now; return how many were tried.
 
         Raises:
             StateUnavailable: Redis cannot be reached.
@@ -52,11 +55,21 @@ class IngestionQueue:
         self._random.shuffle(projects)
         num_tried = 0
         for project in projects:
-            waiting = await self._storage.of(project).due(QUEUE, self._ingestion.now_ms, MAX_TAKEN)
-            for _, object_id in waiting:
-                await self._ingestion.run(project, STORED_FILE.ref(object_id))
-            num_tried += len(waiting)
+            if self._in_hand[project] >= self._max_of_project:
+                continue
+            self._in_hand[project] += 1
+            try:
+                num_tried += await self._take(project)
+            finally:
+                self._in_hand[project] -= 1
         return num_tried
+
+    async def _take(self, project: str) -> int:
+        """Index the file of a project that waits longest; return how many were tried."""
+        waiting = await self._storage.of(project).due(QUEUE, self._ingestion.now_ms, 1)
+        for _, object_id in waiting:
+            await self._ingestion.run(project, STORED_FILE.ref(object_id))
+        return len(waiting)
 
     async def _round(self) -> int:
         try:

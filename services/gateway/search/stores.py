@@ -11,7 +11,7 @@ from services.gateway.files.storage import FileStorage, ProjectFiles
 from services.gateway.search.chunks import Strategy
 from services.gateway.search.operations import QUEUE, EnqueueIngestion, TouchIndex
 from services.gateway.store.changes import Create, Delete, Operation, Update
-from services.gateway.store.expiry import ExpireAt
+from services.gateway.store.expiry import ExpireAt, RequireDue
 from services.gateway.store.keys import attached_key, index_name, project_prefix, record_key
 from services.gateway.store.kinds import FILE, FILE_BATCH, STORED_FILE, VECTOR_STORE, Ref
 from services.gateway.store.leases import EndLease
@@ -313,20 +313,17 @@ async def file_deletion(files: ProjectFiles, ref: Ref) -> list[Operation]:
     async with files.state.reaching() as client:
         links: Any = await client.smembers(attached_key(files.project, ref, "stores"))
     operations: list[Operation] = [ExpireAt(ref, None)]
-    for link in sorted(links):
-        stored = STORED_FILE.ref(link.decode().partition(":")[2])
-        try:
-            record = await files.objects.get(stored)
-        except ObjectNotFound:  # its store was deleted
-            continue
-        operations += removal(record, store_of(stored))
+    stored = [STORED_FILE.ref(link.decode().partition(":")[2]) for link in sorted(links)]
+    for record in await files.objects.get_present(stored):
+        operations += removal(record, store_of(record.ref))
     return [*operations, Delete(ref)]
 
 
-async def end_store(files: ProjectFiles, ref: Ref) -> None:
+async def end_store(files: ProjectFiles, due: RequireDue) -> None:
     """Let a store whose time is over expire: it stays, without its files."""
+    ref = due.ref
     store = await files.objects.get(ref)
-    await files.objects.apply([Update(ref, {**store.body, "status": "expired"}, store.version)])
+    await files.objects.apply([due, Update(ref, {**store.body, "status": "expired"}, store.version)])
     while (page := await files.objects.list(Query(STORED_FILE, ref, limit=_PAGE))).records:
         for record in page.records:
             await files.objects.apply(removal(record, ref))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from services.errors import TandemError
+from services.errors import Conflict, TandemError
 from services.gateway.store.changes import Payloads, refused
 from services.gateway.store.kinds import Ref
 
@@ -23,6 +23,24 @@ class ExpireAt:
 
     def refusal(self, problem: str, detail: str) -> TandemError:
         """Return the error for a problem."""
+        return refused(self.ref, problem, detail)
+
+
+@dataclass(frozen=True)
+class RequireDue:
+    """Refuses a change that ends an object whose end was put off meanwhile."""
+
+    ref: Ref
+    now_ms: int
+
+    def encoded(self, payloads: Payloads) -> dict[str, Any]:
+        """Return the operation as the Lua function reads it."""
+        return {"name": "require_due", "ref": self.ref.key, "now_ms": self.now_ms}
+
+    def refusal(self, problem: str, detail: str) -> TandemError:
+        """Return the error for a problem."""
+        if problem == "not_due":
+            return Conflict(f"The time of the {self.ref.kind.noun} '{self.ref.id}' is not over.")
         return refused(self.ref, problem, detail)
 
 

@@ -1,7 +1,7 @@
 """API objects in Redis: read, listed and changed, each change whole or not at all."""
 
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +10,11 @@ import orjson
 from services.errors import Conflict, InternalError, InvalidRequest, ObjectNotFound
 from services.gateway.redis_state import RedisState
 from services.gateway.store.changes import Create, Delete, Operation, Payloads, Update
-from services.gateway.store.keys import project_prefix, record_key
+from services.gateway.store.keys import project_prefix
 from services.gateway.store.kinds import Ref, is_name
 from services.gateway.store.quota import Quota
 from services.gateway.store.records import Page, Query, Record
-from services.gateway.store.scripts import APPLY, LIST
+from services.gateway.store.scripts import APPLY, GET, LIST, PURGE
 
 MAX_EDITS = 100
 """Attempts of one ``edit``; each one that fails means that another writer succeeded."""
@@ -44,7 +44,7 @@ class ObjectStore:
 
     def of(self, project: str) -> "Objects":
         """Return the objects of one project; no others can be reached through them."""
-        return Objects(self.state, project, self._quota)
+        return Objects(self.state, project, self._quota, self.register)
 
     async def register(self, project: str) -> None:
         """Let gateways know of a project, before it has anything that they look after on their own.
@@ -71,10 +71,13 @@ class ObjectStore:
 class Objects:
     """The objects of one project. All methods raise StateUnavailable when Redis cannot be reached."""
 
-    def __init__(self, state: RedisState, project: str, quota: Quota) -> None:
+    def __init__(
+        self, state: RedisState, project: str, quota: Quota, register: Callable[[str], Awaitable[None]]
+    ) -> None:
         self._state = state
         self._project = project
         self._quota = quota
+        self._register = register
         self._prefix = project_prefix(project)
 
     async def get(self, ref: Ref, *, parent: Ref | None = None, with_private: bool = False) -> Record:
@@ -84,13 +87,21 @@ class Objects:
             ObjectNotFound: there is none, or not beneath ``parent``.
         """
         fields = ["body", "version", "sequence", "parent", *(["private"] if with_private else [])]
-        values: Sequence[bytes | str | None] = ()
-        if ref.is_storable:
-            async with self._state.reaching() as client:
-                values = await client.hmget(record_key(self._project, ref), fields)
+        values = await self._fields(ref, fields)
         if not values or values[0] is None or (parent is not None and values[3] != parent.key.encode()):
             raise ObjectNotFound(ref.absent_text)
         return _record(ref, [*values[:3], values[4] if with_private else None])
+
+    async def get_present(self, refs: Sequence[Ref]) -> Sequence[Record]:
+        """Return those of some objects that exist, in one round trip."""
+        if not refs:
+            return []
+        async with self._state.reaching() as client:
+            script, pipeline = client.register_script(GET), client.pipeline(transaction=False)
+            for ref in refs:
+                await script(keys=[self._prefix], args=[ref.key, "body", "version", "sequence"], client=pipeline)
+            found: Sequence[Any] = await pipeline.execute()
+        return [_record(ref, [*values, None]) for ref, values in zip(refs, found, strict=True) if values]
 
     async def list(self, query: Query) -> Page:
         """Return one page; the work is that of the page, however long the list is.
@@ -121,10 +132,7 @@ class Objects:
         Raises:
             ObjectNotFound: there is no such object.
         """
-        values: Sequence[bytes | str | None] = ()
-        if ref.is_storable:
-            async with self._state.reaching() as client:
-                values = await client.hmget(record_key(self._project, ref), ["version", "last_child"])
+        values = await self._fields(ref, ["version", "last_child"])
         if not values or values[0] is None:
             raise ObjectNotFound(ref.absent_text)
         return int(values[1] or 0)
@@ -150,11 +158,17 @@ class Objects:
         return Record(update.ref, update.body, done.version or 0, done.sequence or 0, update.private)
 
     async def edit(
-        self, ref: Ref, change: Callable[[Mapping[str, Any]], Mapping[str, Any]], *, parent: Ref | None = None
+        self,
+        ref: Ref,
+        change: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+        *,
+        parent: Ref | None = None,
+        also: Sequence[Operation] = (),
     ) -> Record:
         """Replace a body by what ``change`` makes of it, however many others edit it too; return the new record.
 
         ``change`` is called again for each version that another writer put in between, so it has no effects.
+        ``also`` is done in the same change: what the new body names.
 
         Raises:
             ObjectNotFound: there is none, or not beneath ``parent``.
@@ -164,13 +178,15 @@ class Objects:
             record = await self.get(ref, parent=parent)
             body = change(record.body)
             try:
-                return await self.update(Update(ref, body, record.version, parent))
+                *_, done = await self.apply([*also, Update(ref, body, record.version, parent)])
             except Conflict as error:
                 conflict = error
+                continue
+            return Record(ref, body, done.version or 0, done.sequence or 0)
         raise conflict
 
     async def delete(self, ref: Ref, *, parent: Ref | None = None) -> None:
-        """Delete an object and everything beneath it.
+        """Delete an object and everything beneath it, which is gone at once; ``purge`` gives its memory back.
 
         Raises:
             ObjectNotFound: there is none, or not beneath ``parent``.
@@ -193,6 +209,8 @@ class Objects:
         for operation in operations:
             if not operation.ref.is_storable:
                 raise operation.refusal("absent", operation.ref.id)
+        if any(isinstance(each, Delete) for each in operations):
+            await self._register(self._project)  # upkeep removes what the change leaves
         payloads = Payloads(_FIRST_PAYLOAD)
         quota = self._quota.encoded() if is_bounded else {}
         change = orjson.dumps({"operations": [each.encoded(payloads) for each in operations], "quota": quota})
@@ -205,6 +223,21 @@ class Objects:
         if "over_quota" in reply:
             raise self._quota.refusal(*reply["over_quota"])
         return [Done(done.get("version"), done.get("sequence"), done) for done in reply["done"]]
+
+    async def purge(self) -> bool:
+        """Remove a slice of what deleted objects left; return whether there is more."""
+        async with self._state.reaching() as client:
+            return bool(await client.register_script(PURGE)(keys=[self._prefix]))
+
+    async def _fields(self, ref: Ref, names: Sequence[str]) -> Sequence[bytes | str | None]:
+        """Return fields of an object; none at all if it does not exist."""
+        if not ref.is_storable:
+            return ()
+        async with self._state.reaching() as client:
+            values: Sequence[bytes | str | None] = await client.register_script(GET)(
+                keys=[self._prefix], args=[ref.key, *names]
+            )
+        return values
 
 
 def _list_arguments(query: Query) -> list[str | int]:

@@ -1,4 +1,4 @@
-"""The Lua functions: files in ``lua/``, put together to the two scripts that Redis runs."""
+"""The Lua functions: files in ``lua/``, put together to the scripts that Redis runs."""
 
 from importlib.resources import files
 
@@ -9,7 +9,9 @@ def _text(*names: str) -> str:
 
 
 # A file here may add operations to those of a change.
-_OPERATIONS = ("operations", "expiry", "leases", "jobs", "files", "ingestions")
+_OPERATIONS = ("removal", "operations", "expiry", "leases", "jobs", "files", "ingestions")
 
+GET = _text("library", "get")
 LIST = _text("library", "list")
 APPLY = _text("library", *_OPERATIONS, "apply")
+PURGE = _text("library", *_OPERATIONS, "purge")

@@ -1,11 +1,12 @@
 """``/v1/assistants`` over a real Redis."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.gateway.apis.stored import ids, refusal
+from tests.gateway.apis.stored import ids, refusal, stored_world
 from tests.gateway.twins import World, world
 
 FUNCTION = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
@@ -239,7 +240,7 @@ async def test_ids_of_another_kind_are_refused(w: World) -> None:
     )
 
 
-@pytest.mark.parametrize("beta", [None, "assistants=v1", "assistants=v2", "nonsense"])
+@pytest.mark.parametrize("beta", [None, "assistants=v2", "nonsense", "assistants=v1, assistants=v2"])
 async def test_the_beta_header_and_a_trailing_slash_make_no_difference(w: World, beta: str | None) -> None:
     headers = {"openai-beta": beta} if beta is not None else {}
     response = await w.post("/v1/assistants/", {"model": "m"}, headers=headers)
@@ -247,6 +248,41 @@ async def test_the_beta_header_and_a_trailing_slash_make_no_difference(w: World,
 
     assert (response.status_code, listed.status_code) == (200, 200)
     assert listed.json()["last_id"] == response.json()["id"]
+
+
+@pytest.mark.parametrize("beta", ["assistants=v1", "realtime=v1,assistants=v1"])
+async def test_the_first_version_of_the_api_is_refused(w: World, beta: str) -> None:
+    headers = {"openai-beta": beta}
+    replies = [
+        await w.post("/v1/assistants", {"model": "m"}, headers=headers),
+        await w.client.get("/v1/threads/thread_x", headers=headers),
+    ]
+
+    for status, error in map(refusal, replies):
+        assert (status, error["type"], error["code"]) == (400, "invalid_request_error", "invalid_beta")
+        assert error["message"] == (
+            "The version 'assistants=v1' of the Assistants API is not served. Please try again by setting the header "
+            "'OpenAI-Beta: assistants=v2'."
+        )
+    assert (await w.client.get("/v1/assistants")).json()["data"] == []
+    assert (await w.client.get("/v1/files", headers=headers)).status_code == 200
+
+
+async def test_a_gateway_may_ask_for_the_beta_header(tmp_path: Path) -> None:
+    async with stored_world(tmp_path, require_assistants_beta=True) as w:
+        missing = [
+            refusal(await w.client.get("/v1/assistants", headers=headers)) for headers in ({}, {"openai-beta": "x"})
+        ]
+        named = await w.client.get("/v1/assistants", headers={"openai-beta": "assistants=v2"})
+
+    assert missing[0] == missing[1]
+    assert (missing[0][0], missing[0][1]["code"], missing[0][1]["message"]) == (
+        400,
+        "invalid_beta",
+        "You must provide the 'OpenAI-Beta' header to access the Assistants API. Please try again by setting the "
+        "header 'OpenAI-Beta: assistants=v2'.",
+    )
+    assert named.status_code == 200
 
 
 async def test_objects_belong_to_the_project_of_their_key(w: World) -> None:

@@ -1,11 +1,15 @@
 """Searches: what is found, how it is ranked, filtered and shown, and when the index is read again."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from services.errors import StateUnavailable
+from services.gateway.search.index import IndexCache
 from services.gateway.search.searches import SearchRequest
+from services.gateway.store.kinds import VECTOR_STORE
 from tests.gateway.apis.stored import refusal
 from tests.gateway.embedding_twin import embedding_card, embedding_member
 from tests.gateway.search.searching import SMALL, Library, library
@@ -148,6 +152,52 @@ async def test_the_index_is_read_again_only_when_the_store_has_changed(lib: Libr
     await lib.ingest()
     assert (await lib.search(store, "apples apples apples"))[0]["file_id"] == added
     assert cache.num_reads == 3
+
+
+async def test_only_the_vectors_of_new_files_are_read(lib: Library) -> None:
+    store, [first, *_] = await lib.indexed(*FRUIT)
+    cache = lib.w.gateway.files.searches.cache
+    await lib.search(store, "apples")
+    before = cache.num_files_read
+    added = await lib.file("apples apples apples", "new.txt")
+    await lib.post(f"{store}/files", {"file_id": added})
+    await lib.ingest()
+    found = await lib.search(store, "apples apples apples")
+    await lib.w.client.delete(f"{store}/files/{first}")
+    left = await lib.search(store, "apples apples apples")
+
+    assert (before, cache.num_files_read, cache.num_reads) == (3, 4, 3)
+    assert found[0]["file_id"] == added
+    assert [each["file_id"] for each in left] == [each["file_id"] for each in found if each["file_id"] != first]
+
+
+async def test_a_file_that_is_added_again_has_its_new_vectors(lib: Library) -> None:
+    text = "apples and pears grow on trees " * 20
+    store, [file_id] = await lib.indexed(text, chunking_strategy=SMALL)
+    many = await lib.search(store, "apples")
+    await lib.post(f"{store}/files", {"file_id": file_id})
+    await lib.ingest()
+    [one] = await lib.search(store, "apples")
+
+    assert len(many) > 1
+    assert one["content"][0]["text"] == text
+
+
+async def test_searches_that_come_together_share_one_reading(lib: Library) -> None:
+    store, _ = await lib.indexed(*FRUIT)
+    results = await asyncio.gather(*(lib.search(store, "apples") for _ in range(8)))
+    cache = lib.w.gateway.files.searches.cache
+
+    assert all(found == results[0] for found in results)
+    assert (cache.num_reads, cache.num_files_read) == (1, len(FRUIT))
+
+
+async def test_an_index_that_cannot_be_read_in_time_is_unavailable(lib: Library) -> None:
+    store, _ = await lib.indexed(*FRUIT)
+    files = lib.w.gateway.files.storage.of("default")
+
+    with pytest.raises(StateUnavailable, match=r"could not be read within 0 s; try again\."):
+        await IndexCache(2**20, 0.0).get(files, VECTOR_STORE.ref(store.rpartition("/")[2]), "any")
 
 
 async def test_the_memory_for_indexes_is_bounded(tmp_path: Path) -> None:

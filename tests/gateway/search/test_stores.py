@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from services.gateway.store.keys import attached_key
+from services.gateway.store.kinds import FILE
 from tests.gateway.apis.stored import ids, refusal
 from tests.gateway.search.searching import SMALL, Library
 from tests.gateway.store.samples import stored_keys
@@ -169,8 +171,23 @@ async def test_a_deleted_store_leaves_nothing(lib: Library) -> None:
 
     assert gone == {"id": path.rpartition("/")[2], "object": "vector_store.deleted", "deleted": True}
     keys = await stored_keys(lib.w.gateway.files.storage.of("default").state)
-    assert not [key for key in keys if "vector_store" in key.removesuffix("/stores") or "ingestions" in key]
+    assert not [key for key in keys if "vector_store" in key or "/stores" in key or "ingestions" in key]
     assert refusal(await lib.w.client.get(path))[0] == 404
+
+
+async def test_a_file_knows_only_of_stores_that_it_is_in(lib: Library) -> None:
+    file_id = await lib.file("some text")
+    removed, deleted, kept = [await lib.store(file_id) for _ in range(3)]
+    await lib.ingest()
+    await lib.w.client.delete(f"{removed}/files/{file_id}")
+    await lib.w.client.delete(deleted)
+    state = lib.w.gateway.files.storage.of("default").state
+    async with state.reaching() as client:
+        links: Any = await client.smembers(attached_key("default", FILE.ref(file_id), "stores"))
+    await lib.w.client.delete(kept)
+
+    assert links == {f"vector_store_file:{kept.rpartition('/')[2]}.{file_id}".encode()}
+    assert not [key for key in await stored_keys(state) if "stores" in key]
 
 
 async def test_stores_expire_some_days_after_their_last_use(lib: Library) -> None:

@@ -32,7 +32,7 @@ async def listed(objects: Objects, parent: Ref | None, **changes: Any) -> tuple[
 
 
 async def stored_keys(state: RedisState) -> set[str]:
-    """All keys but those that expire by themselves."""
+    """All keys but those that expire by themselves, and the set of projects."""
     async with state.reaching() as client:
         keys = {str(key, "utf-8") if isinstance(key, bytes) else key for key in await client.keys("*")}
-    return {key for key in keys if ":done:" not in key and ":gone:" not in key}
+    return {key for key in keys if key != "tandem:projects" and ":done:" not in key and ":gone:" not in key}

@@ -1,18 +1,23 @@
 """Changes: whole or not at all, versions, cascades, projects."""
 
 import asyncio
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 
 from services.cluster.embedded_redis import EmbeddedRedis
 from services.errors import Conflict, ObjectNotFound, StateUnavailable
+from services.gateway.files.storage import FileStorage
+from services.gateway.files.upkeep import Upkeep
 from services.gateway.redis_state import RedisState
 from services.gateway.store.changes import Create, Delete, Update
 from services.gateway.store.keys import attached_key, project_prefix
 from services.gateway.store.object_store import Objects, ObjectStore
+from services.telemetry.clock import ManualClock
 from tests.gateway.store.samples import BOOK, PAGE, SHELF, book, listed, shelf, stored_keys
 
 
@@ -132,10 +137,43 @@ async def test_what_is_deleted_takes_everything_beneath_it_along(objects: Object
         await objects.get(PAGE.ref("p1"))
 
 
-async def test_a_deletion_with_thousands_beneath_it(objects: Objects, state: RedisState) -> None:
+async def test_thousands_beneath_a_deleted_object_are_gone_at_once_and_removed_in_slices(
+    objects: Objects, state: RedisState
+) -> None:
     ref = await shelf(objects)
-    await objects.apply([book(ref, f"b{number}") for number in range(3000)])
+    await objects.apply([book(ref, f"b{number}", labels={"colour": "red"}) for number in range(3000)])
+    await objects.apply([Create(PAGE.ref(f"p{number}"), {}, BOOK.ref("b2999")) for number in range(3000)])
     await objects.delete(ref)
+    left = await stored_keys(state)
+    for absent in (BOOK.ref("b2999"), PAGE.ref("p2999")):
+        with pytest.raises(ObjectNotFound):
+            await objects.get(absent)
+        with pytest.raises(ObjectNotFound):
+            await objects.update(Update(absent, {}))
+        with pytest.raises(Conflict):
+            await objects.create(Create(absent, {}))
+    with pytest.raises(ObjectNotFound):
+        await listed(objects, ref)
+    with pytest.raises(ObjectNotFound):
+        await objects.create(Create(PAGE.ref("new"), {}, BOOK.ref("b2999")))
+
+    slices = [len(left)]
+    while await objects.purge():
+        slices.append(len(await stored_keys(state)))
+    assert 5000 < slices[0] < 6010
+    assert len(slices) == 6
+    assert all(0 < before - after <= 1010 for before, after in itertools.pairwise(slices))
+    assert await stored_keys(state) == {f"{project_prefix('team')}sequence"}
+    await shelf(objects)
+
+
+async def test_upkeep_removes_what_deleted_objects_left(store: ObjectStore, state: RedisState) -> None:
+    objects = store.of("team")
+    for name in ("s1", "s2"):
+        ref = await shelf(objects, name)
+        await objects.apply([book(ref, f"{name}.b{number}") for number in range(1500)])
+        await objects.delete(ref)
+    await Upkeep(FileStorage(ObjectStore(state)), {}, ManualClock(), Random(0)).sweep()
 
     assert await stored_keys(state) == {f"{project_prefix('team')}sequence"}
 

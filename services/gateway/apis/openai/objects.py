@@ -18,7 +18,6 @@ from services.gateway.problems import (
     wrong_prefix,
     wrong_type,
 )
-from services.gateway.store.changes import Operation
 from services.gateway.store.kinds import Kind, Ref
 from services.gateway.store.object_store import Objects
 from services.gateway.store.records import Order, Page, Query
@@ -74,17 +73,6 @@ class ObjectEndpoint:
         if not (self._services.is_lenient or object_id.startswith(kind.prefix)):
             raise _invalid(wrong_prefix(param, object_id, kind.prefix), param)
         return kind.ref(object_id)
-
-    async def _make(self, call: Call, user: Ref, operations: Sequence[Operation]) -> None:
-        """Make what an object that exists already will use.
-
-        Raises:
-            ObjectNotFound: it does not exist.
-        """
-        if operations:
-            await call.objects.get(user)
-            await call.objects.apply(operations)
-            self._services.files.ingestions.wake()
 
     def _query(
         self,

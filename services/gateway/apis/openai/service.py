@@ -56,6 +56,8 @@ class OpenAIServices:
     """Reads what runs and responses said."""
     is_lenient: bool
     """Take ids of any form and any limit of a list, as tests written for a mock need it."""
+    requires_beta: bool
+    """Refuse requests of the Assistants API that do not name its version in a header."""
 
 
 class Answering:

@@ -18,6 +18,16 @@ operations.expire_at = {
   end,
 }
 
+-- The time of an object is over, which may have been put off since it was found due.
+operations.require_due = {
+  check = function(operation)
+    if not exists(operation.ref) then return 'absent', operation.ref end
+    local at_ms = redis.call('ZSCORE', EXPIRING, operation.ref)
+    if not at_ms or tonumber(at_ms) > operation.now_ms then return 'not_due', operation.ref end
+  end,
+  write = function() return {} end,
+}
+
 -- Forget the end of an object that is gone already.
 operations.forget_expiry = {
   check = function() end,

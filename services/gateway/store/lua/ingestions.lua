@@ -10,6 +10,14 @@
 -- Of a file:             key attached .../stores    set of the files of stores that are made of it
 local INGESTIONS = PREFIX .. 'ingestions'
 
+-- A file of a store goes: the file that it is made of knows of it no longer.
+farewells.vector_store_file = function(ref)
+  local file = 'file:' .. string.match(ref, '%.(.+)$')
+  local name = attached_name(file, 'stores')
+  redis.call('SREM', PREFIX .. name, ref)
+  if redis.call('EXISTS', PREFIX .. name) == 0 then disown(file, name) end
+end
+
 local function index_key(ref, name) return PREFIX .. attached_name(ref, name) end
 
 operations.enqueue_ingestion = {

@@ -10,7 +10,11 @@ local function id_of(ref) return string.match(ref, ':(.+)$') end
 local function index_name(parent, kind) return 'index:' .. parent .. '/' .. kind end
 local function attached_name(ref, name) return 'attached:' .. ref .. '/' .. name end
 
-local function exists(ref) return redis.call('EXISTS', record_key(ref)) == 1 end
+-- What lies beneath a deleted object does not exist, even if its record was not removed yet.
+local function exists(ref)
+  local parent = redis.call('HGET', record_key(ref), 'parent')
+  return parent == '' or (parent and exists(parent))
+end
 
 -- Children of one parent, of all kinds together, have rising numbers; none is used twice.
 local function next_sequence(parent)

@@ -21,7 +21,7 @@ end
 operations.create = {
   check = function(operation, batch)
     local ref, parent = operation.ref, operation.parent
-    if batch.created[ref] or exists(ref) then return 'exists', ref end
+    if batch.created[ref] or is_taken(ref) then return 'exists', ref end
     if parent ~= '' and not will_exist(batch, parent) then return 'no_parent', parent end
     batch.created[ref] = true
     will_use(batch, 'objects', 1)
@@ -62,24 +62,7 @@ operations.update = {
   end,
 }
 
--- Collect the keys of an object and of everything beneath it, and what the project has less without them.
-local function collect(ref, found)
-  local keys = found.keys
-  for _, name in ipairs(redis.call('SMEMBERS', beneath_key(ref))) do
-    local child_kind = string.match(name, '^index:[^/]*/([^/]+)$')
-    if child_kind then
-      for _, id in ipairs(redis.call('ZRANGE', PREFIX .. name, 0, -1)) do collect(child_kind .. ':' .. id, found) end
-    end
-    keys[#keys + 1] = PREFIX .. name
-  end
-  keys[#keys + 1] = beneath_key(ref)
-  keys[#keys + 1] = record_key(ref)
-  found.objects = found.objects + 1
-  found.file_bytes = found.file_bytes + tonumber(redis.call('HGET', record_key(ref), 'file_bytes') or '0')
-end
-
 local GONE_S = 3600
-local UNLINKED_AT_ONCE = 1000
 
 operations.delete = {
   is_last = true,
@@ -89,19 +72,14 @@ operations.delete = {
     batch.deleted[operation.ref] = true
   end,
   write = function(operation)
-    local ref, found = operation.ref, {keys = {}, objects = 0, file_bytes = 0}
+    local ref = operation.ref
     local values = redis.call('HMGET', record_key(ref), 'parent', 'sequence', 'labels')
     if not values[1] then return {} end
     local parent, kind, id = values[1], kind_of(ref), id_of(ref)
     for _, name in ipairs(label_names(parent, kind, values[3])) do remove_from_index(parent, name, id) end
     remove_from_index(parent, index_name(parent, kind), id)
-    collect(ref, found)
-    use('objects', -found.objects)
-    use('file_bytes', -found.file_bytes)
-    local keys = found.keys
-    for first = 1, #keys, UNLINKED_AT_ONCE do
-      redis.call('UNLINK', unpack(keys, first, math.min(first + UNLINKED_AT_ONCE - 1, #keys)))
-    end
+    if clear(ref, SLICE) == 0 then redis.call('SADD', DELETING, ref) end
+    remove_record(ref)
     redis.call('HSET', gone_key(ref), 'parent', parent, 'sequence', values[2])
     redis.call('EXPIRE', gone_key(ref), GONE_S)
     return {}

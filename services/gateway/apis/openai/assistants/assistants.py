@@ -93,8 +93,8 @@ class Assistants(ObjectEndpoint):
         ref = self._ref(request, ASSISTANT)
         body, stores = await with_new_stores(self._services, call, await self._body(request, ModifyAssistant))
         fields = self._named_fields(body)
-        await self._make(call, ref, stores)
-        record = await call.objects.edit(ref, lambda body: {**body, **fields})
+        record = await call.objects.edit(ref, lambda body: {**body, **fields}, also=stores)
+        self._services.files.ingestions.wake()
         return JsonReply(record.body)
 
     async def delete(self, request: Request) -> Response:

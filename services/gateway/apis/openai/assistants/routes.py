@@ -1,8 +1,9 @@
-"""The routes of the Assistants API. The header ``OpenAI-Beta`` is not asked for, whatever it says."""
+"""The routes of the Assistants API."""
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 
 from services.gateway.apis.openai.assistants.assistants import Assistants
+from services.gateway.apis.openai.assistants.beta import beta_check
 from services.gateway.apis.openai.assistants.messages import Messages
 from services.gateway.apis.openai.assistants.runs import RunEndpoints
 from services.gateway.apis.openai.assistants.threads import Threads
@@ -11,7 +12,7 @@ from services.gateway.apis.openai.service import OpenAIServices
 
 def assistants_routes(services: OpenAIServices) -> APIRouter:
     """Return the routes of assistants, threads and messages, without ``/v1``."""
-    router = APIRouter()
+    router = APIRouter(dependencies=[Depends(beta_check(is_required=services.requires_beta))])
     assistants, threads, messages = Assistants(services), Threads(services), Messages(services)
     runs = RunEndpoints(services)
     router.add_api_route("/assistants", assistants.create, methods=["POST"])

@@ -67,13 +67,13 @@ class Threads(ObjectEndpoint):
         call = await self._call(request)
         ref = self._ref(request, THREAD)
         body, stores = await with_thread_stores(self._services, call, await self._body(request, ModifyThread))
-        await self._make(call, ref, stores)
         fields: dict[str, Any] = {}
         if "metadata" in body.model_fields_set:
             fields["metadata"] = body.metadata or {}
         if "tool_resources" in body.model_fields_set:
             fields["tool_resources"] = resources_json(body.tool_resources, is_lenient=self._services.is_lenient)
-        record = await call.objects.edit(ref, lambda thread: {**thread, **fields})
+        record = await call.objects.edit(ref, lambda thread: {**thread, **fields}, also=stores)
+        self._services.files.ingestions.wake()
         return JsonReply(record.body)
 
     async def delete(self, request: Request) -> Response:
