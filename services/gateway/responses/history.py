@@ -7,7 +7,7 @@ import orjson
 
 from services.errors import InvalidRequest, ObjectNotFound
 from services.gateway.jobs.events import ENDS, Body
-from services.gateway.responses.items import chat_message, text_of
+from services.gateway.responses.items import chat_message, is_cut_call, text_of
 from services.gateway.responses.state import ResponseState
 from services.gateway.runs.binding import Binding
 from services.gateway.runs.history import message_entry
@@ -46,14 +46,14 @@ class HistoryBuilder:
         self._unanswered: set[str] = set()
 
     def add(self, item: Body, binding: Binding | None = None) -> None:
-        """Take the next item; ``binding`` is that of an answer.
+        """Take the next item, unless it is a call that was cut; ``binding`` is that of an answer.
 
         Raises:
             InvalidRequest: models of text cannot read it, or it answers no call.
         """
         if item["type"] == "message":
             self.add_entry(HistoryEntry(item["id"], (chat_message(item),), binding))
-        elif item["type"] == "function_call":
+        elif item["type"] == "function_call" and not is_cut_call(item):
             self._call(item)
         elif item["type"] == "function_call_output":
             self._answer(item)

@@ -18,7 +18,7 @@ from services.gateway.jobs.held import HeldJob, Writing
 from services.gateway.responses import documents
 from services.gateway.responses.documents import response_event
 from services.gateway.responses.history import own_work, read_context, read_items
-from services.gateway.responses.items import CONVERSATION, creation, thread_of
+from services.gateway.responses.items import CONVERSATION, creation, is_cut_call, thread_of
 from services.gateway.responses.planning import plan_response, with_sampling
 from services.gateway.responses.state import ResponseState
 from services.gateway.responses.transcript import Citable, Transcript, TranscriptWriter
@@ -174,7 +174,8 @@ class ResponseWork:
         bound = {item_id: orjson.dumps(asdict(found)) for item_id, found in state.found.items()}
         if state.binding is not None and output:
             bound[output[-1]["id"]] = state.binding.to_bytes()
-        return [creation(item, thread, self.held.now, bound.get(item["id"])) for item in (*items, *output)]
+        added = [*items, *(item for item in output if not is_cut_call(item))]
+        return [creation(item, thread, self.held.now, bound.get(item["id"])) for item in added]
 
     async def _end(
         self,
@@ -187,7 +188,8 @@ class ResponseWork:
     ) -> None:
         kept_s = round(self.held.terms.retention_s) if ended["store"] else UNSTORED_S
         further = [*additions, ExpireAt(self.held.ref, self.held.now + kept_s)]
-        writing = Writing([*closing, response_event(ended)], ended, state.to_bytes(), further=further)
+        kept = replace(state, job=Job())  # nobody goes on with it; what it found and its ids are for those after it
+        writing = Writing([*closing, response_event(ended)], ended, kept.to_bytes(), further=further)
         await self.held.commit(writing, is_patient=is_patient)
         _log.event("response.ended", response=self.held.ref.id, status=ended["status"])
 

@@ -5,6 +5,9 @@ from typing import Any
 
 import pytest
 
+from services.gateway.responses.state import ResponseState
+from services.gateway.runs.job import Job
+from services.gateway.store.kinds import RESPONSE
 from tests.gateway.apis.stored import refusal, stored_world
 from tests.gateway.responses.client import WHOLE, Caller, said, shape, text_of
 from tests.gateway.runs.fake_turns import FakeTurns, calls, text
@@ -117,6 +120,16 @@ async def test_the_next_prompt_begins_with_the_ids_of_the_last_answer(w: World) 
     assert list(w.decode.requests[1].prompt_token_ids)[: len(known)] == known
     assert second["usage"]["input_tokens_details"]["cached_tokens"] == 16
     assert second["usage"]["thread_kv"] == "partial"
+
+
+async def test_a_response_that_ended_keeps_its_answer_and_no_prompt(w: World) -> None:
+    response = await Caller(w).create()
+    objects = w.gateway.jobs._storage.of("default").objects
+    state = ResponseState.from_bytes((await objects.get(RESPONSE.ref(response["id"]), with_private=True)).private)
+
+    assert state.job.to_bytes() == Job().to_bytes()
+    assert state.binding is not None
+    assert state.binding.tail_ids == tuple(w.decode.requests[0].prompt_token_ids)
 
 
 async def test_a_response_that_shall_not_be_stored_leaves_nothing_behind(w: World) -> None:
