@@ -19,6 +19,8 @@ from services.gateway.store.records import Query, Record
 
 MAX_CHARACTERS = 4_000_000
 """What lies further back is not read; no context is so long."""
+MAX_ANCESTORS = 1000
+"""Responses that one may go on from, one behind the other: each of them is read."""
 _PAGE = 100
 
 
@@ -164,6 +166,12 @@ async def _read_chain(builder: HistoryBuilder, objects: Objects, previous: str) 
     chain: list[tuple[Record, list[Body]]] = []
     num_characters, name = 0, previous
     while name is not None and num_characters <= MAX_CHARACTERS:
+        if len(chain) == MAX_ANCESTORS:
+            raise InvalidRequest(
+                f"A response goes on from {MAX_ANCESTORS} others at most, one behind the other. Use a conversation "
+                "instead: it may have any number of items.",
+                param="previous_response_id",
+            )
         record = await _stored(objects, name)
         items = await read_items(objects, record.ref)
         num_characters += sum(len(str(item)) for item in (*items, *record.body["output"]))

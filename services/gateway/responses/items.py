@@ -69,7 +69,7 @@ def call_item(item_id: str, call_id: str, name: str, arguments: str, status: str
 
 def is_cut_call(item: Body) -> bool:
     """Return whether an item is a call of a function that is not whole, which nobody can answer."""
-    return item["type"] == "function_call" and item["status"] != "completed"
+    return bool(item["type"] == "function_call" and item["status"] != "completed")
 
 
 def search_item(item_id: str, status: str, queries: Sequence[str] = ()) -> Body:

@@ -30,9 +30,9 @@ from services.gateway.runs.search_calls import NAME, Found, Search
 from services.gateway.runs.turn_log import TurnLog, binding_of, used_by
 from services.gateway.runs.turns import HistoryEntry, TurnEnded, TurnEvent, TurnPlan
 from services.gateway.search.filter_json import filter_of
-from services.gateway.store.changes import Operation
+from services.gateway.store.changes import Create, Operation
 from services.gateway.store.expiry import ExpireAt
-from services.gateway.store.kinds import Ref
+from services.gateway.store.kinds import OUTPUT_ITEM, Ref
 from services.telemetry.logs import get_logger
 
 UNSTORED_S = 60
@@ -186,8 +186,11 @@ class ResponseWork:
         *,
         is_patient: bool = True,
     ) -> None:
-        kept_s = round(self.held.terms.retention_s) if ended["store"] else UNSTORED_S
-        further = [*additions, ExpireAt(self.held.ref, self.held.now + kept_s)]
+        ref, is_stored = self.held.ref, ended["store"]
+        kept_s = round(self.held.terms.retention_s) if is_stored else UNSTORED_S
+        # Items of the output can be named by their ids, as those of the input can.
+        items = [Create(OUTPUT_ITEM.ref(item["id"]), item, ref) for item in ended["output"]] if is_stored else []
+        further = [*additions, *items, ExpireAt(ref, self.held.now + kept_s)]
         kept = replace(state, job=Job())  # nobody goes on with it; what it found and its ids are for those after it
         writing = Writing([*closing, response_event(ended)], ended, kept.to_bytes(), further=further)
         await self.held.commit(writing, is_patient=is_patient)

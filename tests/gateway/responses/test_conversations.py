@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from services.gateway.responses.history import read_context
-from services.gateway.runs.turns import Called, Said, TurnEnded
+from services.gateway.runs.turns import Called, Said, TurnEnded, TurnEvent
 from tests.gateway.apis.stored import refusal, stored_world
 from tests.gateway.responses.client import Caller, said, shape
 from tests.gateway.runs.client import Caller as Assistants
@@ -119,7 +119,7 @@ async def test_calls_and_their_outputs_are_gone_on_from(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("is_conversation", [True, False])
 async def test_a_call_that_was_cut_is_not_gone_on_from(tmp_path: Path, is_conversation: bool) -> None:
-    cut = [Said((20,), (Called(0, '{"ci', "weather"),)), TurnEnded("length", (21,))]
+    cut: list[TurnEvent] = [Said((20,), (Called(0, '{"ci', "weather"),)), TurnEnded("length", (21,))]
     turns = FakeTurns(cut, text("Sunny."))
     async with stored_world(tmp_path, turns=lambda services: turns) as w:
         caller = Caller(w)

@@ -164,6 +164,31 @@ async def test_pages_of_input_items(w: World) -> None:
     assert (await caller.get(path))["data"] == whole["data"][::-1]
 
 
+async def test_items_of_an_output_are_named_by_their_ids_as_long_as_there_is_the_response(w: World) -> None:
+    caller = Caller(w)
+    first = await caller.create("What is the capital of France?")
+    asked = [{"type": "item_reference", "id": first["output"][0]["id"]}, {"role": "user", "content": "hello"}]
+    second = await caller.create(asked)
+    items = (await caller.get(f"/v1/responses/{second['id']}/input_items", order="asc"))["data"]
+    await w.client.delete(f"/v1/responses/{first['id']}")
+    refused = await caller.refused(input=asked)
+
+    assert [(item["role"], item["content"][0]["text"]) for item in items] == [("assistant", "Paris"), ("user", "hello")]
+    assert refused["message"] == f"Item with id '{first['output'][0]['id']}' not found."
+
+
+async def test_a_response_goes_on_from_a_bounded_number_of_others(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.gateway.responses.history.MAX_ANCESTORS", 2)
+    caller = Caller(w)
+    last = await caller.create()
+    for _ in range(2):
+        last = await caller.create(previous_response_id=last["id"])
+    refused = await caller.refused(input="hello", previous_response_id=last["id"])
+
+    assert (refused["status"], refused["param"]) == (400, "previous_response_id")
+    assert refused["message"].startswith("A response goes on from 2 others at most")
+
+
 async def test_a_deleted_response_is_gone(w: World) -> None:
     caller = Caller(w)
     response = await caller.create()
