@@ -175,8 +175,8 @@ def _sequence(
 def _rules(request: TurnRequest, card: ModelCard, tools: Sequence[Definition]) -> tuple[PromptRules, bool]:
     """Return the rules of a prompt, and whether the run's own limit is what bounds it."""
     run = request.run
-    wanted = _remaining(run["max_completion_tokens"], request.used_completion_tokens)
-    reserved = min(card.context_length // _OUTPUT_SHARE, wanted or card.context_length)
+    # Not what is left of the limit: with the same budget, all turns of a thread leave out the same messages.
+    reserved = min(card.context_length // _OUTPUT_SHARE, run["max_completion_tokens"] or card.context_length)
     budget = card.context_length - reserved
     limit = _remaining(run["max_prompt_tokens"], request.used_prompt_tokens)
     is_limited = limit is not None and limit < budget
