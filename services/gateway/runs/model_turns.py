@@ -78,7 +78,9 @@ class ModelTurns:
         max_tokens = min(room, self._services.default_max_tokens if wanted is None else wanted)
         sampling = {**_sampling_json(run, model.card, max_tokens), "grammar": form.grammar(model)}
         calls = None if form.calls is None else asdict(form.calls)
-        return prompt.plan(model.card_digest, sampling, rules.budget, calls)
+        # What a run did not want to read is no reason for later ones to leave it out.
+        budget = rules.budget if rules.last_messages is None else 0
+        return prompt.plan(model.card_digest, sampling, budget, calls)
 
     async def write(
         self, context: TurnContext, plan: TurnPlan, known_token_ids: Sequence[int]

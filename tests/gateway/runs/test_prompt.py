@@ -9,7 +9,8 @@ from services.gateway.models import ServedModel
 from services.gateway.routing.candidates import Requirements
 from services.gateway.runs.binding import Binding, Rendering
 from services.gateway.runs.prompt import Prompt, PromptBuilder, PromptRules
-from services.gateway.runs.turns import HistoryEntry, TurnRequest
+from services.gateway.runs.turn_log import binding_of
+from services.gateway.runs.turns import HistoryEntry, TurnEnded, TurnRequest
 from services.gateway.text.meter import RenderLimits
 from services.gateway.text.template import ChatTemplate
 from services.gateway.text.tokenizer import ModelTokenizer
@@ -189,6 +190,19 @@ async def test_the_turns_of_a_run_have_the_same_room() -> None:
         (7192, 1000),
         (7192, 600),
     ]
+
+
+async def test_what_one_run_does_not_want_to_read_is_read_by_the_next() -> None:
+    history = [entry(number, f"text {number}") for number in range(5)]
+    async with turning(model=ROOMY) as (_, turns):
+        last = run_body(truncation_strategy={"type": "last_messages", "last_messages": 1})
+        first = await turns.plan(TurnRequest(last, history))
+        assert first is not None
+        binding = binding_of(first, TurnEnded("stop"), split("Paris"))
+        second = await turns.plan(TurnRequest(run_body(), [*history, entry(5, "Paris", binding), entry(6, "next")]))
+
+    assert second is not None
+    assert (first.first_message_id, second.first_message_id) == ("msg_4", "msg_0")
 
 
 def test_only_the_last_messages_are_read_if_so_wanted() -> None:
