@@ -5,12 +5,12 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from services.errors import Conflict, JobEnded, LeaseLost, StateUnavailable
+from services.errors import Conflict, JobEnded, LeaseLost, ObjectNotFound, StateUnavailable
 from services.gateway.jobs.events import ENDS, PAUSES, Body, Event, LogEntry, numbered
 from services.gateway.jobs.feed import Feed
 from services.gateway.jobs.operations import QUEUE, WriteJob
 from services.gateway.jobs.storage import ProjectJobs
-from services.gateway.store.changes import Operation, Update
+from services.gateway.store.changes import Create, Operation, Update
 from services.gateway.store.kinds import Ref
 from services.gateway.store.leases import RenewLease
 from services.gateway.store.object_store import Done
@@ -218,13 +218,26 @@ class HeldJob:
             self.last_event = entries[-1].number
             self.feed.publish((self.jobs.project, self.ref), entries)
 
+    async def _is_made(self, writing: Writing, entries: Sequence[LogEntry]) -> bool:
+        """Return whether a change is made: the log has its events or, if it has none, what it creates is there."""
+        if entries:
+            state = await self.jobs.state(self.ref)
+            return state is not None and state.last_event >= entries[-1].number
+        created = next((operation.ref for operation in writing.further if isinstance(operation, Create)), None)
+        if created is None:
+            return False
+        try:
+            await self.jobs.objects.get(created)
+        except ObjectNotFound:
+            return False
+        return True
+
     async def _refreshed(self, writing: Writing, entries: Sequence[LogEntry]) -> Writing | None:
         """Return the change over what others changed meanwhile; None if it was made already and its answer lost."""
         bodies = {update.ref: update.body for update in writing.updates} | {self.ref: writing.body or self.body}
         records = [await self.jobs.objects.get(ref) for ref in bodies if ref in self.versions]
         self.versions |= {record.ref: record.version for record in records}
-        state = await self.jobs.state(self.ref)
-        if entries and state is not None and state.last_event >= entries[-1].number:
+        if await self._is_made(writing, entries):
             self._take(replace(writing, body=next(record.body for record in records if record.ref == self.ref)))
             self._told(entries)
             return None

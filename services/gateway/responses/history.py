@@ -7,7 +7,7 @@ import orjson
 
 from services.errors import InvalidRequest, ObjectNotFound
 from services.gateway.jobs.events import ENDS, Body
-from services.gateway.responses.items import chat_message, text_of
+from services.gateway.responses.items import chat_message, is_cut_call, text_of
 from services.gateway.responses.state import ResponseState
 from services.gateway.runs.binding import Binding
 from services.gateway.runs.history import message_entry
@@ -19,6 +19,8 @@ from services.gateway.store.records import Query, Record
 
 MAX_CHARACTERS = 4_000_000
 """What lies further back is not read; no context is so long."""
+MAX_ANCESTORS = 1000
+"""Responses that one may go on from, one behind the other: each of them is read."""
 _PAGE = 100
 
 
@@ -46,14 +48,14 @@ class HistoryBuilder:
         self._unanswered: set[str] = set()
 
     def add(self, item: Body, binding: Binding | None = None) -> None:
-        """Take the next item; ``binding`` is that of an answer.
+        """Take the next item, unless it is a call that was cut; ``binding`` is that of an answer.
 
         Raises:
             InvalidRequest: models of text cannot read it, or it answers no call.
         """
         if item["type"] == "message":
             self.add_entry(HistoryEntry(item["id"], (chat_message(item),), binding))
-        elif item["type"] == "function_call":
+        elif item["type"] == "function_call" and not is_cut_call(item):
             self._call(item)
         elif item["type"] == "function_call_output":
             self._answer(item)
@@ -164,6 +166,12 @@ async def _read_chain(builder: HistoryBuilder, objects: Objects, previous: str) 
     chain: list[tuple[Record, list[Body]]] = []
     num_characters, name = 0, previous
     while name is not None and num_characters <= MAX_CHARACTERS:
+        if len(chain) == MAX_ANCESTORS:
+            raise InvalidRequest(
+                f"A response goes on from {MAX_ANCESTORS} others at most, one behind the other. Use a conversation "
+                "instead: it may have any number of items.",
+                param="previous_response_id",
+            )
         record = await _stored(objects, name)
         items = await read_items(objects, record.ref)
         num_characters += sum(len(str(item)) for item in (*items, *record.body["output"]))

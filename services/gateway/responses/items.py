@@ -67,6 +67,11 @@ def call_item(item_id: str, call_id: str, name: str, arguments: str, status: str
     return {**call, "call_id": call_id, "name": name, "arguments": arguments}
 
 
+def is_cut_call(item: Body) -> bool:
+    """Return whether an item is a call of a function that is not whole, which nobody can answer."""
+    return bool(item["type"] == "function_call" and item["status"] != "completed")
+
+
 def search_item(item_id: str, status: str, queries: Sequence[str] = ()) -> Body:
     """Return a search of files; what it found is shown only to those who ask."""
     return {"id": item_id, "type": "file_search_call", "status": status, "queries": list(queries), "results": None}

@@ -13,7 +13,7 @@ from services.gateway.responses.items import (
     output_text,
     search_item,
 )
-from services.gateway.runs.citations import citations
+from services.gateway.runs.citations import new_citations
 from services.gateway.runs.search_calls import NAME
 from services.gateway.runs.turns import Called, TurnEvent, TurnPart, Written
 from services.gateway.store.kinds import Kind
@@ -129,14 +129,16 @@ class TranscriptWriter:
         if item is None or item["type"] != "message":
             self._close("completed")
             item = self._open_message()
+        known = item["content"][0]["text"]
         self._emit("output_text.delta", item_id=item["id"], content_index=0, delta=part.text, logprobs=[])
-        self._cite(item)
+        self._cite(item, known, part.text)
 
-    def _cite(self, item: dict[str, Any]) -> None:
-        """Tell of citations that the text has by now."""
-        content = item["content"][0]
-        known = len(content["annotations"])
-        for index, cited in enumerate(citations(content["text"], self._citable.sources)[known:], known):
+    def _cite(self, item: dict[str, Any], known: str, added: str) -> None:
+        """Tell of citations that a text gets by what is added to it."""
+        annotations = item["content"][0]["annotations"]
+        after = annotations[-1]["index"] if annotations else -1
+        cited_anew = new_citations(known, added, self._citable.sources, after=after)
+        for index, cited in enumerate(cited_anew, len(annotations)):
             annotation = file_citation(cited, self._citable.names)
             named = {"item_id": item["id"], "content_index": 0, "annotation_index": index}
             self._emit("output_text.annotation.added", **named, annotation=annotation)

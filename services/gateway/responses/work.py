@@ -18,7 +18,7 @@ from services.gateway.jobs.held import HeldJob, Writing
 from services.gateway.responses import documents
 from services.gateway.responses.documents import response_event
 from services.gateway.responses.history import own_work, read_context, read_items
-from services.gateway.responses.items import CONVERSATION, creation, thread_of
+from services.gateway.responses.items import CONVERSATION, creation, is_cut_call, thread_of
 from services.gateway.responses.planning import plan_response, with_sampling
 from services.gateway.responses.state import ResponseState
 from services.gateway.responses.transcript import Citable, Transcript, TranscriptWriter
@@ -30,9 +30,9 @@ from services.gateway.runs.search_calls import NAME, Found, Search
 from services.gateway.runs.turn_log import TurnLog, binding_of, used_by
 from services.gateway.runs.turns import HistoryEntry, TurnEnded, TurnEvent, TurnPlan
 from services.gateway.search.filter_json import filter_of
-from services.gateway.store.changes import Operation
+from services.gateway.store.changes import Create, Operation
 from services.gateway.store.expiry import ExpireAt
-from services.gateway.store.kinds import Ref
+from services.gateway.store.kinds import OUTPUT_ITEM, Ref
 from services.telemetry.logs import get_logger
 
 UNSTORED_S = 60
@@ -174,7 +174,8 @@ class ResponseWork:
         bound = {item_id: orjson.dumps(asdict(found)) for item_id, found in state.found.items()}
         if state.binding is not None and output:
             bound[output[-1]["id"]] = state.binding.to_bytes()
-        return [creation(item, thread, self.held.now, bound.get(item["id"])) for item in (*items, *output)]
+        added = [*items, *(item for item in output if not is_cut_call(item))]
+        return [creation(item, thread, self.held.now, bound.get(item["id"])) for item in added]
 
     async def _end(
         self,
@@ -185,9 +186,13 @@ class ResponseWork:
         *,
         is_patient: bool = True,
     ) -> None:
-        kept_s = round(self.held.terms.retention_s) if ended["store"] else UNSTORED_S
-        further = [*additions, ExpireAt(self.held.ref, self.held.now + kept_s)]
-        writing = Writing([*closing, response_event(ended)], ended, state.to_bytes(), further=further)
+        ref, is_stored = self.held.ref, ended["store"]
+        kept_s = round(self.held.terms.retention_s) if is_stored else UNSTORED_S
+        # Items of the output can be named by their ids, as those of the input can.
+        items = [Create(OUTPUT_ITEM.ref(item["id"]), item, ref) for item in ended["output"]] if is_stored else []
+        further = [*additions, *items, ExpireAt(ref, self.held.now + kept_s)]
+        kept = replace(state, job=Job())  # nobody goes on with it; what it found and its ids are for those after it
+        writing = Writing([*closing, response_event(ended)], ended, kept.to_bytes(), further=further)
         await self.held.commit(writing, is_patient=is_patient)
         _log.event("response.ended", response=self.held.ref.id, status=ended["status"])
 

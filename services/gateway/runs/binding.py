@@ -39,7 +39,7 @@ class Binding:
     first_message_id: str | None
     """The oldest message that was not left out."""
     budget: int
-    """Prompt tokens that there was room for."""
+    """Prompt tokens that there was room for; 0 if the run chose itself what to leave out."""
     lead: tuple[Mapping[str, Any], ...] = ()
     """Calls and outputs before the answer in the same run, as chat messages."""
     sources: Mapping[str, str] = field(default_factory=dict)

@@ -14,6 +14,8 @@ from services.gateway.store.object_store import Objects
 from services.gateway.store.records import Query, Record
 
 _PAGE = 100
+_MESSAGE_CHARACTERS = 32
+"""What a template adds to a message, about: many short messages fill a context, too."""
 
 
 async def read_history(objects: Objects, run: Ref, thread: Ref, *, max_characters: int) -> list[HistoryEntry]:
@@ -27,9 +29,9 @@ async def read_history(objects: Objects, run: Ref, thread: Ref, *, max_character
     while num_characters <= max_characters:
         page = await objects.list(Query(MESSAGE, thread, limit=_PAGE, after=after, with_private=True))
         for record in page.records:
+            num_characters += _MESSAGE_CHARACTERS + len(text_of(record.body))
             if record.body["run_id"] != run.id and record.body["content"]:
                 entries.append(message_entry(record))
-                num_characters += len(text_of(record.body))
         if not page.has_more:
             break
         after = page.records[-1].ref.id

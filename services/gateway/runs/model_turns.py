@@ -78,7 +78,9 @@ class ModelTurns:
         max_tokens = min(room, self._services.default_max_tokens if wanted is None else wanted)
         sampling = {**_sampling_json(run, model.card, max_tokens), "grammar": form.grammar(model)}
         calls = None if form.calls is None else asdict(form.calls)
-        return prompt.plan(model.card_digest, sampling, rules.budget, calls)
+        # What a run did not want to read is no reason for later ones to leave it out.
+        budget = rules.budget if rules.last_messages is None else 0
+        return prompt.plan(model.card_digest, sampling, budget, calls)
 
     async def write(
         self, context: TurnContext, plan: TurnPlan, known_token_ids: Sequence[int]
@@ -175,8 +177,8 @@ def _sequence(
 def _rules(request: TurnRequest, card: ModelCard, tools: Sequence[Definition]) -> tuple[PromptRules, bool]:
     """Return the rules of a prompt, and whether the run's own limit is what bounds it."""
     run = request.run
-    wanted = _remaining(run["max_completion_tokens"], request.used_completion_tokens)
-    reserved = min(card.context_length // _OUTPUT_SHARE, wanted or card.context_length)
+    # Not what is left of the limit: with the same budget, all turns of a thread leave out the same messages.
+    reserved = min(card.context_length // _OUTPUT_SHARE, run["max_completion_tokens"] or card.context_length)
     budget = card.context_length - reserved
     limit = _remaining(run["max_prompt_tokens"], request.used_prompt_tokens)
     is_limited = limit is not None and limit < budget

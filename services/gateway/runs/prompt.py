@@ -114,13 +114,13 @@ class PromptBuilder:
         return places[-1] if places else 0
 
     def _first_start(self) -> int:
-        """Return where the prompt before began, if it had the same budget; else the earliest place allowed."""
+        """Return where the prompt before began, unless it had less room; else the earliest place allowed."""
         start = 0
         if self._rules.last_messages is not None:
             places = [index for index, entry in enumerate(self._history) if entry.message_id is not None]
             start = places[-self._rules.last_messages] if len(places) > self._rules.last_messages else 0
         latest = next((e.binding for e in reversed(self._history) if e.binding is not None), None)
-        if latest is None or latest.budget != self._rules.budget:
+        if latest is None or latest.budget < self._rules.budget:
             return start
         ids = [entry.message_id for entry in self._history]
         return max(start, ids.index(latest.first_message_id)) if latest.first_message_id in ids else start

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from services.gateway.jobs.events import Event
-from services.gateway.runs.citations import citations
+from services.gateway.runs.citations import new_citations
 from services.gateway.runs.documents import (
     call_part,
     calls_delta,
@@ -128,7 +128,8 @@ class TranscriptWriter:
         self._open_message()
         said = self._transcript
         assert said.message is not None
-        cited = citations(said.text + text, self._sources)[len(said.annotations) :]
+        after = said.annotations[-1]["start_index"] if said.annotations else -1
+        cited = new_citations(said.text, text, self._sources, after=after)
         annotations = [{"index": index, **each} for index, each in enumerate(cited, len(said.annotations))]
         self._emit(Event("thread.message.delta", text_delta(said.message["id"], text, annotations)))
 

@@ -57,7 +57,7 @@ class TurnPlan:
     first_message_id: str | None = None
     """The oldest message that was not left out."""
     budget: int = 0
-    """Prompt tokens that there was room for."""
+    """Prompt tokens that there was room for; 0 if the run chose itself what to leave out."""
     calls: Mapping[str, Any] | None = None
     """What of the output is a call, ``CallRules`` as plain values; None if nothing is."""
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from services.gateway.jobs.events import Body, Event
+from services.gateway.jobs.events import ENDS, Body, Event
 from services.gateway.jobs.held import HeldJob, Writing
 from services.gateway.runs.documents import RUN_LABEL
 from services.gateway.runs.job import Job
@@ -27,13 +27,15 @@ def run_writing(
     Args:
         held: the run.
         events: what happened.
-        job: its new private state.
+        job: its new private state; one that ends needs none, since nobody goes on with it.
         bodies: new states of objects that no event shows.
         private: new private bytes of objects, by id.
         further: what else belongs to the change.
     """
     states = _states(events) | dict(bodies)
     run = states.pop(held.ref, None)
+    if run is not None and run["status"] in ENDS:
+        job = Job()
     created = {event.data["id"] for event in events if event.name.endswith(".created")}
     kept = private or {}
     return Writing(

@@ -73,4 +73,5 @@ UPLOAD_PART = Kind("upload_part", "part", "upload part")
 RESPONSE = Kind("response", "resp", "response", absent_text="Response with id '{id}' not found.")
 INPUT_ITEM = Kind("input_item", "", "input item")
 """Items have ids of many forms: those of messages, of calls, of their outputs."""
+OUTPUT_ITEM = Kind("output_item", "", "output item")
 ITEM = Kind("item", "", "item")

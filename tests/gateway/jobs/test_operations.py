@@ -142,6 +142,16 @@ async def test_runs_wait_in_order_and_are_due_when_it_is_their_turn(jobs: Projec
     await jobs.objects.apply([RequireIdleThread(THREAD_REF)])
 
 
+async def test_a_run_that_waits_goes_on_waiting_when_it_is_taken(jobs: ProjectJobs) -> None:
+    await jobs.objects.apply(made())
+    await jobs.objects.apply(made("run_2", may_wait=True))
+    await jobs.objects.apply([TakeLease(QUEUE, RUN.ref("run_2"), 50, 150, is_forced=True)])
+    assert await due(jobs, EXPIRES_MS - 1) == [RUN_REF]
+
+    await jobs.objects.apply([write(1, 2, due_ms=None)])
+    assert await due(jobs, 0) == [RUN.ref("run_2")]
+
+
 async def test_a_deleted_thread_leaves_nothing_behind(jobs: ProjectJobs) -> None:
     await jobs.objects.apply(made())
     await jobs.objects.apply([ForgetLease(QUEUE, RUN_REF)])

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from services.gateway.responses.history import read_context
+from services.gateway.runs.turns import Called, Said, TurnEnded, TurnEvent
 from tests.gateway.apis.stored import refusal, stored_world
 from tests.gateway.responses.client import Caller, said, shape
 from tests.gateway.runs.client import Caller as Assistants
@@ -114,6 +115,26 @@ async def test_calls_and_their_outputs_are_gone_on_from(tmp_path: Path) -> None:
     told = [message for entry in turns.requests[1].history for message in entry.messages]
     assert [message["role"] for message in told] == ["user", "assistant", "tool"]
     assert (told[2]["name"], told[2]["content"]) == ("weather", "22")
+
+
+@pytest.mark.parametrize("is_conversation", [True, False])
+async def test_a_call_that_was_cut_is_not_gone_on_from(tmp_path: Path, is_conversation: bool) -> None:
+    cut: list[TurnEvent] = [Said((20,), (Called(0, '{"ci', "weather"),)), TurnEnded("length", (21,))]
+    turns = FakeTurns(cut, text("Sunny."))
+    async with stored_world(tmp_path, turns=lambda services: turns) as w:
+        caller = Caller(w)
+        conversation = await caller.conversation()
+        goes_on: dict[str, Any] = {"conversation": conversation} if is_conversation else {}
+        asked = await caller.create("Weather?", tools=[WEATHER], **goes_on)
+        goes_on = goes_on or {"previous_response_id": asked["id"]}
+        answer = await caller.create("Well?", **goes_on)
+        items = await caller.items(conversation)
+
+    assert [(item["type"], item["status"]) for item in asked["output"]] == [("function_call", "incomplete")]
+    assert said(answer) == "Sunny."
+    told = [message for entry in turns.requests[1].history for message in entry.messages]
+    assert [(message["role"], message["content"]) for message in told] == [("user", "Weather?"), ("user", "Well?")]
+    assert [item["type"] for item in items] == (["message"] * 3 if is_conversation else [])
 
 
 async def test_a_thread_is_a_conversation_with_the_same_end_of_its_id(w: World) -> None:

@@ -179,6 +179,9 @@ async def test_a_position_that_no_event_has_is_refused(both: Pair, position: str
 
     status, error = refusal(await both.first.client.get(f"/v1/responses/{response['id']}", params=params))
     assert (status, error["param"]) == (400, "starting_after")
+    if position == "500":
+        last = (await a(both).events(response["id"]))[-1]
+        assert error["message"] == f"The last event of the response '{response['id']}' is number {last.number}."
 
 
 async def test_a_response_is_kept_for_seven_days_after_the_last_that_went_on_from_it(both: Pair) -> None:

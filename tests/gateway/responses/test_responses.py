@@ -5,6 +5,9 @@ from typing import Any
 
 import pytest
 
+from services.gateway.responses.state import ResponseState
+from services.gateway.runs.job import Job
+from services.gateway.store.kinds import RESPONSE
 from tests.gateway.apis.stored import refusal, stored_world
 from tests.gateway.responses.client import WHOLE, Caller, said, shape, text_of
 from tests.gateway.runs.fake_turns import FakeTurns, calls, text
@@ -119,6 +122,16 @@ async def test_the_next_prompt_begins_with_the_ids_of_the_last_answer(w: World) 
     assert second["usage"]["thread_kv"] == "partial"
 
 
+async def test_a_response_that_ended_keeps_its_answer_and_no_prompt(w: World) -> None:
+    response = await Caller(w).create()
+    objects = w.gateway.jobs._storage.of("default").objects
+    state = ResponseState.from_bytes((await objects.get(RESPONSE.ref(response["id"]), with_private=True)).private)
+
+    assert state.job.to_bytes() == Job().to_bytes()
+    assert state.binding is not None
+    assert state.binding.tail_ids == tuple(w.decode.requests[0].prompt_token_ids)
+
+
 async def test_a_response_that_shall_not_be_stored_leaves_nothing_behind(w: World) -> None:
     caller = Caller(w)
     whole = await caller.create(store=False)
@@ -149,6 +162,31 @@ async def test_pages_of_input_items(w: World) -> None:
     assert whole["data"] == [*page["data"], *rest["data"]]
     assert (page["has_more"], rest["has_more"], whole["first_id"]) == (True, False, whole["data"][0]["id"])
     assert (await caller.get(path))["data"] == whole["data"][::-1]
+
+
+async def test_items_of_an_output_are_named_by_their_ids_as_long_as_there_is_the_response(w: World) -> None:
+    caller = Caller(w)
+    first = await caller.create("What is the capital of France?")
+    asked = [{"type": "item_reference", "id": first["output"][0]["id"]}, {"role": "user", "content": "hello"}]
+    second = await caller.create(asked)
+    items = (await caller.get(f"/v1/responses/{second['id']}/input_items", order="asc"))["data"]
+    await w.client.delete(f"/v1/responses/{first['id']}")
+    refused = await caller.refused(input=asked)
+
+    assert [(item["role"], item["content"][0]["text"]) for item in items] == [("assistant", "Paris"), ("user", "hello")]
+    assert refused["message"] == f"Item with id '{first['output'][0]['id']}' not found."
+
+
+async def test_a_response_goes_on_from_a_bounded_number_of_others(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.gateway.responses.history.MAX_ANCESTORS", 2)
+    caller = Caller(w)
+    last = await caller.create()
+    for _ in range(2):
+        last = await caller.create(previous_response_id=last["id"])
+    refused = await caller.refused(input="hello", previous_response_id=last["id"])
+
+    assert (refused["status"], refused["param"]) == (400, "previous_response_id")
+    assert refused["message"].startswith("A response goes on from 2 others at most")
 
 
 async def test_a_deleted_response_is_gone(w: World) -> None:

@@ -9,12 +9,14 @@ from services.gateway.models import ServedModel
 from services.gateway.routing.candidates import Requirements
 from services.gateway.runs.binding import Binding, Rendering
 from services.gateway.runs.prompt import Prompt, PromptBuilder, PromptRules
-from services.gateway.runs.turns import HistoryEntry
+from services.gateway.runs.turn_log import binding_of
+from services.gateway.runs.turns import HistoryEntry, TurnEnded, TurnRequest
 from services.gateway.text.meter import RenderLimits
 from services.gateway.text.template import ChatTemplate
 from services.gateway.text.tokenizer import ModelTokenizer
 from services.gateway.tools.formats import DEFAULT
 from services.telemetry.clock import ManualClock
+from tests.gateway.runs.test_function_calls import ROOMY, run_body, turning
 from tests.gateway.twins import CHAT_ML, END_ID, card, tokens
 
 TRIMMED = CHAT_ML.replace("message['content']", "message['content'] | trim")
@@ -165,6 +167,42 @@ def test_truncation_moves_rarely_and_far() -> None:
     assert min(later - turn for turn, later in itertools.pairwise(moves)) >= 3
     assert [turn for turn in range(1, 40) if not reused[turn]] == moves
     assert all(history[int(str(first).removeprefix("msg_"))].messages[0]["role"] == "user" for first in firsts)
+
+
+def test_what_was_left_out_stays_so_when_there_is_less_room_but_not_when_there_is_more() -> None:
+    model, budget = served(), 400
+    history = [entry(number, "hello world " * 3) for number in range(60)]
+    prompt = built(model, history, budget)
+    history += [replace(entry(61, "Paris"), binding=bound(prompt, split("Paris"), budget)), entry(62, "next")]
+    starts = [built(model, history, room).first_message_id for room in (budget - 50, budget, budget + 200)]
+
+    assert starts[:2] == [prompt.first_message_id] * 2
+    assert int(str(starts[2]).removeprefix("msg_")) < int(str(prompt.first_message_id).removeprefix("msg_"))
+
+
+async def test_the_turns_of_a_run_have_the_same_room() -> None:
+    history = [entry(0, "hello")]
+    async with turning(model=ROOMY) as (_, turns):
+        run = run_body(max_completion_tokens=1000)
+        plans = [await turns.plan(TurnRequest(run, history, used_completion_tokens=used)) for used in (0, 400)]
+
+    assert [(plan.budget, plan.sampling["max_tokens"]) for plan in plans if plan is not None] == [
+        (7192, 1000),
+        (7192, 600),
+    ]
+
+
+async def test_what_one_run_does_not_want_to_read_is_read_by_the_next() -> None:
+    history = [entry(number, f"text {number}") for number in range(5)]
+    async with turning(model=ROOMY) as (_, turns):
+        last = run_body(truncation_strategy={"type": "last_messages", "last_messages": 1})
+        first = await turns.plan(TurnRequest(last, history))
+        assert first is not None
+        binding = binding_of(first, TurnEnded("stop"), split("Paris"))
+        second = await turns.plan(TurnRequest(run_body(), [*history, entry(5, "Paris", binding), entry(6, "next")]))
+
+    assert second is not None
+    assert (first.first_message_id, second.first_message_id) == ("msg_4", "msg_0")
 
 
 def test_only_the_last_messages_are_read_if_so_wanted() -> None:

@@ -7,9 +7,11 @@ from typing import Any
 import httpx
 import pytest
 
+from services.errors import StateUnavailable
+from services.gateway.jobs.held import HeldJob
 from tests.gateway.apis.stored import refusal, stored_world
 from tests.gateway.runs.client import DEADLINE_S, Caller
-from tests.gateway.runs.pair import Pair, long_answer, pair
+from tests.gateway.runs.pair import LEASE_S, Pair, long_answer, pair, until_hanging
 from tests.gateway.twins import Script, World
 
 NUM_RUNS, NUM_RIVALS = 200, 50
@@ -99,3 +101,27 @@ async def test_a_run_that_is_cancelled_gives_its_thread_to_the_next(tmp_path: Pa
         }
 
     assert states == {first: "completed", second: "completed", third: "completed"} | {cancelled: "cancelled"}
+
+
+async def test_a_run_that_could_not_be_cancelled_goes_on_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def unavailable(*_: Any, **__: Any) -> None:
+        raise StateUnavailable("Redis cannot be reached.")
+
+    async with pair(tmp_path) as both:
+        both.first.decode.default = long_answer(hang_after=5)
+        thread, assistant = await both.a.thread(), await both.a.assistant()
+        first, second = [(await both.a.run(thread, assistant, if_active="queue"))["id"] for _ in range(2)]
+        await until_hanging(both.first, 5)
+        with monkeypatch.context() as patch:
+            patch.setattr(HeldJob, "commit", unavailable)
+            refused = await both.second.post(f"/v1/threads/{thread}/runs/{second}/cancel", {})
+        lapsed_ms = round(1e3 * (both.clock.wall() + LEASE_S + 1))
+        due = await both.second.gateway.sweeper._storage.due(lapsed_ms, 10)
+        both.first.decode.release.set()
+        ended = [(await both.a.settled(thread, run))["status"] for run in (first, second)]
+
+    assert refusal(refused)[0] == 503
+    assert [run.id for _, run in due] == [first]
+    assert ended == ["completed", "completed"]

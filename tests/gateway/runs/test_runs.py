@@ -7,6 +7,8 @@ import orjson
 import pytest
 
 from services.errors import NoDecodeWorker, PeerGone
+from services.gateway.runs.job import Job
+from services.gateway.store.kinds import RUN
 from tests.gateway.apis.stored import refusal
 from tests.gateway.runs.client import Caller, Seen, names, seen, text_of
 from tests.gateway.runs.pair import long_answer
@@ -73,6 +75,24 @@ async def test_what_is_stored_is_what_was_streamed(w: World) -> None:
     ]
     assert step["step_details"] == {"type": "message_creation", "message_creation": {"message_id": message["id"]}}
     assert (await caller.get(f"{path}/runs"))["data"] == [run]
+
+
+async def test_a_run_that_ended_keeps_no_prompt(w: World) -> None:
+    caller = Caller(w)
+    thread, assistant = await caller.thread(), await caller.assistant()
+    ended = (await caller.stream(thread, assistant))[-1].data
+    w.decode.first = [Script(tokens("Paris"), hang_after=1)]
+    await caller.post(f"/v1/threads/{thread}/messages", role="user", content="Well?")
+    run = await caller.run(thread, assistant)
+    await w.decode.hanging.wait()
+    await caller.post(f"/v1/threads/{thread}/runs/{run['id']}/cancel")
+    objects = w.gateway.jobs._storage.of("default").objects
+    kept = [
+        (record.body["status"], record.private)
+        for record in [await objects.get(RUN.ref(each["id"]), with_private=True) for each in (ended, run)]
+    ]
+
+    assert kept == [("completed", Job().to_bytes()), ("cancelled", Job().to_bytes())]
 
 
 async def test_a_run_is_answered_at_once_and_polled(w: World) -> None:

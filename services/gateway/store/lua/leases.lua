@@ -12,7 +12,8 @@ local function check_fence(operation)
   if tonumber(fence) ~= operation.fence then return 'fence', fence end
 end
 
--- Become the one gateway that may write the object.
+-- Become the one gateway that may write the object. An object that is due later than the new lease ends, as it waits for
+-- something, goes on waiting: taking it says who may write it, not that others should work on it.
 operations.take_lease = {
   check = function(operation)
     local ref = operation.ref
@@ -22,7 +23,7 @@ operations.take_lease = {
     if not operation.is_forced and tonumber(due) > operation.now_ms then return 'held', ref end
   end,
   write = function(operation)
-    redis.call('ZADD', queue_key(operation), operation.until_ms, operation.ref)
+    redis.call('ZADD', queue_key(operation), 'GT', operation.until_ms, operation.ref)
     return {fence = redis.call('HINCRBY', record_key(operation.ref), 'fence', 1)}
   end,
 }

@@ -9,7 +9,7 @@ from services.errors import InvalidRequest, ObjectNotFound
 from services.gateway.apis.openai.schemas import MAX_NAME_LENGTH, MAX_PARTS
 from services.gateway.jobs.events import Body as ItemBody
 from services.gateway.responses.items import call_item, item_of, message_item, new_item_id, output_text
-from services.gateway.store.kinds import INPUT_ITEM, ITEM, MESSAGE
+from services.gateway.store.kinds import INPUT_ITEM, ITEM, MESSAGE, OUTPUT_ITEM
 from services.gateway.store.object_store import Objects
 from services.gateway.validation import TAG_MARK, Body, Json, type_tag
 
@@ -183,7 +183,7 @@ def _part(part: Part) -> ItemBody:
 
 
 async def _referenced(objects: Objects, reference: ItemReference) -> ItemBody:
-    for kind in (MESSAGE, ITEM, INPUT_ITEM):
+    for kind in (MESSAGE, ITEM, INPUT_ITEM, OUTPUT_ITEM):
         try:
             record = await objects.get(kind.ref(reference.id))
         except ObjectNotFound:

@@ -65,9 +65,8 @@ class ResponseEndpoints(ObjectEndpoint):
         if request.query_params.get("stream") != "true":
             return _reply(with_results(record.body, record.private) if RESULTS in included(request) else record.body)
         key = (call.exchange.project, record.ref)
-        return ResponseStream(self._services.reader.events(key, _position(request), stops_at_pause=True)).reply(
-            self._services
-        )
+        events = self._services.reader.events(key, _position(request), stops_at_pause=True, first_number=0)
+        return ResponseStream(events).reply(self._services)
 
     async def cancel(self, request: Request) -> Response:
         """End a response in the background; what it said so far stays."""
