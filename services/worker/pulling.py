@@ -4,7 +4,7 @@ import secrets
 from dataclasses import replace
 
 from services.engine.request import AttemptKey, NewRequest
-from services.errors import IntegrityError, Overloaded, PeerError, TandemError, Unavailable
+from services.errors import TandemError
 from services.kv.sampling import SamplingParams
 from services.rpc import tandem_pb2 as pb
 from services.rpc.channel import Channels
@@ -15,7 +15,6 @@ from services.worker.node import Node
 from services.worker.settling import Settling
 
 _log = get_logger(__name__)
-_FAILURES = (PeerError, IntegrityError, Overloaded, Unavailable)
 _NO_SAMPLING = SamplingParams(seed=0, max_tokens=1)
 
 
@@ -51,31 +50,29 @@ class Pulling:
         if num_blocks * block_size < self._min_tokens:
             return 0
         prefix = _prefix(spec, num_blocks * block_size)
-        key = AttemptKey(prefix.request_id, secrets.randbits(63))
+        key, attempt = AttemptKey(prefix.request_id, secrets.randbits(63)), None
         try:
             reservation = await self._node.engine.call(lambda scheduler: scheduler.reserve(prefix, key))
-        except TandemError as error:  # no room, or the engine failed, which its next request will tell
-            return self._failed(prefix, source, error)
-        attempt = Attempt(self._node, self._channels, self._arrivals, reservation=reservation, key=key)
-        num_missing = num_blocks - reservation.first_wanted
-        try:
+            attempt = Attempt(self._node, self._channels, self._arrivals, reservation=reservation, key=key)
+            num_missing = num_blocks - reservation.first_wanted
             if num_missing * block_size < self._min_tokens:
                 return 0
             num_found = await attempt.fetch(source, num_blocks=num_missing, step_timeout_s=self._step_timeout_s)
-        except _FAILURES as error:
+        except TandemError as error:  # no room, or the peer; if it is the engine, its next request will tell
             return self._failed(prefix, source, error)
         finally:
-            self._leave(attempt)
+            self._leave(prefix.request_id, attempt)
         _log.event("pull.arrived", request_id=prefix.request_id, source=source.member_id, blocks=num_found)
         return num_found
 
-    def _leave(self, attempt: Attempt) -> None:
-        """Give the blocks to the prefix cache that arrived, and the others back."""
+    def _leave(self, request_id: str, attempt: Attempt | None) -> None:
+        """Give the blocks to the prefix cache that arrived, and the others back.
+
+        Also without an attempt: who was cancelled meanwhile does not know that blocks were reserved.
+        """
         with self._settling.leaving(attempt) as leaving:
             self._node.engine.post(
-                lambda scheduler: scheduler.cancel(
-                    attempt.key.request_id, num_arrived=leaving.num_arrived, outcome=leaving.outcome
-                )
+                lambda scheduler: scheduler.cancel(request_id, num_arrived=leaving.num_arrived, outcome=leaving.outcome)
             )
 
     def _failed(self, prefix: NewRequest, source: pb.KVSource, error: TandemError) -> int:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from services.faults.plan import Action
 from tests.inprocess.client import GREEDY, begin, expected, generate, prompt
-from tests.inprocess.cluster import Cluster, Shape, cluster
+from tests.inprocess.cluster import Cluster, Shape, cluster, until
 from tests.inprocess.faults import scripted
 
 FIRST = prompt(40)
@@ -80,4 +80,22 @@ async def test_without_room_the_prompt_is_computed_as_if_nobody_had_anything() -
         small.model.gate.open()
         assert (await asked.finish()).tokens == expected(SECOND)
         assert (await held.finish()).tokens == expected(prompt(40, seed=9))
+        await running.settled()
+
+
+async def test_a_cancel_while_blocks_are_reserved_leaves_none_of_them() -> None:
+    async with cluster() as running:
+        await first_turn(running)
+        running.prefill.model.gate.close()
+        held = begin(running, prompt(30, seed=9))
+        await held.read_until("accepted")
+        await until(lambda: running.prefill.model.gate.num_waiting)
+        asked = begin(running, SECOND)
+        await asked.read_until("accepted")
+        await until(lambda: running.prefill.servicer.num_live == 2)
+        await until(lambda: len(running.prefill.node.engine._pending) == 1)
+        asked.cancel()
+        await until(lambda: not running.prefill.node.engine._pending)
+        running.prefill.model.gate.open()
+        assert (await held.finish()).tokens == expected(prompt(30, seed=9))
         await running.settled()
