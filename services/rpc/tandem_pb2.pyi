@@ -1258,7 +1258,7 @@ Global___WatchRequest: _TypeAlias = WatchRequest  # noqa: Y015
 @_typing.final
 class CacheEvent(_message.Message):
     """What a worker's prefix cache holds: at first everything, in as many events as it takes, then what changed. Only
-    landmarks are named (services/kv/landmarks.py).
+    some blocks are named, which stand for those before them (services/kv/landmarks.py).
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from examples.tutor import tutor
-from tests.e2e.up import MODEL, running_up
+from tests.e2e.up import MODEL, Up, running_up
 
 BLOCK = 16
 """Tokens that are cached together."""
@@ -28,11 +28,31 @@ def assert_covered(turns: Sequence[tutor.ModelTurn]) -> None:
         assert turn.cached_tokens >= known // BLOCK * BLOCK, (before, turn)
 
 
-@pytest.mark.timeout(400)
-def test_the_tutor_of_the_examples(tmp_path: Path) -> None:
-    with running_up(tmp_path, {}, num_embed=1) as up:
-        turns, reports = tutor.teach(up.caller, MODEL, lambda text: None)
+class Moving:
+    """Lets the workers that have the conversation leave in the middle of the lesson, before a question."""
 
+    def __init__(self, up: Up, *, before_turn: int) -> None:
+        self._up = up
+        self._num_left = before_turn
+        self.left: list[str] = []
+
+    def say(self, text: str) -> None:
+        """Hear what the lesson says."""
+        self._num_left -= "Pupil:" in text
+        if self._num_left == 0 and not self.left:
+            self.left = [self._up.workers(role)[0]["member_id"] for role in ("decode", "prefill")]
+            self._up.tandem("drain", *self.left)
+
+
+@pytest.mark.timeout(500)
+def test_the_tutor_of_the_examples(tmp_path: Path) -> None:
+    """The second half of the lesson lands on other workers than the first."""
+    with running_up(tmp_path, {}, num_embed=1, num_pairs=2) as up:
+        moving = Moving(up, before_turn=6)
+        turns, reports = tutor.teach(up.caller, MODEL, moving.say)
+        [taker] = [worker for worker in up.workers("decode") if worker["member_id"] not in moving.left]
+
+    assert taker["counters"]['tandem_kv_fetches{outcome="arrived"}'] >= 1
     choices = [choice for _, choice in tutor.LESSON]
     assert [turn.status for turn in turns] == ["completed"] * 10
     assert [[each.kind for each in turn.model_turns] for turn in turns] == list(map(expected_kinds, choices))

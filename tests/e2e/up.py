@@ -1,5 +1,6 @@
 """One running ``tandem up``: started as a person does, asked with the openai client, stopped with Ctrl-C."""
 
+import json
 import os
 import signal
 import socket
@@ -53,6 +54,11 @@ class Up:
         done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=True)
         return done.stdout
 
+    def workers(self, role: str) -> list[dict[str, Any]]:
+        """Return the workers of a role as ``tandem status`` shows them, those with most cached blocks first."""
+        listed = [each for each in json.loads(self.tandem("status", "--json")) if each["role"] == role]
+        return sorted(listed, key=lambda each: each["ledger"].get("cached", 0), reverse=True)
+
     def pids(self, pattern: str) -> list[int]:
         """Return the descendants of the cluster whose command line has ``pattern``."""
         found = subprocess.run(["pgrep", "-P", str(self.process.pid), "-f", pattern], capture_output=True, text=True)
@@ -70,13 +76,16 @@ class Up:
 
 
 @contextmanager
-def running_up(folder: Path, settings: Mapping[str, str], *, num_embed: int = 0) -> Iterator[Up]:
-    """Start a cluster whose processes get ``settings`` from their environment; ends it when left."""
+def running_up(folder: Path, settings: Mapping[str, str], *, num_embed: int = 0, num_pairs: int = 1) -> Iterator[Up]:
+    """Start a cluster whose processes get ``settings`` from their environment; ends it when left.
+
+    It has ``num_pairs`` prefill and as many decode workers.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     options = {"data-dir": folder / "state", "port": port, "cache-dir": CACHE_DIR, "stop-timeout-s": 30}
-    options["embed"] = num_embed
+    options |= {"embed": num_embed, "prefill": num_pairs, "decode": num_pairs}
     arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TANDEM_")}
     log = folder / "up.log"
