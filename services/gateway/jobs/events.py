@@ -56,6 +56,19 @@ class LogEntry:
         return Event(self.name, orjson.loads(self.data), self.token_ids, self.pauses_job)
 
 
+def with_tokens(events: Sequence[Event], silent_ids: list[int], token_ids: Sequence[int]) -> list[Event]:
+    """Return events of which the last one carries ``token_ids`` and those that no event carried before.
+
+    ``silent_ids`` are the latter; without an event to carry them they become more.
+    """
+    silent_ids.extend(token_ids)
+    if not events:
+        return []
+    carrying = replace(events[-1], token_ids=tuple(silent_ids))
+    silent_ids.clear()
+    return [*events[:-1], carrying]
+
+
 def numbered(events: Sequence[Event], first: int) -> tuple[LogEntry, ...]:
     """Return events as entries of the log, from number ``first`` on."""
     return tuple(

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from services.gateway.jobs.events import Event
+from services.gateway.jobs.events import Event, with_tokens
 from services.gateway.responses.items import (
     call_item,
     file_citation,
@@ -198,11 +198,7 @@ class TranscriptWriter:
     def _taken(self, token_ids: tuple[int, ...]) -> list[Event]:
         events, self._events = self._events, []
         self._transcript.token_ids.extend(token_ids)
-        self._transcript.silent_ids.extend(token_ids)
-        if events:
-            events[-1] = replace(events[-1], token_ids=tuple(self._transcript.silent_ids))
-            self._transcript.silent_ids.clear()
-        return events
+        return with_tokens(events, self._transcript.silent_ids, token_ids)
 
 
 def _joined(parts: Sequence[TurnPart]) -> list[TurnPart]:

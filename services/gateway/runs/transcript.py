@@ -1,10 +1,10 @@
 """What one turn has said so far: a fold over its events, and the events that say more."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
-from services.gateway.jobs.events import Event
+from services.gateway.jobs.events import Event, with_tokens
 from services.gateway.runs.citations import new_citations
 from services.gateway.runs.documents import (
     call_part,
@@ -186,11 +186,7 @@ class TranscriptWriter:
     def _taken(self, token_ids: tuple[int, ...]) -> list[Event]:
         events, self._events = self._events, []
         self._transcript.token_ids.extend(token_ids)
-        self._transcript.silent_ids.extend(token_ids)
-        if events:
-            events[-1] = replace(events[-1], token_ids=tuple(self._transcript.silent_ids))
-            self._transcript.silent_ids.clear()
-        return events
+        return with_tokens(events, self._transcript.silent_ids, token_ids)
 
 
 def _whole_message(said: Transcript, now: int) -> Body:
