@@ -121,34 +121,21 @@ class Gateway:
 def build(settings: GatewaySettings, around: Surroundings) -> Gateway:
     """Return a gateway that is ready to serve."""
     clock = around.clock
-    metrics = around.metrics
-    drain = Drain(clock)
-    observer = AnswerObserver(metrics, clock)
+    drain, observer = Drain(clock), AnswerObserver(around.metrics, clock)
     shares = Shares(around.shares, secrets.token_hex(8), clock)
     admission = _admission(settings, around, shares)
     threads = TextThreads(around.executor, settings.text_timeout_s)
-    catalog = ModelCatalog(
-        around.view,
-        threads,
-        clock,
-        around.random,
-        protocol_version=PROTOCOL_VERSION,
-        aliases=settings.model_aliases,
-        tool_formats=settings.tool_formats,
-    )
-    keys = KnownKeys(around.keys, clock, settings.keys_refresh_s)
-    recorder = TimelineRecorder(
-        around.timelines, clock, close_timeout_s=settings.redis_timeout_s, on_lost=metrics.timelines_lost.inc
-    )
+    catalog = _catalog(settings, around, threads)
+    keys, recorder = KnownKeys(around.keys, clock, settings.keys_refresh_s), _recorder(settings, around)
     readiness = Readiness(around.view, drain)
-    _watch(metrics, admission, around.view)
+    _watch(around.metrics, admission, around.view)
     suspects, prefixes = Suspects(clock, settings.suspect_s), PrefixIndex()
     generation = _generation(settings, around, suspects, prefixes)
     making = TurnServices(catalog, threads, admission, generation, observer, recorder, settings.default_max_tokens)
     files = _files(settings, around)
     search = FileSearch(files.searches, around.objects, catalog, threads, indexing_wait_s=settings.indexing_wait_s)
     shared = JobSurroundings(around.objects, files.attachments, clock, drain, around.random)
-    jobs = _jobs(settings, shared, around.turns(making), search, metrics)
+    jobs = _jobs(settings, shared, around.turns(making), search, around.metrics)
     openai = OpenAIServices(
         entrance=_entrance(settings, keys, clock),
         catalog=catalog,
@@ -181,6 +168,23 @@ def build(settings: GatewaySettings, around: Surroundings) -> Gateway:
         sweeper=jobs.sweeper,
         files=files,
     )
+
+
+def _catalog(settings: GatewaySettings, around: Surroundings, threads: TextThreads) -> ModelCatalog:
+    return ModelCatalog(
+        around.view,
+        threads,
+        around.clock,
+        around.random,
+        protocol_version=PROTOCOL_VERSION,
+        aliases=settings.model_aliases,
+        tool_formats=settings.tool_formats,
+    )
+
+
+def _recorder(settings: GatewaySettings, around: Surroundings) -> TimelineRecorder:
+    lost = around.metrics.timelines_lost.inc
+    return TimelineRecorder(around.timelines, around.clock, close_timeout_s=settings.redis_timeout_s, on_lost=lost)
 
 
 def _app_parts(
@@ -299,13 +303,7 @@ async def run(settings: GatewaySettings) -> None:
     count_defects(prometheus)
     metrics = GatewayMetrics(prometheus)
     async with AsyncExitStack() as stack:
-        registry = RedisRegistry(
-            settings.redis_url,
-            secret,
-            clock,
-            timeout_s=settings.redis_timeout_s,
-            on_ignored=metrics.members_ignored.inc,
-        )
+        registry = _registry(settings, secret, clock, metrics)
         stack.push_async_callback(registry.close)
         state = RedisState(settings.redis_url, settings.redis_timeout_s)
         stack.push_async_callback(state.close)
@@ -339,6 +337,11 @@ async def run(settings: GatewaySettings) -> None:
         )
         collect_garbage_seldom()
         await HttpServer(gateway.app, settings, gateway.drain).run()
+
+
+def _registry(settings: GatewaySettings, secret: bytes, clock: Clock, metrics: GatewayMetrics) -> RedisRegistry:
+    ignored = metrics.members_ignored.inc
+    return RedisRegistry(settings.redis_url, secret, clock, timeout_s=settings.redis_timeout_s, on_ignored=ignored)
 
 
 def _start(followers: Sequence[Follower], stack: AsyncExitStack, clock: Clock) -> None:

@@ -241,10 +241,8 @@ async def open_host(
             throughput=throughput,
             clock=clock,
         )
-        stack.callback(cache_feed.close)
         exporter, kept = _kv_service(stack, node, metrics, server, settings)
-        settling = Settling(node, channels, metrics, grace_s=settings.settle_grace_s)
-        stack.push_async_callback(settling.close)
+        settling = _settling(stack, node, channels, metrics, settings)
         _log.event("worker.listening", member=node.member_id, address=address, admin_port=admin.port)
         moving = (exporter, kept, arrivals, settling)
         yield WorkerHost(node, channels, metrics, *moving, registry, server, address, settings, prometheus, state)
@@ -255,13 +253,22 @@ async def open_host(
 def _kv_service(
     stack: AsyncExitStack, node: Node, metrics: WorkerMetrics, server: grpc.aio.Server, settings: WorkerSettings
 ) -> tuple[Exporter, KeptBlocks]:
-    """Let others fetch blocks; return what pushes them and what keeps them."""
+    """Let others see and fetch blocks; return what pushes them and what keeps them."""
+    stack.callback(node.cache_feed.close)
     exporter, kept = Exporter(node, metrics, push_timeout_s=settings.push_timeout_s), KeptBlocks(node)
     stack.push_async_callback(exporter.close, _EXPORTS_TIMEOUT_S)
     stack.push_async_callback(kept.close)
     servicer = KVServicer(node, exporter, kept, max_waiting=settings.max_waiting)
     tandem_pb2_grpc.add_KVServicer_to_server(servicer, server)
     return exporter, kept
+
+
+def _settling(
+    stack: AsyncExitStack, node: Node, channels: Channels, metrics: WorkerMetrics, settings: WorkerSettings
+) -> Settling:
+    settling = Settling(node, channels, metrics, grace_s=settings.settle_grace_s)
+    stack.push_async_callback(settling.close)
+    return settling
 
 
 def _stop_on_signals(state: _State) -> None:
