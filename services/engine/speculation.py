@@ -56,11 +56,12 @@ class Speculation:
         """
         if not sequence.num_guessed or request.lookup is None:
             return ()
-        right: list[SampledToken] = []
+        right, ahead = list[SampledToken](), request.behind(())
         for guess, token in zip(sequence.new_token_ids[-sequence.num_guessed :], tokens, strict=False):
             if isinstance(token, TandemError) or token.token_id != guess:
                 break
-            if request.behind([each.token_id for each in (*right, token)]).finish_reason is not None:
+            ahead.token_ids.append(guess)
+            if ahead.finish_reason is not None:
                 break
             right.append(token)
         request.lookup.judged(sequence.num_guessed, len(right))
