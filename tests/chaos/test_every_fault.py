@@ -10,13 +10,11 @@ from services.faults.armed import ArmedFaults
 from services.faults.plan import Action, FaultPlan
 from services.faults.steps import DECODE, GATEWAY, PREFILL, REQUEST_STEPS
 from tests.chaos.gateway import LIMITS, Gateway, gateway
+from tests.chaos.patience import with_patience
 from tests.inprocess.client import SEEDED, expected_ids, prompt
 from tests.inprocess.cluster import Cluster, cluster
 
 PROMPT = prompt(30)
-SOON_S = 0.4
-SETTINGS: dict[str, Any] = {"prefill_step_timeout_s": SOON_S}
-IMPATIENT = replace(LIMITS, accept_timeout_s=SOON_S, first_token_timeout_s=4 * SOON_S, token_timeout_s=SOON_S)
 LOST_OR_LATE = (Action.DELAY, Action.DROP)
 A_MESSAGE = (*LOST_OR_LATE, Action.DUPLICATE)
 """What a message of a call may suffer, whose content nobody but TLS protects."""
@@ -61,17 +59,24 @@ def names(value: object) -> str:
     return str(value.value if isinstance(value, Action) else value)
 
 
-@pytest.mark.parametrize(("step", "role", "action", "nth"), cases(), ids=names)
-async def test_changes_no_token_and_leaves_nothing(step: str, role: str, action: Action, nth: int) -> None:
-    async with cluster(prefills=2, decode=SETTINGS) as running:
-        await running.add_decode(**SETTINGS)
-        innocent = await running.add_decode(**SETTINGS)
-        caller = gateway(running, IMPATIENT, busy=[innocent])
+async def asks_with(step: str, role: str, action: Action, nth: int, patience_s: float) -> int:
+    """Run a request with the fault at ``role``; return how often it was injected."""
+    impatient = replace(LIMITS, accept_timeout_s=patience_s, first_token_timeout_s=4 * patience_s)
+    settings: dict[str, Any] = {"prefill_step_timeout_s": patience_s}
+    async with cluster(prefills=2, decode=settings) as running:
+        await running.add_decode(**settings)
+        innocent = await running.add_decode(**settings)
+        caller = gateway(running, replace(impatient, token_timeout_s=patience_s), busy=[innocent])
         sides = [faults for faults in faults_of(running, caller, role) if faults is not innocent.steps]
         slow = [SLOW_NOTICES] if step == "prefill.Run.sends.pushed" else []
         for faults in sides:
             faults.arm(FaultPlan.model_validate({"faults": [{"step": step, "action": action, "nth": nth}, *slow]}))
         tokens = await caller.ask(caller.generation(PROMPT, SEEDED))
         assert [token.token_id for token in tokens] == expected_ids(PROMPT, SEEDED)
-        assert sum(faults.injected[action] for faults in sides) >= 1
         await running.settled()
+        return sum(faults.injected[action] for faults in sides)
+
+
+@pytest.mark.parametrize(("step", "role", "action", "nth"), cases(), ids=names)
+async def test_changes_no_token_and_leaves_nothing(step: str, role: str, action: Action, nth: int) -> None:
+    await with_patience(lambda patience_s: asks_with(step, role, action, nth, patience_s))
