@@ -22,7 +22,7 @@ from tests.inprocess.cluster import Cluster, Shape, Worker, cluster, until
 from tests.inprocess.faults import scripted
 from tests.inprocess.hash_model import layout
 
-SOON = {"prefill_step_timeout_s": 0.2}
+SOON = {"prefill_step_timeout_s": 1.0}
 """A deadline that a test wants to pass."""
 
 

@@ -275,7 +275,7 @@ class TestKeptBlocks:
 class TestAFetchThatFails:
     @pytest.mark.parametrize("fault", [Action.CORRUPT, Action.DROP, Action.STALL])
     async def test_is_an_ordinary_replay(self, fault: Action) -> None:
-        async with two_decoders(prefill_step_timeout_s=0.2, handover_keep_s=0.5) as (running, first, second):
+        async with two_decoders(prefill_step_timeout_s=1.0, handover_keep_s=2.0) as (running, first, second):
             call = begin(running, prompt(30), SEEDED)
             draining = await handed_over(running, call, first, 4)
             first.faults.plan = scripted(pushes={0: fault})
