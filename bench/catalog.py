@@ -9,12 +9,14 @@ from dataclasses import dataclass
 
 from bench.front import measure as front
 from bench.row import Figures, Goal, Row
-from bench.rows import cache_events, hashing, routing, scheduler_step, speculation, transfer
+from bench.rows import cache_events, hashing, int4, routing, scheduler_step, speculation, transfer
 
 TANDEM, TANDEM_PD, TANDEM_LOCAL = "tandem", "tandem-pd", "tandem-local"
 """Our systems: as it comes, which is the one that is judged; with every prompt prefilled by a peer; with none."""
 PD, WHOLE, CHUNKED = "vllm-pd", "vllm", "vllm-chunk256"
 """Names of the peers that goals speak of: P/D, whole on all cores, and the same with chunks of 256 tokens."""
+LLAMA = "llama.cpp"
+"""The peer of four-bit weights."""
 PACED_INTERVAL_S = 0.05
 """Between two steps where latency is measured: 256 streams then make 5,120 tokens/s."""
 
@@ -25,6 +27,7 @@ class Part:
 
     rows: tuple[Row, ...]
     measure: Callable[[], Figures]
+    system: str = TANDEM
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,10 @@ def _front() -> Figures:
     }
 
 
+INT4_ROWS = (
+    Row("int4", "four-bit weights, one stream, two threads, no server", "tok/s", (Goal(1.2, peer=LLAMA),)),
+    Row("int4_perplexity", "the same weights, perplexity on a fixed text", ""),
+)
 PARTS = (
     Part(
         (Row("scheduler", "scheduler step, 1,000 running requests, no model", "ms", (Goal(1, is_most=True),)),),
@@ -92,6 +99,7 @@ PARTS = (
         (Row("speculation", "prompt lookup on a summary, decode rate over the same without", "x", (Goal(1.5),)),),
         lambda: {"speculation": speculation.measure()},
     ),
+    Part(INT4_ROWS, lambda: int4.measure(int4.work()).by_row()),
     Part(
         (
             Row("front_rate", "front, stub engine, 256 clients, as fast as they take", "tok/s a core", (Goal(40_000),)),

@@ -20,7 +20,7 @@ import json
 import random
 import statistics
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -210,17 +210,27 @@ WORKLOADS: dict[str, Callable[[Client], Awaitable[Figures]]] = {
 }
 
 
-async def run(base_url: str, model: str, names: Sequence[str], turn: int = 0) -> dict[str, Figures]:
-    """Run the named workloads one after the other, each line printed as it ends; prompts differ by ``turn``."""
-    figures = {}
+async def run(base_url: str, model: str, names: Sequence[str], turn: int = 0) -> AsyncIterator[tuple[str, Figures]]:
+    """Run the named workloads one after the other, each yielded and printed as it ends; prompts differ by ``turn``.
+
+    Raises:
+        RuntimeError: the server refused a request.
+        aiohttp.ClientError: the connection failed.
+        TimeoutError: an answer took longer than ten minutes.
+    """
     connector, timeout = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=600)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
         client = Client(base_url, model, session, turn)
         await client.chat(user("hello"), 8)
         for name in names:
-            figures[name] = await WORKLOADS[name](client)
-            print(json.dumps({"workload": name, **figures[name]}), flush=True)
-    return figures
+            figures = await WORKLOADS[name](client)
+            print(json.dumps({"workload": name, **figures}), flush=True)
+            yield name, figures
+
+
+async def _print_all(base_url: str, model: str, names: Sequence[str]) -> None:
+    async for _ in run(base_url, model, names):
+        continue
 
 
 def main() -> None:
@@ -229,7 +239,7 @@ def main() -> None:
     parser.add_argument("model", help="name of the served model")
     parser.add_argument("workloads", nargs="*", choices=[*WORKLOADS, []], help="all if none is named")
     options = parser.parse_args()
-    asyncio.run(run(options.base_url, options.model, options.workloads or [*WORKLOADS]))
+    asyncio.run(_print_all(options.base_url, options.model, options.workloads or [*WORKLOADS]))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 import os
 import platform
+import statistics
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from bench.catalog import DIFFERENCES, ROWS, TANDEM
@@ -19,14 +20,16 @@ def add_differences(results: Results) -> None:
 
 
 def table(results: Results, names: Collection[str]) -> str:
-    """Return a Markdown table of medians; what was not measured is an empty cell."""
+    """Return a Markdown table of medians, with least and most; what was not measured is an empty cell."""
     systems = [TANDEM, *(system for system in results.systems if system != TANDEM)]
     lines = ["| row | unit | goal | met | " + " | ".join(systems) + " |", "|---|---|---|---|" + "---|" * len(systems)]
     for row in ROWS:
-        cells = [_cell(results.median(system, row.name)) for system in systems]
+        cells = [_cell(results.values(system, row.name)) for system in systems]
         if row.name in names and any(cells):
             goals = "; ".join(map(str, row.goals))
             lines.append(f"| {row.what} | {row.unit} | {goals} | {_met(results, row)} | " + " | ".join(cells) + " |")
+    if results.failures:
+        lines.append("| failed | | | | " + " | ".join(results.failures.get(system, "") for system in systems) + " |")
     return "\n".join(lines)
 
 
@@ -37,6 +40,7 @@ def to_json(results: Results, names: Collection[str]) -> dict[str, Any]:
         "taken": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "rows": [{"name": row.name, "what": row.what, "unit": row.unit} for row in ROWS if row.name in names],
         "values": results.to_json(),
+        "failures": results.failures,
     }
 
 
@@ -47,9 +51,15 @@ def _met(results: Results, row: Row) -> str:
     peers: Figures = {
         system: peer for system in results.systems if (peer := results.median(system, row.name)) is not None
     }
-    answers = [goal.is_met(value, peers) for goal in row.goals]
-    return "; ".join("" if answer is None else "yes" if answer else "no" for answer in answers)
+    return "; ".join(goal.answer(value, peers) for goal in row.goals)
 
 
-def _cell(value: float | None) -> str:
-    return "" if value is None else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+def _cell(values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    median = _figure(statistics.median(values))
+    return median if len(values) == 1 else f"{median} ({_figure(min(values))}-{_figure(max(values))})"
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

@@ -17,12 +17,20 @@ class Goal:
     peer: str | None = None
     """Name of the peer whose figure ``limit`` multiplies."""
 
-    def is_met(self, value: float, peers: Figures) -> bool | None:
-        """Return whether ``value`` reaches the goal; None without the peer's figure. ``peers`` are by peer name."""
-        if self.peer is not None and self.peer not in peers:
-            return None
-        limit = self.limit * (peers[self.peer] if self.peer is not None else 1.0)
-        return value <= limit if self.is_most else value >= limit
+    def answer(self, value: float, peers: Figures) -> str:
+        """Return ``yes`` or ``no``, with the multiple of the peer's figure that ``value`` is.
+
+        It is empty without that figure. ``peers`` are by peer name.
+        """
+        if self.peer is None:
+            return self._is_met(value)
+        if self.peer not in peers:
+            return ""
+        ratio = value / peers[self.peer]
+        return f"{self._is_met(ratio)} ({ratio:.2f}x)"
+
+    def _is_met(self, value: float) -> str:
+        return "yes" if (value <= self.limit if self.is_most else value >= self.limit) else "no"
 
     def __str__(self) -> str:
         sign = "<=" if self.is_most else ">="
@@ -40,30 +48,36 @@ class Row:
 
 
 class Results:
-    """The figures of all rounds: by system, then by row."""
+    """What all rounds showed: figures by system, then by row, and which systems failed."""
 
     def __init__(self) -> None:
         self._values: dict[str, dict[str, list[float]]] = {}
+        self.failures: dict[str, str] = {}
+        """What the last failure of a system was, by its name."""
 
     def add(self, system: str, figures: Figures) -> None:
-        """Add what one round showed of a system."""
+        """Add what was measured of a system."""
         rows = self._values.setdefault(system, {})
         for name, value in figures.items():
             rows.setdefault(name, []).append(value)
 
+    def fail(self, system: str, reason: str) -> None:
+        """Note that a system could not be measured."""
+        self.failures[system] = reason
+
     @property
     def systems(self) -> Sequence[str]:
-        """All systems, in the order in which they were measured first."""
-        return [*self._values]
+        """All systems, in the order in which they were measured first, then those that were never measured."""
+        return [*dict.fromkeys((*self._values, *self.failures))]
+
+    def values(self, system: str, row: str) -> Sequence[float]:
+        """Return all values of a row; none if it was not measured."""
+        return self._values.get(system, {}).get(row, [])
 
     def median(self, system: str, row: str) -> float | None:
-        """Return the median over all rounds; None if it was not measured."""
-        values = self._values.get(system, {}).get(row)
-        return None if not values else statistics.median(values)
-
-    def medians(self, system: str) -> Figures:
-        """Return the medians of all rows of a system."""
-        return {name: statistics.median(values) for name, values in self._values.get(system, {}).items()}
+        """Return the median of all values; None if it was not measured."""
+        values = self.values(system, row)
+        return statistics.median(values) if values else None
 
     def to_json(self) -> dict[str, dict[str, list[float]]]:
         """Return all values."""

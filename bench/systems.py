@@ -1,74 +1,54 @@
-"""What is measured: a cluster of our own that is started here, and peers that are running already."""
+"""What is measured: OpenAI-compatible servers, ours and those of peers."""
 
 import argparse
 import json
-import os
-import signal
-import socket
-import subprocess
 import sys
 import tempfile
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
-START_TIMEOUT_S = 900.0
-STOP_TIMEOUT_S = 60.0
+from bench.processes import Command, await_answer, free_port, started
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where a server answers, and the model to ask it for."""
+
+    base_url: str
+    model: str
 
 
 @dataclass(frozen=True)
 class System:
-    """A server to measure."""
+    """A server to measure; unless it runs already, its processes live only while it is measured."""
 
     name: str
-    base_url: str
-    model: str
-
-    @classmethod
-    def parse(cls, text: str) -> "System":
-        """Read ``NAME=URL,MODEL``."""
-        name, _, rest = text.partition("=")
-        base_url, _, model = rest.partition(",")
-        if not (name and base_url and model):
-            raise argparse.ArgumentTypeError(f"expected NAME=URL,MODEL, got {text!r}")
-        return cls(name, base_url, model)
+    serve: Callable[[Path], AbstractContextManager[Endpoint]]
+    """Starts it, given a folder for its logs, waits until it answers, and stops it; raises ``SystemFailed``."""
 
 
-@contextmanager
-def cluster(name: str, options: Sequence[str], settings: Mapping[str, str] | None = None) -> Iterator[System]:
-    """Run ``tandem up`` on a free port with a state folder of its own; ``settings`` are environment variables."""
-    port = _free_port()
-    with tempfile.TemporaryDirectory(prefix="tandem-bench-") as folder:
-        command = [sys.executable, "-m", "services.cli", "up", "--data-dir", folder, "--port", str(port)]
-        command += ["--embed", "0", *options]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, **(settings or {})})
-        try:
-            yield System(name, f"http://127.0.0.1:{port}", _served_model(port, process))
-        finally:
-            process.send_signal(signal.SIGINT)
-            process.wait(STOP_TIMEOUT_S)
+def running(text: str) -> System:
+    """Read ``NAME=URL,MODEL``: a server that runs already."""
+    name, _, rest = text.partition("=")
+    base_url, _, model = rest.partition(",")
+    if not (name and base_url and model):
+        raise argparse.ArgumentTypeError(f"expected NAME=URL,MODEL, got {text!r}")
+    return System(name, lambda logs: nullcontext(Endpoint(base_url, model)))
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def cluster(name: str, options: Sequence[str], settings: Mapping[str, str]) -> System:
+    """Return ``tandem up`` on a free port with a state folder of its own; ``settings`` are environment variables."""
 
+    @contextmanager
+    def serve(logs: Path) -> Iterator[Endpoint]:
+        base_url, log = f"http://127.0.0.1:{(port := free_port())}", logs / f"{name}.log"
+        with tempfile.TemporaryDirectory(prefix="tandem-bench-") as folder:
+            up = (sys.executable, "-m", "services.cli", "up", "--data-dir", folder, "--port", str(port))
+            with started(Command((*up, "--embed", "0", *options), settings), log) as process:
+                await_answer(f"{base_url}/readyz", process, log)
+                models = json.loads(await_answer(f"{base_url}/v1/models", process, log))
+                yield Endpoint(base_url, models["data"][0]["id"])
 
-def _served_model(port: int, process: "subprocess.Popen[bytes]") -> str:
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise SystemExit("the cluster did not start; the lines above say why")
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5).close()
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=5) as answer:
-                model: str = json.load(answer)["data"][0]["id"]
-                return model
-        except (urllib.error.URLError, ConnectionError, IndexError):
-            time.sleep(0.5)
-    raise SystemExit(f"the cluster was not ready within {START_TIMEOUT_S:g} s")
+    return System(name, serve)

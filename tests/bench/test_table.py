@@ -1,9 +1,10 @@
 import pytest
 
 from bench import plots
-from bench.catalog import NAMES, ROWS, TANDEM, TANDEM_LOCAL, TANDEM_PD
+from bench.catalog import NAMES, ROWS, TANDEM, TANDEM_LOCAL, TANDEM_PD, Part
+from bench.processes import SystemFailed
 from bench.report import add_differences, table, to_json
-from bench.row import Goal, Results
+from bench.row import Goal, Results, Row
 from bench.run import measure_parts, with_needs
 
 
@@ -27,8 +28,24 @@ def test_the_table_has_medians_and_leaves_cells_of_absent_peers_empty() -> None:
     head, _, one, scheduler = lines(table(results(), NAMES))
 
     assert head == ["row", "unit", "goal", "met", TANDEM, "vllm-pd"]
-    assert one == ["one stream", "tok/s", ">= 2x vllm-pd; >= 0.85x vllm", "no;", "50", "26"]
-    assert scheduler[2:] == ["<= 1", "yes", "0.8", ""]
+    assert one == ["one stream", "tok/s", ">= 2x vllm-pd; >= 0.85x vllm", "no (1.92x);", "50 (40-60)", "26"]
+    assert scheduler[2:] == ["<= 1", "yes", "0.8 (0.7-0.9)", ""]
+
+
+def test_a_system_that_failed_says_so_in_its_column() -> None:
+    made = results()
+    made.fail("vllm", "did not start: see vllm.log")
+    made.fail("vllm-pd", "failed: 500: see logs")
+
+    head, _, one, _, failed = lines(table(made, NAMES))
+
+    assert head[4:] == [TANDEM, "vllm-pd", "vllm"]
+    assert one[3:] == ["no (1.92x);", "50 (40-60)", "26", ""]
+    assert failed == ["failed", "", "", "", "", "failed: 500: see logs", "did not start: see vllm.log"]
+    assert to_json(made, NAMES)["failures"] == {
+        "vllm": "did not start: see vllm.log",
+        "vllm-pd": "failed: 500: see logs",
+    }
 
 
 def test_rows_that_were_not_asked_for_are_left_out() -> None:
@@ -36,18 +53,18 @@ def test_rows_that_were_not_asked_for_are_left_out() -> None:
 
 
 @pytest.mark.parametrize(
-    ("goal", "value", "is_met"),
+    ("goal", "value", "answer"),
     [
-        (Goal(1, is_most=True), 1.0, True),
-        (Goal(1, is_most=True), 1.1, False),
-        (Goal(20), 19.0, False),
-        (Goal(2, peer="p"), 20.0, True),
-        (Goal(0.5, True, "p"), 5.1, False),
-        (Goal(2, peer="away"), 20.0, None),
+        (Goal(1, is_most=True), 1.0, "yes"),
+        (Goal(1, is_most=True), 1.1, "no"),
+        (Goal(20), 19.0, "no"),
+        (Goal(2, peer="p"), 20.0, "yes (2.00x)"),
+        (Goal(0.5, True, "p"), 5.1, "no (0.51x)"),
+        (Goal(2, peer="away"), 20.0, ""),
     ],
 )
-def test_goals_are_limits_or_multiples_of_a_peer(goal: Goal, value: float, is_met: bool | None) -> None:
-    assert goal.is_met(value, {"p": 10.0}) is is_met
+def test_goals_are_limits_or_multiples_of_a_peer(goal: Goal, value: float, answer: str) -> None:
+    assert goal.answer(value, {"p": 10.0}) == answer
 
 
 def test_what_disaggregation_costs_follows_from_both_systems() -> None:
@@ -71,13 +88,23 @@ def test_a_difference_needs_the_rows_that_it_is_computed_from() -> None:
     }
 
 
-def test_parts_are_measured_once_a_round(capsys: pytest.CaptureFixture[str]) -> None:
-    made = Results()
+def test_parts_are_measured_of_each_system_and_one_that_fails_does_not_end_the_run() -> None:
+    made, calls = Results(), []
 
-    measure_parts(made, ["digests_ms"], rounds=2)
+    def part(system: str, error: str | None = None, row: str = "int4") -> Part:
+        def measure() -> dict[str, float]:
+            calls.append(system)
+            if error is not None:
+                raise SystemFailed(error)
+            return {row: 7.0}
 
-    assert [len(values) for values in made.to_json()[TANDEM].values()] == [2]
-    assert len(capsys.readouterr().out.splitlines()) == 2
+        return Part((Row(row, "a row", ""),), measure, system)
+
+    measure_parts(made, [part("not asked", row="other"), part("broken", "did not end"), part(TANDEM)], ["int4"])
+
+    assert calls == ["broken", TANDEM]
+    assert made.to_json() == {TANDEM: {"int4": [7.0]}}
+    assert made.failures == {"broken": "did not end"}
 
 
 def test_the_json_says_what_was_measured_where() -> None:
