@@ -62,10 +62,11 @@ def measure_systems(
         like = system.name if system.name in SETTINGS else TANDEM
         loads = [each for each in LOADS if (like, each.row.name) in needed]
         if loads:
-            _measure_system(results, system, loads, turns, logs)
+            measure_system(results, system, loads, turns, logs)
 
 
-def _measure_system(results: Results, system: System, loads: Sequence[Load], turns: Sequence[int], logs: Path) -> None:
+def measure_system(results: Results, system: System, loads: Sequence[Load], turns: Sequence[int], logs: Path) -> None:
+    """Start a system, run the workloads of ``loads`` once for each of ``turns``, and stop it; a failure is noted."""
     began_s = time.monotonic()
     try:
         with system.serve(logs) as endpoint:

@@ -19,7 +19,7 @@ from bench.gpu.device import copy_bytes_per_s, matrix_flops_per_s
 from bench.gpu.engine import DeviceEngine, Limits, Load
 from bench.gpu.shapes import SHAPES, save
 from bench.row import Results
-from bench.run import SETTINGS, measure_systems
+from bench.run import RESULTS, SETTINGS, measure_system
 from bench.systems import cluster
 
 SMALL = Load(batches=(1, 2), context=32, prompt=64, rounds=2)
@@ -47,10 +47,8 @@ def measure_clusters(folder: Path, device: str, dtype: str) -> Results:
     results = Results()
     loads = [each for each in LOADS if each.workload in CLUSTER_WORKLOADS]
     options = ["--model", str(folder), "--device", device, "--dtype", dtype]
-    settings = {name: values for group in SETTINGS for name, values in group.items()}
     for name in (TANDEM_PD, TANDEM_LOCAL):
-        with cluster(name, options, settings[name]) as system:
-            measure_systems(results, loads, 1, [system])
+        measure_system(results, cluster(name, options, SETTINGS[name]), loads, range(1), RESULTS / "gpu")
     return results
 
 
@@ -67,7 +65,8 @@ def main() -> None:
         folder = save(SHAPES[options.shape], Path(name), getattr(torch, options.dtype))
         found: dict[str, object] = {**measure_engine(options.shape, device, options.dtype, folder)}
         if not options.no_cluster:
-            found["clusters"] = measure_clusters(folder, options.device, options.dtype).to_json()
+            results = measure_clusters(folder, options.device, options.dtype)
+            found["clusters"], found["failures"] = results.to_json(), results.failures
     text = json.dumps({"shape": options.shape, "torch": torch.__version__, **found}, indent=1)
     print(text)
     if options.json is not None:
