@@ -10,9 +10,11 @@ system that is measured runs: each is started, runs its workloads and is stopped
 import argparse
 import asyncio
 import json
+import signal
 import time
 from collections.abc import Collection, Sequence, Set
 from pathlib import Path
+from types import FrameType
 
 import aiohttp
 
@@ -128,8 +130,13 @@ def parts_of(options: argparse.Namespace) -> list[Part]:
     return [*PARTS, *([llama.part(options.llama_cpp)] if options.llama_cpp else [])]
 
 
+def _leave(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
 def main() -> None:
     options = parse_options()
+    signal.signal(signal.SIGTERM, _leave)  # as Ctrl-C does, it stops what runs
     collect_garbage_seldom()  # as a worker and a gateway do
     results, needed = Results(), with_needs(options.rows)
     names = {name for _, name in needed}
