@@ -58,6 +58,12 @@ class StoreIndex:
         """Memory that it takes."""
         return int(self.vectors.nbytes + self.file_numbers.nbytes + self.chunk_numbers.nbytes)
 
+    def first_rows(self) -> NDArray[numpy.intp]:
+        """Return where the vectors of each chunk begin, ``[num_chunks]``; a chunk's vectors follow each other."""
+        is_first = numpy.ones(len(self.vectors), dtype=bool)
+        is_first[1:] = (numpy.diff(self.file_numbers) != 0) | (numpy.diff(self.chunk_numbers) != 0)
+        return numpy.flatnonzero(is_first)
+
     def parts(self) -> "dict[FileKey, FileVectors]":
         """Return the vectors of each file, which are not copied."""
         ends = numpy.searchsorted(self.file_numbers, numpy.arange(len(self.files)), side="right")

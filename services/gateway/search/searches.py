@@ -124,20 +124,26 @@ def _hits(index: StoreIndex, queries: NDArray[numpy.float32], request: SearchReq
     """Return the best chunks of one store, each once; CPU work."""
     if not len(index.vectors):
         return []
-    scores = numpy.clip((index.vectors @ queries.T).max(axis=1), 0.0, 1.0)
+    rows = index.first_rows()
+    scores = numpy.maximum.reduceat((index.vectors @ queries.T).max(axis=1), rows).clip(0.0, 1.0)
     may_be_found = scores >= request.score_threshold
     if (wanted := request.filter) is not None:
         accepted = numpy.array([wanted.accepts(file.attributes) for file in index.files])
-        may_be_found &= accepted[index.file_numbers]
+        may_be_found &= accepted[index.file_numbers[rows]]
     candidates = numpy.flatnonzero(may_be_found)
-    found: dict[tuple[int, int], _Hit] = {}
-    for row in candidates[numpy.argsort(-scores[candidates], kind="stable")]:
-        place = (int(index.file_numbers[row]), int(index.chunk_numbers[row]))
-        if place not in found:
-            found[place] = _Hit(float(scores[row]), index, *place)
-        if len(found) == request.max_num_results:
-            break
-    return list(found.values())
+    best = candidates[_highest(scores[candidates], request.max_num_results)]
+    return [
+        _Hit(float(scores[chunk]), index, int(index.file_numbers[row]), int(index.chunk_numbers[row]))
+        for chunk, row in zip(best, rows[best], strict=True)
+    ]
+
+
+def _highest(scores: NDArray[numpy.float32], num_wanted: int) -> NDArray[numpy.intp]:
+    """Return the places of the highest of ``scores`` (``[num]``), the highest first, equal ones in their order."""
+    places = numpy.arange(len(scores))
+    if len(scores) > num_wanted:  # few are sorted: sorting all takes as long as the product with the matrix
+        places = numpy.flatnonzero(scores >= numpy.partition(scores, -num_wanted)[-num_wanted])
+    return places[numpy.argsort(-scores[places], kind="stable")][:num_wanted]
 
 
 def _result(hit: _Hit, text: str) -> SearchResult:

@@ -50,6 +50,16 @@ async def test_words_deep_inside_a_long_file_are_found_once(lib: Library) -> Non
     assert "xylophone" not in found[1]["content"][0]["text"]
 
 
+async def test_fewer_results_are_the_first_of_more(lib: Library) -> None:
+    words = " ".join(f"word{number} apples" if number % 7 else "pears" for number in range(600))
+    store, _ = await lib.indexed(words, "pears", words, chunking_strategy=SMALL)
+    every = await lib.search(store, ["apples", "pears"], max_num_results=50)
+
+    assert len(every) == 50
+    for num_wanted in (1, 2, 17):
+        assert await lib.search(store, ["apples", "pears"], max_num_results=num_wanted) == every[:num_wanted]
+
+
 async def test_several_queries_find_what_any_of_them_finds(lib: Library) -> None:
     store, file_ids = await lib.indexed(*FRUIT)
     found = await lib.search(store, ["trains and ships", "apples and pears"], max_num_results=2)
