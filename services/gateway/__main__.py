@@ -55,6 +55,7 @@ from services.gateway.routing.suspects import Suspects
 from services.gateway.runs.file_search import FileSearch
 from services.gateway.runs.model_turns import ModelTurns, TurnServices
 from services.gateway.runs.turns import Turns
+from services.gateway.sealing import Sealer
 from services.gateway.server import HttpServer
 from services.gateway.settings import GatewaySettings
 from services.gateway.store.object_store import ObjectStore
@@ -91,6 +92,8 @@ class Surroundings:
     shares: ShareLedger
     objects: ObjectStore
     executor: Executor
+    secret: bytes
+    """The cluster's."""
     registry: CollectorRegistry
     metrics: GatewayMetrics
     """Declared in ``registry``."""
@@ -134,8 +137,7 @@ def build(settings: GatewaySettings, around: Surroundings) -> Gateway:
     making = TurnServices(catalog, threads, admission, generation, observer, recorder, settings.default_max_tokens)
     files = _files(settings, around)
     search = FileSearch(files.searches, around.objects, catalog, threads, indexing_wait_s=settings.indexing_wait_s)
-    shared = JobSurroundings(around.objects, files.attachments, clock, drain, around.random)
-    jobs = _jobs(settings, shared, around.turns(making), search, around.metrics)
+    jobs = _jobs(settings, around, making, files, search, drain)
     openai = OpenAIServices(
         entrance=_entrance(settings, keys, clock),
         catalog=catalog,
@@ -273,9 +275,25 @@ def _generation(
 
 
 def _jobs(
-    settings: GatewaySettings, shared: JobSurroundings, turns: Turns, search: FileSearch, metrics: GatewayMetrics
+    settings: GatewaySettings,
+    around: Surroundings,
+    making: TurnServices,
+    files: FileServices,
+    search: FileSearch,
+    drain: Drain,
 ) -> JobParts:
-    parts = build_jobs(settings, shared, turns, search, metrics.jobs_taken.inc)
+    shared = JobSurroundings(
+        objects=around.objects,
+        attachments=files.attachments,
+        catalog=making.catalog,
+        threads=making.threads,
+        sealer=Sealer(around.secret, "compaction"),
+        clock=around.clock,
+        drain=drain,
+        random=around.random,
+    )
+    metrics = around.metrics
+    parts = build_jobs(settings, shared, around.turns(making), search, metrics.jobs_taken.inc)
     metrics.jobs_held.set_function(lambda: len(parts.jobs.held()))
     return parts
 
@@ -321,6 +339,7 @@ async def run(settings: GatewaySettings) -> None:
             shares=RedisShareLedger(state),
             objects=ObjectStore(state, Quota(settings.max_project_objects, settings.max_project_file_bytes)),
             executor=stack.enter_context(ThreadPoolExecutor(settings.text_threads, "text")),
+            secret=secret,
             registry=prometheus,
             metrics=metrics,
             clock=clock,

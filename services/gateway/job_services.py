@@ -12,6 +12,9 @@ from services.gateway.jobs.reader import EventReader
 from services.gateway.jobs.service import Jobs, JobServices
 from services.gateway.jobs.storage import JobStorage
 from services.gateway.jobs.sweeper import Sweeper
+from services.gateway.models import ModelCatalog
+from services.gateway.responses.compaction import Compactor
+from services.gateway.responses.history import ContextReader
 from services.gateway.responses.service import Responses
 from services.gateway.responses.work import ResponseWork
 from services.gateway.runs.file_search import FileSearch
@@ -19,10 +22,12 @@ from services.gateway.runs.service import Runs
 from services.gateway.runs.turn_log import TurnLog
 from services.gateway.runs.turns import Turns
 from services.gateway.runs.work import RunWork
+from services.gateway.sealing import Sealer
 from services.gateway.search.attachments import Attachments
 from services.gateway.settings import GatewaySettings
 from services.gateway.store.kinds import RESPONSE, RUN
 from services.gateway.store.object_store import ObjectStore
+from services.gateway.text.threads import TextThreads
 from services.telemetry.clock import Clock
 
 
@@ -37,11 +42,21 @@ class RunParts:
 
 
 @dataclass(frozen=True)
+class ResponseParts:
+    """What the endpoints of responses and conversations work with."""
+
+    service: Responses
+    compactor: Compactor
+    sealer: Sealer
+    """Opens what the compactor made."""
+
+
+@dataclass(frozen=True)
 class JobParts:
     """Finished collaborators of the endpoints of runs and responses, and what goes on beside the server."""
 
     runs: RunParts
-    responses: Responses
+    responses: ResponseParts
     reader: EventReader
     jobs: Jobs
     sweeper: Sweeper
@@ -53,6 +68,9 @@ class JobSurroundings:
 
     objects: ObjectStore
     attachments: Attachments
+    catalog: ModelCatalog
+    threads: TextThreads
+    sealer: Sealer
     clock: Clock
     drain: Drain
     random: Random
@@ -67,6 +85,7 @@ def build_jobs(
 ) -> JobParts:
     """Return the services, of which nothing runs yet; ``on_taken`` counts jobs that are taken over."""
     objects, clock = around.objects, around.clock
+    contexts = ContextReader(objects, around.sealer)
     storage, feed = JobStorage(objects, [RUN, RESPONSE]), Feed()
     terms = LeaseTerms(clock, settings.run_lease_s, settings.event_retention_s)
     turn_log = TurnLog(turns, clock, settings.run_flush_s)
@@ -76,12 +95,16 @@ def build_jobs(
 
     kinds = [
         JobKind(RUN, run_work),
-        JobKind(RESPONSE, lambda held: ResponseWork(held, turn_log, search)),
+        JobKind(RESPONSE, lambda held: ResponseWork(held, contexts, turn_log, search)),
     ]
     jobs = Jobs(JobServices(storage, feed, terms, kinds, settings.run_patience_s, on_taken))
     return JobParts(
         RunParts(Runs(jobs, objects, around.attachments, run_work), settings.run_expiry_s, settings.queue_runs),
-        Responses(jobs, objects, turns, terms, settings.response_expiry_s),
+        ResponseParts(
+            Responses(jobs, objects, contexts, turns, terms, settings.response_expiry_s),
+            Compactor(contexts, around.catalog, around.threads, turns, around.sealer),
+            around.sealer,
+        ),
         EventReader(storage, feed, jobs.is_here, wait_s=min(1.0, settings.redis_timeout_s / 2)),
         jobs,
         Sweeper(jobs, storage, terms, around.drain, around.random),

@@ -119,6 +119,7 @@ async def whole(**changes: Any) -> AsyncIterator[Whole]:
                 shares=MemoryShareLedger(clock),
                 objects=absent_objects(),
                 executor=executor,
+                secret=b"a secret of tests",
                 registry=metrics,
                 metrics=GatewayMetrics(metrics),
                 clock=clock,

@@ -63,6 +63,7 @@ PLAIN: Mapping[str, Any] = {
 FIELDS: Mapping[str, Mapping[str, Any]] = {
     "/embeddings": {"model": "text-embedding-3-small"},
     "/responses": PLAIN,
+    "/responses/compact": PLAIN,
     "/responses/input_tokens": PLAIN,
 }
 """Fields of single operations."""

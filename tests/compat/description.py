@@ -32,9 +32,8 @@ NOT_SERVED = {
     ("/chat/completions/{completion_id}", "delete"),
     ("/chat/completions/{completion_id}/messages", "get"),
     ("/models/{model}", "delete"),
-    ("/responses/compact", "post"),
 }
-"""Stored chats, the deletion of fine-tuned models, and compaction."""
+"""Stored chats, and the deletion of fine-tuned models."""
 ERROR = {"content": {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorResponse"}}}}
 """What OpenAI's description leaves out: the answer to a request that cannot be served."""
 STREAMED = {

@@ -268,6 +268,7 @@ async def world(
     embedder: EmbeddingClient | None = None,
     turns: Callable[[TurnServices], Turns] = ModelTurns,
     clock: ManualClock | None = None,
+    secret: bytes = b"a secret of tests",
     **changes: Any,
 ) -> AsyncIterator[World]:
     """A running gateway; ``changes`` are settings. Its runs are swept only when a test says so."""
@@ -292,6 +293,7 @@ async def world(
             shares=MemoryShareLedger(clock),
             objects=absent_objects() if objects is None else objects,
             executor=executor,
+            secret=secret,
             registry=metrics,
             metrics=GatewayMetrics(metrics),
             clock=clock,

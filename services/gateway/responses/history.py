@@ -1,20 +1,21 @@
 """Reads what a response goes on from: the responses before it, or a conversation, and its own input."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import orjson
 
 from services.errors import InvalidRequest, ObjectNotFound
 from services.gateway.jobs.events import ENDS, Body
-from services.gateway.responses.items import chat_message, is_cut_call, text_of
+from services.gateway.responses.items import chat_message, is_cut_call, summary_item, text_of, thread_behind
 from services.gateway.responses.state import ResponseState
 from services.gateway.runs.binding import Binding
 from services.gateway.runs.history import message_entry
 from services.gateway.runs.search_calls import NAME, Found
 from services.gateway.runs.turns import ChatMessage, HistoryEntry
+from services.gateway.sealing import Sealer
 from services.gateway.store.kinds import INPUT_ITEM, ITEM, MESSAGE, RESPONSE, Ref
-from services.gateway.store.object_store import Objects
+from services.gateway.store.object_store import Objects, ObjectStore
 from services.gateway.store.records import Query, Record
 
 MAX_CHARACTERS = 4_000_000
@@ -22,6 +23,9 @@ MAX_CHARACTERS = 4_000_000
 MAX_ANCESTORS = 1000
 """Responses that one may go on from, one behind the other: each of them is read."""
 _PAGE = 100
+
+Plain = Callable[[Body], Body]
+"""Returns an item as models read it, which none that is sealed is."""
 
 
 @dataclass(frozen=True)
@@ -113,23 +117,38 @@ class HistoryBuilder:
         self._lead_id = item["id"]
 
 
-async def read_context(objects: Objects, response: Body, thread: Ref | None, items: Iterable[Body]) -> Context:
-    """Return what a response goes on from, its own input at the end.
+class ContextReader:
+    """Reads what responses go on from."""
 
-    Raises:
-        InvalidRequest: there is no such response before it, or something that models of text cannot read.
-        ObjectNotFound: there is no such conversation.
-    """
-    builder, previous = HistoryBuilder(), response["previous_response_id"]
-    context = Context()
-    if thread is not None:
-        context = Context(last_child=await objects.last_child(thread))
-        await _read_thread(builder, objects, thread)
-    elif previous is not None:
-        context = Context(ancestors=await _read_chain(builder, objects, previous))
-    for item in items:
-        builder.add(item)
-    return replace(context, entries=builder.entries())
+    def __init__(self, objects: ObjectStore, sealer: Sealer) -> None:
+        """``sealer`` opens the summaries of conversations that were compacted."""
+        self._objects = objects
+        self._sealer = sealer
+
+    async def read(self, project: str, response: Body, items: Iterable[Body]) -> Context:
+        """Return what a response goes on from, its own input ``items`` at the end.
+
+        Raises:
+            InvalidRequest: there is no such response before it, or something that models of text cannot read.
+            ObjectNotFound: there is no such conversation.
+        """
+
+        def plain(item: Body) -> Body:
+            if item["type"] != "compaction":
+                return item
+            return summary_item(item["id"], self._sealer.opened(project, item["encrypted_content"]))
+
+        objects, builder = self._objects.of(project), HistoryBuilder()
+        thread, previous = thread_behind(response), response["previous_response_id"]
+        context = Context()
+        if thread is not None:
+            context = Context(last_child=await objects.last_child(thread))
+            await _read_thread(builder, objects, thread, plain)
+        elif previous is not None:
+            context = Context(ancestors=await _read_chain(builder, objects, previous, plain))
+        for item in items:
+            builder.add(plain(item))
+        return replace(context, entries=builder.entries())
 
 
 async def read_items(objects: Objects, response: Ref) -> list[Body]:
@@ -144,7 +163,7 @@ async def read_items(objects: Objects, response: Ref) -> list[Body]:
         after = page.records[-1].ref.id
 
 
-async def _read_thread(builder: HistoryBuilder, objects: Objects, thread: Ref) -> None:
+async def _read_thread(builder: HistoryBuilder, objects: Objects, thread: Ref, plain: Plain) -> None:
     records: list[Record] = []
     num_characters, after = 0, None
     while num_characters <= MAX_CHARACTERS:
@@ -157,12 +176,12 @@ async def _read_thread(builder: HistoryBuilder, objects: Objects, thread: Ref) -
         after = page.records[-1].ref.id
     for record in reversed(records):
         if record.ref.kind is ITEM:
-            _add(builder, record.body, _found_in(record))
+            _add(builder, plain(record.body), _found_in(record))
         elif record.body["content"]:
             builder.add_entry(message_entry(record))
 
 
-async def _read_chain(builder: HistoryBuilder, objects: Objects, previous: str) -> list[Ref]:
+async def _read_chain(builder: HistoryBuilder, objects: Objects, previous: str, plain: Plain) -> list[Ref]:
     chain: list[tuple[Record, list[Body]]] = []
     num_characters, name = 0, previous
     while name is not None and num_characters <= MAX_CHARACTERS:
@@ -179,7 +198,7 @@ async def _read_chain(builder: HistoryBuilder, objects: Objects, previous: str) 
         name = record.body["previous_response_id"]
     for record, items in reversed(chain):
         for item in items:
-            builder.add(item)
+            builder.add(plain(item))
         output, state = record.body["output"], ResponseState.from_bytes(record.private)
         for item in output:
             is_answer = item is output[-1] and item["type"] == "message"

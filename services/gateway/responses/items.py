@@ -23,7 +23,9 @@ _PREFIXES = {
     "function_call_output": "fco",
     "reasoning": "rs",
     "file_search_call": "fs",
+    "compaction": "cmp",
 }
+_SUMMARY = "The earlier part of this conversation was replaced by a summary of it:\n\n"
 
 
 def thread_of(conversation: Ref) -> Ref:
@@ -34,6 +36,12 @@ def thread_of(conversation: Ref) -> Ref:
 def conversation_of(thread: Ref) -> Ref:
     """Return the conversation that a thread is."""
     return CONVERSATION.ref(f"{CONVERSATION.prefix}_{thread.id.removeprefix('thread_')}")
+
+
+def thread_behind(response: Body) -> Ref | None:
+    """Return the thread that is the conversation of a response, if it has one."""
+    conversation = response["conversation"]
+    return None if conversation is None else thread_of(CONVERSATION.ref(conversation["id"]))
 
 
 def conversation_json(thread: Record) -> Body:
@@ -65,6 +73,16 @@ def call_item(item_id: str, call_id: str, name: str, arguments: str, status: str
     """Return a call of a function."""
     call = {"id": item_id, "type": "function_call", "status": status}
     return {**call, "call_id": call_id, "name": name, "arguments": arguments}
+
+
+def compaction_item(item_id: str, sealed: str) -> Body:
+    """Return what stands for the conversation before it; ``sealed`` is a summary of that."""
+    return {"id": item_id, "type": "compaction", "encrypted_content": sealed}
+
+
+def summary_item(item_id: str, summary: str) -> Body:
+    """Return what models read in the place of a conversation that was compacted."""
+    return message_item(item_id, "developer", [{"type": "input_text", "text": _SUMMARY + summary}])
 
 
 def is_cut_call(item: Body) -> bool:

@@ -11,8 +11,8 @@ from services.gateway.jobs.held import LeaseTerms
 from services.gateway.jobs.operations import ClaimThread, RequireIdleThread
 from services.gateway.jobs.service import Jobs, NewJob
 from services.gateway.responses.documents import response_event
-from services.gateway.responses.history import Context, read_context
-from services.gateway.responses.items import CONVERSATION, thread_of
+from services.gateway.responses.history import Context, ContextReader
+from services.gateway.responses.items import thread_behind
 from services.gateway.responses.planning import plan_response, with_sampling
 from services.gateway.responses.state import ResponseState
 from services.gateway.responses.work import sources_of
@@ -48,10 +48,19 @@ class RequireIdleConversation(RequireIdleThread):
 class Responses:
     """What clients do with responses."""
 
-    def __init__(self, jobs: Jobs, objects: ObjectStore, turns: Turns, terms: LeaseTerms, expiry_s: float) -> None:
+    def __init__(
+        self,
+        jobs: Jobs,
+        objects: ObjectStore,
+        contexts: ContextReader,
+        turns: Turns,
+        terms: LeaseTerms,
+        expiry_s: float,
+    ) -> None:
         """``expiry_s`` is the longest life of a response that has not ended."""
         self._jobs = jobs
         self._objects = objects
+        self._contexts = contexts
         self._turns = turns
         self._terms = terms
         self._expiry_s = expiry_s
@@ -84,7 +93,7 @@ class Responses:
             ObjectNotFound: there is no such conversation.
             Unavailable: nobody serves the model now.
         """
-        context = await read_context(self._objects.of(project), response, _thread(response), items)
+        context = await self._contexts.read(project, response, items)
         return len((await plan_response(self._turns, response, context.entries)).prompt_ids)
 
     async def cancel(self, project: str, ref: Ref) -> Body:
@@ -114,7 +123,7 @@ class Responses:
 
     async def _planned(self, project: str, response: Body, items: Sequence[Body]) -> tuple[Context, TurnPlan | None]:
         """Return what was before, and how the turn is made; no plan if it has to wait for the model."""
-        context = await read_context(self._objects.of(project), response, _thread(response), items)
+        context = await self._contexts.read(project, response, items)
         try:
             return context, await plan_response(self._turns, response, context.entries)
         except Unavailable:
@@ -123,7 +132,7 @@ class Responses:
             return context, None
 
     def _new_job(self, response: Body, items: Sequence[Body], context: Context, plan: TurnPlan | None) -> NewJob:
-        ref, thread = RESPONSE.ref(response["id"]), _thread(response)
+        ref, thread = RESPONSE.ref(response["id"]), thread_behind(response)
         claim = None if thread is None else ClaimConversation(thread, ref, last_child=context.last_child)
         # What is gone on from is kept as long as what goes on from it.
         kept_until = int(self._terms.clock.wall() + self._expiry_s + self._terms.retention_s)
@@ -143,11 +152,6 @@ class Responses:
 
 def _first_events(response: Body) -> list[Event]:
     return [response_event(response, "created"), response_event(response)]
-
-
-def _thread(response: Body) -> Ref | None:
-    conversation = response["conversation"]
-    return None if conversation is None else thread_of(CONVERSATION.ref(conversation["id"]))
 
 
 def _locked() -> InvalidRequest:

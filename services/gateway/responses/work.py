@@ -17,8 +17,8 @@ from services.gateway.jobs.execution import Cancelled, Ending, Expired, Failed
 from services.gateway.jobs.held import HeldJob, Writing
 from services.gateway.responses import documents
 from services.gateway.responses.documents import response_event
-from services.gateway.responses.history import own_work, read_context, read_items
-from services.gateway.responses.items import CONVERSATION, creation, is_cut_call, thread_of
+from services.gateway.responses.history import ContextReader, own_work, read_items
+from services.gateway.responses.items import creation, is_cut_call, thread_behind
 from services.gateway.responses.planning import plan_response, with_sampling
 from services.gateway.responses.state import ResponseState
 from services.gateway.responses.transcript import Citable, Transcript, TranscriptWriter
@@ -32,7 +32,7 @@ from services.gateway.runs.turns import HistoryEntry, TurnEnded, TurnEvent, Turn
 from services.gateway.search.filter_json import filter_of
 from services.gateway.store.changes import Create, Operation
 from services.gateway.store.expiry import ExpireAt
-from services.gateway.store.kinds import OUTPUT_ITEM, Ref
+from services.gateway.store.kinds import OUTPUT_ITEM
 from services.telemetry.logs import get_logger
 
 UNSTORED_S = 60
@@ -44,8 +44,9 @@ _log = get_logger(__name__)
 class ResponseWork:
     """The work on one response."""
 
-    def __init__(self, held: HeldJob, turn_log: TurnLog, search: FileSearch) -> None:
+    def __init__(self, held: HeldJob, contexts: ContextReader, turn_log: TurnLog, search: FileSearch) -> None:
         self._held = held
+        self._contexts = contexts
         self._turn_log = turn_log
         self._search = search
         self._state = ResponseState.from_bytes(held.private)
@@ -55,11 +56,6 @@ class ResponseWork:
     def held(self) -> HeldJob:
         """The response."""
         return self._held
-
-    @property
-    def _thread(self) -> Ref | None:
-        conversation = self.held.body["conversation"]
-        return None if conversation is None else thread_of(CONVERSATION.ref(conversation["id"]))
 
     async def resume(self) -> None:
         """Read what the response has said."""
@@ -107,7 +103,7 @@ class ResponseWork:
             await self._end((), documents.incomplete(held.body, self._said.output, job.total), self._state)
             return None
         items = await read_items(held.jobs.objects, held.ref)
-        context = await read_context(held.jobs.objects, held.body, self._thread, items)
+        context = await self._contexts.read(held.jobs.project, held.body, items)
         own = own_work(self._said.output, self._state.found)
         history = [*context.entries, *([replace(own, binding=job.called)] if own is not None else [])]
         called = called_by(own) if own is not None else ()
@@ -168,7 +164,7 @@ class ResponseWork:
 
     async def _additions(self, output: Sequence[Body], state: ResponseState) -> list[Operation]:
         """Return what the response adds to its conversation."""
-        if (thread := self._thread) is None:
+        if (thread := thread_behind(self.held.body)) is None:
             return []
         items = await read_items(self.held.jobs.objects, self.held.ref)
         bound = {item_id: orjson.dumps(asdict(found)) for item_id, found in state.found.items()}

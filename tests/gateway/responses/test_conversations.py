@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from services.gateway.responses.history import read_context
+from services.gateway.responses.history import ContextReader
 from services.gateway.runs.turns import Called, Said, TurnEnded, TurnEvent
 from tests.gateway.apis.stored import refusal, stored_world
 from tests.gateway.responses.client import Caller, said, shape
@@ -193,13 +193,15 @@ async def test_a_conversation_is_claimed_as_it_was_read(w: World, monkeypatch: p
     conversation = await caller.conversation(user("hello"))
     path = f"/v1/conversations/{conversation}/items"
 
-    async def meanwhile(*args: Any, **options: Any) -> Any:
-        context = await read_context(*args, **options)
+    read = ContextReader.read
+
+    async def meanwhile(reader: ContextReader, *args: Any) -> Any:
+        context = await read(reader, *args)
         if len(await caller.items(conversation)) == 1:
             await caller.post(path, items=[user("world")])
         return context
 
-    monkeypatch.setattr("services.gateway.responses.service.read_context", meanwhile)
+    monkeypatch.setattr(ContextReader, "read", meanwhile)
     await caller.create("What?", conversation=conversation)
     [request] = w.decode.requests
 

@@ -1,6 +1,7 @@
 """The official client's own ways with responses: streams, polling, structured outputs, functions, conversations."""
 
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
@@ -97,3 +98,21 @@ async def test_refusals_have_their_texts(w: World) -> None:
             await client.responses.cancel(response.id)
         with pytest.raises(openai.NotFoundError, match="Response with id 'resp_none' not found"):
             await client.responses.retrieve("resp_none")
+
+
+async def test_what_was_compacted_is_gone_on_from(tmp_path: Path) -> None:
+    turns = FakeTurns(text("It is ", "Paris."), text("They asked ", "for Paris."), text("It still ", "is."))
+    async with stored_world(tmp_path, turns=lambda services: turns) as w, client_of(w) as client:
+        first = await client.responses.create(model=MODEL, input="Where?")
+        compacted = await client.responses.compact(model=MODEL, previous_response_id=first.id)
+        # The client's type of a message in an output has no user.
+        asked: list[Any] = [item.to_dict(warnings=False) for item in compacted.output]
+        second = await client.responses.create(model=MODEL, input=[*asked, {"role": "user", "content": "And now?"}])
+
+    assert [item.type for item in compacted.output] == ["message", "compaction"]
+    assert (compacted.object, compacted.usage.output_tokens) == ("response.compaction", 3)
+    assert second.output_text == "It still is."
+    told = [message for entry in turns.requests[-1].history for message in entry.messages]
+    assert [message["role"] for message in told] == ["user", "system", "user"]
+    assert told[0]["content"] == "Where?"
+    assert told[1]["content"].endswith(":\n\nThey asked for Paris.")

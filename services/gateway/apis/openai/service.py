@@ -14,12 +14,11 @@ from services.gateway.connection import while_connected
 from services.gateway.entrance import Entrance
 from services.gateway.exchange import Exchange
 from services.gateway.file_services import FileServices
-from services.gateway.job_services import RunParts
+from services.gateway.job_services import ResponseParts, RunParts
 from services.gateway.jobs.reader import EventReader
 from services.gateway.models import ModelCatalog
 from services.gateway.recorder import TimelineRecorder
 from services.gateway.replies import JsonReply
-from services.gateway.responses.service import Responses
 from services.gateway.store.object_store import ObjectStore
 from services.gateway.stream import EventStream
 from services.gateway.text.threads import TextThreads
@@ -51,7 +50,7 @@ class OpenAIServices:
     objects: ObjectStore
     files: FileServices
     runs: RunParts
-    responses: Responses
+    responses: ResponseParts
     reader: EventReader
     """Reads what runs and responses said."""
     is_lenient: bool

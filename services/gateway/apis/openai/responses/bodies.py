@@ -9,6 +9,7 @@ from services.errors import InvalidRequest
 from services.gateway.apis.openai.objects import Metadata
 from services.gateway.apis.openai.responses.items import Item, Name, Text, text_or_list
 from services.gateway.apis.openai.schemas import MAX_DESCRIPTION_LENGTH, MAX_MESSAGES, MAX_NAME_LENGTH, MAX_TOOLS
+from services.gateway.models import ModelCatalog
 from services.gateway.search.filter_json import filter_of
 from services.gateway.store.kinds import Ref
 from services.gateway.validation import TAG_MARK, Body, Json, type_tag
@@ -111,8 +112,8 @@ def _conversation_tag(value: Any) -> str | None:
     return f"{TAG_MARK}name" if isinstance(value, str) else f"{TAG_MARK}object"
 
 
-class ResponseFields(Body):
-    """What decides the prompt of a response."""
+class ContextFields(Body):
+    """What a response goes on from."""
 
     model: str | None = Field(default=None, max_length=MAX_NAME_LENGTH)
     input: (
@@ -126,6 +127,11 @@ class ResponseFields(Body):
     ) = None
     instructions: Annotated[str, Field(max_length=MAX_INSTRUCTIONS_LENGTH)] | None = None
     previous_response_id: Name | None = None
+
+
+class ResponseFields(ContextFields):
+    """What decides the prompt of a response."""
+
     conversation: (
         Annotated[
             Annotated[Name, Tag("~name")] | Annotated[ConversationName, Tag("~object")],
@@ -172,6 +178,31 @@ class CreateResponse(ResponseFields):
     user: Annotated[str, Field(max_length=MAX_NAME_LENGTH)] | None = None
 
 
+class CompactResponse(ContextFields):
+    """Body of ``POST /v1/responses/compact``."""
+
+    prompt_cache_key: Annotated[str, Field(max_length=MAX_NAME_LENGTH)] | None = None
+    service_tier: Annotated[str, AfterValidator(str.lower), Field(max_length=64)] | None = None
+
+
+async def model_of(body: ContextFields, catalog: ModelCatalog) -> str:
+    """Return the model that is named; tests written for a mock name none."""
+    return (await catalog.listed())[0].name if body.model is None else body.model
+
+
+def check_compaction(body: CompactResponse, *, is_lenient: bool) -> None:
+    """Refuse a compaction of nothing, or by no model.
+
+    Raises:
+        InvalidRequest: it is one; ``param`` names the field that is missing.
+    """
+    if is_lenient:
+        return
+    _require_model(body)
+    if not body.input and body.previous_response_id is None:
+        raise _missing("input", "One of 'input' or 'previous_response_id' must be provided: what is to be compacted.")
+
+
 def check_fields(body: ResponseFields, *, is_lenient: bool) -> None:
     """Refuse a body whose fields contradict each other.
 
@@ -180,8 +211,7 @@ def check_fields(body: ResponseFields, *, is_lenient: bool) -> None:
     """
     if is_lenient:
         return
-    if body.model is None:
-        raise _missing("model", "Missing required parameter: 'model'.")
+    _require_model(body)
     for place, tool in enumerate(body.tools or ()):
         if isinstance(tool, FileSearchTool) and tool.filters:
             filter_of(tool.filters, f"tools[{place}].filters")
@@ -274,6 +304,11 @@ def _tool_json(tool: Tool) -> Mapping[str, Any]:
         return tool.model_dump(exclude_none=True)
     shown = {"type": "function", "name": tool.name, "description": tool.description}
     return {**shown, "parameters": tool.parameters, "strict": tool.strict is not False}
+
+
+def _require_model(body: ContextFields) -> None:
+    if body.model is None:
+        raise _missing("model", "Missing required parameter: 'model'.")
 
 
 def _missing(param: str, message: str) -> InvalidRequest:

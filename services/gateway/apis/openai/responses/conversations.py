@@ -1,5 +1,6 @@
 """``/v1/conversations``: threads in another form."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import Field
@@ -11,6 +12,7 @@ from services.gateway.apis.openai.assistants.threads import thread_json
 from services.gateway.apis.openai.objects import Call, Metadata, ObjectEndpoint, listed_bodies
 from services.gateway.apis.openai.responses.items import Item, kept_items
 from services.gateway.apis.openai.service import OpenAIServices
+from services.gateway.jobs.events import Body as ItemBody
 from services.gateway.problems import wrong_prefix
 from services.gateway.replies import JsonReply
 from services.gateway.responses.items import (
@@ -58,7 +60,7 @@ class Conversations(ObjectEndpoint):
         call = await self._call(request)
         body = await self._body(request, CreateConversation)
         thread, created = THREAD.new_ref(), call.exchange.created
-        items = await kept_items(call.objects, body.items or ())
+        items = await self._kept(call, body.items or ())
         make = Create(thread, thread_json(thread, created, {}, body.metadata or {}))
         await call.objects.apply([make, *(creation(item, thread, created) for item in items)])
         return JsonReply(conversation_json(Record(thread, make.body, 1, 0)))
@@ -88,7 +90,7 @@ class Conversations(ObjectEndpoint):
         """Add items."""
         call = await self._call(request)
         thread, body = await self._thread(request, call), await self._body(request, CreateItems)
-        items = await kept_items(call.objects, body.items)
+        items = await self._kept(call, body.items)
         creations = [creation(item, thread.ref, call.exchange.created) for item in items]
         await call.objects.apply([RequireIdleConversation(thread.ref), *creations])
         return JsonReply(listed_bodies(items, has_more=False))
@@ -112,6 +114,18 @@ class Conversations(ObjectEndpoint):
         item = await self._item(request, call, thread)
         await call.objects.apply([RequireIdleConversation(thread.ref), Delete(item.ref, parent=thread.ref)])
         return JsonReply(conversation_json(thread))
+
+    async def _kept(self, call: Call, items: Sequence[Item]) -> list[ItemBody]:
+        """Return items as they are kept.
+
+        Raises:
+            InvalidRequest: a reference names nothing, or what a compaction holds cannot be read.
+        """
+        kept = await kept_items(call.objects, items)
+        for item in kept:
+            if item["type"] == "compaction":
+                self._services.responses.sealer.opened(call.exchange.project, item["encrypted_content"])
+        return kept
 
     async def _thread(self, request: Request, call: Call) -> Record:
         return await conversation_named(self._services, call, request.path_params["conversation_id"])

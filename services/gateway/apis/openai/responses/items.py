@@ -8,12 +8,20 @@ from pydantic import Discriminator, Field, Tag
 from services.errors import InvalidRequest, ObjectNotFound
 from services.gateway.apis.openai.schemas import MAX_NAME_LENGTH, MAX_PARTS
 from services.gateway.jobs.events import Body as ItemBody
-from services.gateway.responses.items import call_item, item_of, message_item, new_item_id, output_text
+from services.gateway.responses.items import (
+    call_item,
+    compaction_item,
+    item_of,
+    message_item,
+    new_item_id,
+    output_text,
+)
 from services.gateway.store.kinds import INPUT_ITEM, ITEM, MESSAGE, OUTPUT_ITEM
 from services.gateway.store.object_store import Objects
 from services.gateway.validation import TAG_MARK, Body, Json, type_tag
 
 MAX_TEXT_LENGTH = 10 * 2**20
+MAX_SEALED_LENGTH = 20 * 2**20
 Text = Annotated[str, Field(max_length=MAX_TEXT_LENGTH)]
 Name = Annotated[str, Field(max_length=MAX_NAME_LENGTH)]
 
@@ -116,6 +124,13 @@ class ReasoningItem(Body):
     content: list[dict[str, Json]] | None = Field(default=None, max_length=MAX_PARTS)
 
 
+class CompactionItem(Body):
+    """What a conversation was compacted to."""
+
+    type: Literal["compaction"]
+    encrypted_content: str = Field(max_length=MAX_SEALED_LENGTH)
+
+
 class ItemReference(Body):
     """An item that is kept already."""
 
@@ -135,6 +150,7 @@ Item = Annotated[
     | Annotated[CallItem, Tag("~function_call")]
     | Annotated[CallOutputItem, Tag("~function_call_output")]
     | Annotated[ReasoningItem, Tag("~reasoning")]
+    | Annotated[CompactionItem, Tag("~compaction")]
     | Annotated[ItemReference, Tag("~item_reference")],
     Discriminator(_item_tag),
 ]
@@ -149,12 +165,21 @@ async def kept_items(objects: Objects, items: Sequence[Item]) -> list[ItemBody]:
     return [await _referenced(objects, item) if isinstance(item, ItemReference) else _kept(item) for item in items]
 
 
+async def input_items(objects: Objects, given: str | Sequence[Item] | None) -> list[ItemBody]:
+    """Return the input of a response as it is kept.
+
+    Raises:
+        InvalidRequest: a reference names nothing.
+    """
+    return [user_item(given)] if isinstance(given, str) else await kept_items(objects, given or ())
+
+
 def user_item(text: str) -> ItemBody:
     """Return a message of the user."""
     return message_item(new_item_id("message"), "user", [{"type": "input_text", "text": text}])
 
 
-def _kept(item: MessageItem | CallItem | CallOutputItem | ReasoningItem) -> ItemBody:
+def _kept(item: MessageItem | CallItem | CallOutputItem | ReasoningItem | CompactionItem) -> ItemBody:
     item_id = new_item_id(item.type)
     match item:
         case MessageItem():
@@ -165,6 +190,8 @@ def _kept(item: MessageItem | CallItem | CallOutputItem | ReasoningItem) -> Item
             output = item.output if isinstance(item.output, str) else [_part(part) for part in item.output]
             kept = {"id": item_id, "type": item.type, "status": "completed"}
             return {**kept, "call_id": item.call_id, "output": output}
+        case CompactionItem():
+            return compaction_item(item_id, item.encrypted_content)
         case ReasoningItem():
             return {"id": item_id, **item.model_dump(exclude_none=True)}
 

@@ -14,11 +14,12 @@ from services.gateway.apis.openai.responses.bodies import (
     ResponseFields,
     check_creation,
     check_fields,
+    model_of,
     prompt_json,
     response_json,
 )
 from services.gateway.apis.openai.responses.conversations import conversation_named
-from services.gateway.apis.openai.responses.items import kept_items, user_item
+from services.gateway.apis.openai.responses.items import input_items
 from services.gateway.apis.openai.responses.stream import ResponseStream
 from services.gateway.connection import while_connected
 from services.gateway.jobs.events import PAUSES, Body, LogEntry
@@ -48,8 +49,8 @@ class ResponseEndpoints(ObjectEndpoint):
         self._services.answers.require_room(call.exchange.project)
         items = await self._items(call, body)
         ref = RESPONSE.new_ref()
-        shown = response_json(ref, await self._model(body), body, call.exchange.created)
-        response = await self._services.responses.create(call.exchange.project, shown, items)
+        shown = response_json(ref, await model_of(body, self._services.catalog), body, call.exchange.created)
+        response = await self._services.responses.service.create(call.exchange.project, shown, items)
         entries = self._entries((call.exchange.project, ref), is_kept=response["store"])
         if body.stream:
             return ResponseStream(entries).reply(self._services)
@@ -72,13 +73,13 @@ class ResponseEndpoints(ObjectEndpoint):
         """End a response in the background; what it said so far stays."""
         call = await self._call(request)
         ref = (await self._stored(request, call)).ref
-        return _reply(await self._services.responses.cancel(call.exchange.project, ref))
+        return _reply(await self._services.responses.service.cancel(call.exchange.project, ref))
 
     async def delete(self, request: Request) -> Response:
         """Delete a response; what it added to a conversation stays there."""
         call = await self._call(request)
         ref = (await self._stored(request, call)).ref
-        await self._services.responses.delete(call.exchange.project, ref)
+        await self._services.responses.service.delete(call.exchange.project, ref)
         return JsonReply({"id": ref.id, "object": "response", "deleted": True})
 
     async def input_items(self, request: Request) -> Response:
@@ -93,31 +94,15 @@ class ResponseEndpoints(ObjectEndpoint):
         body = await self._body(request, ResponseFields)
         check_fields(body, is_lenient=self._services.is_lenient)
         items = await self._items(call, body)
-        shown = prompt_json(RESPONSE.new_ref(), await self._model(body), body)
+        shown = prompt_json(RESPONSE.new_ref(), await model_of(body, self._services.catalog), body)
         shown = {**shown, "max_output_tokens": MIN_OUTPUT_TOKENS}  # no more room than that has to be left
-        count = await self._services.responses.count_tokens(call.exchange.project, shown, items)
+        count = await self._services.responses.service.count_tokens(call.exchange.project, shown, items)
         return JsonReply({"object": "response.input_tokens", "input_tokens": count})
-
-    async def compact(self, request: Request) -> Response:
-        """Refuse to compact."""
-        await self._call(request)
-        raise InvalidRequest(
-            "Conversations are not compacted here. Leave out old items instead, or set 'truncation' to 'auto': then "
-            "what does not fit into the context is left out, in rare and large steps."
-        )
 
     async def _items(self, call: Call, body: ResponseFields) -> Sequence[Body]:
         if body.conversation_id is not None:
             await conversation_named(self._services, call, body.conversation_id)
-        if isinstance(body.input, str):
-            return [user_item(body.input)]
-        return await kept_items(call.objects, body.input or ())
-
-    async def _model(self, body: ResponseFields) -> str:
-        """Return the model that is named; tests written for a mock name none."""
-        if body.model is None:
-            return (await self._services.catalog.listed())[0].name
-        return body.model
+        return await input_items(call.objects, body.input)
 
     async def _stored(self, request: Request, call: Call) -> Record:
         """Return the response that the path names.
@@ -154,7 +139,7 @@ class ResponseEndpoints(ObjectEndpoint):
 
     async def _forget(self, project: str, ref: Ref) -> None:
         try:
-            await self._services.responses.delete(project, ref)
+            await self._services.responses.service.delete(project, ref)
         except TandemError as error:  # it goes when its time is over
             _log.warning("response.not_removed", response=ref.id, reason=error.message)
 

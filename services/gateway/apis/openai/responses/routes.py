@@ -2,6 +2,7 @@
 
 from fastapi import APIRouter
 
+from services.gateway.apis.openai.responses.compact import CompactionEndpoint
 from services.gateway.apis.openai.responses.conversations import Conversations
 from services.gateway.apis.openai.responses.responses import ResponseEndpoints
 from services.gateway.apis.openai.service import OpenAIServices
@@ -14,7 +15,7 @@ def responses_routes(services: OpenAIServices) -> APIRouter:
     one = "/responses/{response_id}"
     router.add_api_route("/responses", responses.create, methods=["POST"])
     router.add_api_route("/responses/input_tokens", responses.input_tokens, methods=["POST"])
-    router.add_api_route("/responses/compact", responses.compact, methods=["POST"])
+    router.add_api_route("/responses/compact", CompactionEndpoint(services).create, methods=["POST"])
     router.add_api_route(one, responses.get, methods=["GET"])
     router.add_api_route(one, responses.delete, methods=["DELETE"])
     router.add_api_route(f"{one}/cancel", responses.cancel, methods=["POST"])
