@@ -31,6 +31,8 @@ from services.telemetry.logs import get_logger
 SUMMARY_SHARE = 8
 """An eighth of the context is the most that a summary may have."""
 MAX_SUMMARY_TOKENS = 4096
+MIN_SUMMARY_TOKENS = 128
+"""What a summary may have of a conversation without words; of another, as many more as that has."""
 KEPT_SHARE = 4
 """A fourth of the context is the most that the messages which stay as they are may have."""
 MAX_PARTS = 16
@@ -69,7 +71,7 @@ class Compactor:
         self._sealer = sealer
 
     async def compact(self, project: str, response: Body, items: Sequence[Body], deadline_s: float) -> Compacted:
-        """Return what ``response``, which may leave out what does not fit, would go on from, compacted.
+        """Return what ``response`` would go on from, compacted.
 
         Args:
             project: whose conversation it is.
@@ -85,9 +87,12 @@ class Compactor:
         """
         model = await self._catalog.resolve(response["model"])
         entries = (await self._contexts.read(project, response, items)).entries
-        length = model.card.context_length
-        kept = await self._threads.run(lambda: kept_messages(model, entries, length // KEPT_SHARE))
-        asked = {**response, "max_output_tokens": min(length // SUMMARY_SHARE, MAX_SUMMARY_TOKENS)}
+        kept = await self._threads.run(lambda: _kept_messages(model, entries))
+        limit = await self._threads.run(lambda: _summary_limit(model, entries))
+        # As the authors of the model advise, else with the likeliest words.
+        temperature = None if "temperature" in model.card.generation_defaults else 0.0
+        # What a plan leaves out for want of room is summarised apart.
+        asked = {**response, "max_output_tokens": limit, "temperature": temperature, "truncation": "auto"}
         summarising = _Summarising(self._turns, TurnContext(project, response["id"], deadline_s), asked)
         summary = await summarising.summary_of(entries)
         _log.event("conversation.compacted", response=response["id"], tokens=summarising.used.completion_tokens)
@@ -95,22 +100,39 @@ class Compactor:
         return Compacted([*kept, compaction], summarising.used)
 
 
-def kept_messages(model: ServedModel, entries: Sequence[HistoryEntry], num_tokens: int) -> list[Body]:
-    """Return the last messages of the user that have ``num_tokens`` at most together; CPU work."""
+def _kept_messages(model: ServedModel, entries: Sequence[HistoryEntry]) -> list[Body]:
+    """Return the last messages of the user, as many as have room; CPU work."""
     kept: list[Body] = []
+    room = model.card.context_length // KEPT_SHARE
     for entry in reversed(entries):
         said = entry.messages[-1]
         if said["role"] != "user":
             continue
         text = str(said["content"])
-        if len(text) > model.tokenizer.max_characters:
-            break
-        num_tokens -= len(model.tokenizer.raw.encode(text, add_special_tokens=False).ids)
-        if num_tokens < 0:
+        room -= _num_tokens(model, text)
+        if room < 0:
             break
         item_id = entry.message_id or new_item_id("message")
         kept.append(message_item(item_id, "user", [{"type": "input_text", "text": text}]))
     return kept[::-1]
+
+
+def _summary_limit(model: ServedModel, entries: Sequence[HistoryEntry]) -> int:
+    """Return how many tokens a summary may have, which shall not be longer than a conversation; CPU work."""
+    most = min(model.card.context_length // SUMMARY_SHARE, MAX_SUMMARY_TOKENS)
+    limit = MIN_SUMMARY_TOKENS
+    for message in (message for entry in entries for message in entry.messages):
+        if limit >= most:
+            break
+        limit += _num_tokens(model, str(message["content"]))
+    return min(limit, most)
+
+
+def _num_tokens(model: ServedModel, text: str) -> int:
+    """Return the tokens of a text; of one that is too long for the context in any case, its characters."""
+    if len(text) > model.tokenizer.max_characters:
+        return len(text)
+    return len(model.tokenizer.raw.encode(text, add_special_tokens=False).ids)
 
 
 class _Summarising:

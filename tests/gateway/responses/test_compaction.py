@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from services.gateway.apis.openai.responses.items import MAX_SEALED_LENGTH
-from services.gateway.responses.compaction import MAX_PARTS
+from services.gateway.responses.compaction import MAX_PARTS, MIN_SUMMARY_TOKENS
 from tests.gateway.apis.stored import refusal, stored_world
 from tests.gateway.responses.client import Caller, said
 from tests.gateway.runs.fake_turns import FakeTurns, calls, text
@@ -28,6 +28,7 @@ TALK = [
     {"role": "assistant", "content": "It is Paris, world."},
     {"role": "user", "content": "hello"},
 ]
+LIMIT = MIN_SUMMARY_TOKENS + sum(len(tokens(each["content"])) for each in TALK)
 
 
 @pytest.fixture
@@ -76,7 +77,7 @@ async def test_the_words_of_the_user_are_kept_and_a_summary_of_all(w: World) -> 
     assert told.startswith("<|im_start|>system\nBe polite.<|im_end|>\n<|im_start|>system\nBe short.<|im_end|>\n")
     assert "It is Paris, world.<|im_end|>" in told
     assert told.count("<|im_start|>user\nWrite a summary of our conversation so far") == 1
-    assert request.sampling.max_tokens == CONTEXT // 8
+    assert request.sampling.max_tokens == LIMIT
     num_prompt, num_written = len(request.prompt_token_ids), len(tokens(SUMMARY)) + 1
     assert compacted["usage"] == {
         "input_tokens": num_prompt,
@@ -85,6 +86,17 @@ async def test_the_words_of_the_user_are_kept_and_a_summary_of_all(w: World) -> 
         "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": num_prompt + num_written,
     }
+
+
+@pytest.mark.parametrize(("advised", "temperature"), [({}, 0.0), ({"temperature": 0.75}, 0.75)])
+async def test_a_summary_is_written_as_the_authors_of_the_model_advise(
+    tmp_path: Path, advised: dict[str, float], temperature: float
+) -> None:
+    model = card(context_length=CONTEXT, generation_defaults=advised)
+    async with stored_world(tmp_path, model=model) as w:
+        await compact(w, TALK)
+
+        assert w.decode.requests[0].sampling.temperature == temperature
 
 
 async def test_nothing_is_stored(w: World) -> None:
@@ -255,6 +267,7 @@ async def test_what_does_not_fit_is_summarised_first(w: World) -> None:
     prompts = [prompt(w, place) for place in range(len(w.decode.requests))]
 
     assert len(prompts) > 2
+    assert {request.sampling.max_tokens for request in w.decode.requests} == {CONTEXT // 8}
     for each in talk:
         assert sum(f"{each['content']}<|im_end|>" in told for told in prompts) == 1
     assert [told.count(LEAD) for told in prompts] == [0, *(1 for _ in prompts[1:])]
@@ -321,7 +334,7 @@ async def test_a_summary_at_its_limit_is_one_and_none_at_all_is_an_error(w: Worl
     compacted = await Caller(w).post("/v1/responses/compact", model=MODEL, input=TALK)
     status, error = refusal(await w.post("/v1/responses/compact", {"model": MODEL, "input": TALK}))
 
-    assert compacted["usage"]["output_tokens"] == CONTEXT // 8
+    assert compacted["usage"]["output_tokens"] == LIMIT
     assert (status, error["message"].partition(".")[0]) == (502, "The model wrote no summary of the conversation")
 
 

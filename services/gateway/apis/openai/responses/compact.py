@@ -29,10 +29,7 @@ class CompactionEndpoint(ObjectEndpoint):
         services.answers.require_room(call.exchange.project)
         items = await input_items(call.objects, body.input)
         ref, model = RESPONSE.new_ref(), await model_of(body, services.catalog)
-        # What does not fit is summarised apart, not left out: responses/compaction.py.
-        fields = ResponseFields(
-            instructions=body.instructions, previous_response_id=body.previous_response_id, truncation="auto"
-        )
+        fields = ResponseFields(instructions=body.instructions, previous_response_id=body.previous_response_id)
         work = services.responses.compactor.compact(
             call.exchange.project, prompt_json(ref, model, fields), items, call.exchange.deadline_s
         )
