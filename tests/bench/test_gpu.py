@@ -12,8 +12,11 @@ TINY = SHAPES["tiny"]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save(TINY, tmp_path_factory.mktemp("tiny"), torch.float32)
+def folder(tmp_path_factory: pytest.TempPathFactory, kernels: Path) -> Path:
+    """The model, beside the kernels that this host has compiled already."""
+    saved = save(TINY, tmp_path_factory.mktemp("tiny"), torch.float32)
+    (saved / "kernels").symlink_to(kernels, target_is_directory=True)
+    return saved
 
 
 def test_every_figure_comes_out(folder: Path) -> None:

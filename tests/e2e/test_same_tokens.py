@@ -30,17 +30,17 @@ class Group:
 def groups(prompts: Prompts) -> list[Group]:
     text, ids = prompts.text, prompts.ids
     shared = text(240, seed=900)
-    single = [Group("single", [text(length, seed=length)], 16) for length in (5, 7, 24, 61, 200)]
+    single = [Group("single", [text(length, seed=length)], 10) for length in (5, 7, 24, 61, 200)]
     borders = [
-        Group("block border", [text(n - 1, n), text(n, n), text(n + 1, n)], 12, f"at {n}") for n in (16, 32, 128)
+        Group("block border", [text(n - 1, n), text(n, n), text(n + 1, n)], 8, f"at {n}") for n in (16, 32, 128)
     ]
     return [
         *single,
         *borders,
-        Group("random ids", [ids(length, seed=length) for length in (5, 16, 40, 63, 95, 160)], 16),
-        Group("batch", [text(length, seed=length) for length in range(20, 200, 18)], 24, "batch"),
+        Group("random ids", [ids(length, seed=length) for length in (5, 16, 40, 63, 95, 160)], 10),
+        Group("batch", [text(length, seed=length) for length in range(20, 200, 18)], 12, "batch"),
         Group("shared prefix, first", [shared + ids(10, seed=1)], 8, "shared"),
-        Group("shared prefix", [shared + ids(length, seed=length) for length in (1, 16, 17, 33, 50)], 12, "shared"),
+        Group("shared prefix", [shared + ids(length, seed=length) for length in (1, 16, 17, 33, 50)], 8, "shared"),
         Group("chunk borders", [text(MAX_STEP_TOKENS + n, seed=n) for n in (-1, 0, 1)], 8),
         Group("several chunks", [ids(2 * MAX_STEP_TOKENS, seed=3), text(700, seed=4)], 8),
         Group("3,000 tokens", [text(3000, seed=5)], 8),
@@ -87,7 +87,7 @@ def _compare(answer: Answer, expected: Expected) -> bool:
 
 LOCAL_TOKENS = 64
 """Shorter prompts are computed by the decode worker unless somebody insists: its default."""
-NUM_TOKENS = 16
+NUM_TOKENS = 10
 SAMPLINGS = {"greedy": greedy(NUM_TOKENS), "seeded": seeded(NUM_TOKENS, seed=20_25)}
 NUM_RESUMED = (0, 1, 6, NUM_TOKENS - 1)
 
