@@ -172,8 +172,7 @@ class Generation:
         self._is_running = False
         num_tokens = route.num_uncached_tokens if self._kv_source is None else 0  # to be computed anew
         with self._router.flight(route, num_tokens) as flight:
-            events = PacedEvents(self._client.generate(route.decode.address, message))
-            async with events.closing():
+            async with PacedEvents(self._client.generate(route.decode.address, message)) as events:
                 event = await self._next(events, self._limits.accept_timeout_s, "acceptance")
                 if self._accept(route, flight, event):
                     yield Accepted()
