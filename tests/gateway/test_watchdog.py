@@ -1,6 +1,7 @@
 """One timer for many waits."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -40,7 +41,9 @@ async def test_a_timer_that_goes_off_between_two_waits_ends_none() -> None:
 
     with watchdog.within(0.01):
         await asyncio.sleep(0)
-    await asyncio.sleep(0.02)
+    gone_off = asyncio.Event()
+    asyncio.get_running_loop().call_later(0.02, gone_off.set)
+    await gone_off.wait()
     with pytest.raises(TimeoutError), watchdog.within(0.01):
         await asyncio.Event().wait()
 
@@ -67,18 +70,19 @@ async def test_an_error_within_a_wait_passes() -> None:
         raise KeyError
 
 
-async def test_waits_share_a_timer() -> None:
-    watchdog, loop, num_timers = Watchdog(), asyncio.get_running_loop(), 0
-    call_at = loop.call_at
+async def test_waits_share_a_timer(monkeypatch: pytest.MonkeyPatch) -> None:
+    watchdog, loop = Watchdog(), asyncio.get_running_loop()
+    call_at, timers = loop.call_at, []
 
-    def counted(*args: object, **options: object) -> asyncio.TimerHandle:
-        nonlocal num_timers
-        num_timers += 1
-        return call_at(*args, **options)  # type: ignore[arg-type]
+    def counted(*args: Any) -> asyncio.TimerHandle:
+        timers.append(call_at(*args))
+        return timers[-1]
 
-    loop.call_at = counted  # type: ignore[method-assign, assignment]
+    monkeypatch.setattr(loop, "call_at", counted)
     for _ in range(100):
         with watchdog.within(LONG_S):
             await asyncio.sleep(0)
+    watchdog.close()
 
-    assert num_timers == 1
+    (timer,) = timers
+    assert timer.cancelled()
