@@ -1,13 +1,13 @@
 """How the gateway calls decode workers."""
 
-import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
-from typing import Protocol
+from types import TracebackType
+from typing import Protocol, Self
 
 import grpc
 
 from services.errors import AuthenticationFailed, Cancelled, IncompatiblePeer, PeerGone, PeerStalled, TandemError
+from services.gateway.watchdog import Watchdog
 from services.rpc import tandem_pb2 as pb
 from services.rpc.channel import Channels
 from services.rpc.errors import from_rpc_error
@@ -53,10 +53,20 @@ def _as_seen_from_here(error: TandemError) -> TandemError:
 
 
 class PacedEvents:
-    """Reads events with a deadline for each of them."""
+    """Reads events with a deadline for each of them; ``async with``, leaving which ends the call."""
 
     def __init__(self, events: AsyncGenerator[pb.GenerateEvent, None]) -> None:
         self._events = events
+        self._watchdog = Watchdog()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._watchdog.close()
+        await self._events.aclose()
 
     async def next(self, timeout_s: float, waiting_for: str) -> pb.GenerateEvent | None:
         """Return the next event, or None after the last.
@@ -65,11 +75,7 @@ class PacedEvents:
             PeerStalled: nothing came in time.
         """
         try:
-            async with asyncio.timeout(timeout_s):
+            with self._watchdog.within(timeout_s):
                 return await anext(self._events, None)
         except TimeoutError as error:
             raise PeerStalled(f"The decode worker sent no {waiting_for} within {timeout_s:g} s.") from error
-
-    def closing(self) -> "aclosing[AsyncGenerator[pb.GenerateEvent, None]]":
-        """Return what ends the call when its block is left."""
-        return aclosing(self._events)

@@ -172,23 +172,26 @@ class Generation:
         self._is_running = False
         num_tokens = route.num_uncached_tokens if self._kv_source is None else 0  # to be computed anew
         with self._router.flight(route, num_tokens) as flight:
-            events = PacedEvents(self._client.generate(route.decode.address, message))
-            async with events.closing():
+            async with PacedEvents(self._client.generate(route.decode.address, message)) as events:
                 event = await self._next(events, self._limits.accept_timeout_s, "acceptance")
                 if self._accept(route, flight, event):
                     yield Accepted()
                 timeout_s = self._limits.first_token_timeout_s
-                while not (event := await self._next(events, timeout_s, "token")).HasField("finished"):
-                    if event.HasField("handed_over"):
-                        self._handed_over(route, flight, event.handed_over)
-                        return
-                    if event.HasField("tokens"):
-                        timeout_s = self._limits.token_timeout_s
-                        if (news := self._tokens(flight, event.tokens)).tokens:
-                            yield news
-                    elif event.HasField("path"):
-                        self._learn(event.path)
-                yield self._finish(flight, event.finished)
+                while True:
+                    event = await self._next(events, timeout_s, "token")
+                    match event.WhichOneof("event"):
+                        case "tokens":
+                            timeout_s = self._limits.token_timeout_s
+                            if (news := self._tokens(flight, event.tokens)).tokens:
+                                yield news
+                        case "path":
+                            self._learn(event.path)
+                        case "handed_over":
+                            self._handed_over(route, flight, event.handed_over)
+                            return
+                        case "finished":
+                            yield self._finish(flight, event.finished)
+                            return
 
     def _accept(self, route: Route, flight: Flight, event: pb.GenerateEvent) -> bool:
         """Take the first event; return whether it is the first acceptance of this sequence."""

@@ -63,17 +63,16 @@ class Pump(Generic[Item]):
                 self._changed.set()
 
 
-async def merged(sources: Sequence[AsyncGenerator[Item, None]]) -> AsyncGenerator[Item, None]:
-    """Yield the items of all sources as they come, each source in its order; closing it closes them all.
+def merged(sources: Sequence[AsyncGenerator[Item, None]]) -> AsyncGenerator[Item, None]:
+    """Return the items of all sources as they come, each source in its order; closing it closes them all.
 
     Raises:
         Exception: the first that a source raises.
     """
-    if len(sources) == 1:
-        async with aclosing(sources[0]) as only:
-            async for item in only:
-                yield item
-        return
+    return sources[0] if len(sources) == 1 else _pumped(sources)
+
+
+async def _pumped(sources: Sequence[AsyncGenerator[Item, None]]) -> AsyncGenerator[Item, None]:
     async with Pump(sources) as pump:
         while (items := await pump.next()) is not None:
             for item in items:

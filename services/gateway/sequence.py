@@ -45,7 +45,7 @@ class Accepted:
     """A decode worker took the sequence; said once, whatever happens later."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # as above
 class NewTokens:
     """The next tokens."""
 
@@ -65,7 +65,7 @@ SequenceEvent = Accepted | NewTokens | Ended
 def tokens_of(message: pb.Tokens) -> tuple[GeneratedToken, ...]:
     """Return the tokens of a message."""
     return tuple(
-        _with_logprobs(token) if token.HasField("logprob") else GeneratedToken(token.id) for token in message.tokens
+        [_with_logprobs(token) if token.HasField("logprob") else GeneratedToken(token.id) for token in message.tokens]
     )
 
 

@@ -2,14 +2,16 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from typing import NoReturn
 
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from services.errors import Cancelled, TandemError
 from services.gateway.connection import while_connected
 from services.gateway.exchange import request_id
-from services.gateway.merge import Pump
+from services.gateway.watchdog import Watchdog
 from services.telemetry.logs import get_logger
 
 LAST_WORDS = "last_words"
@@ -50,7 +52,6 @@ class EventStream(Response):
         self._send_timeout_s = send_timeout_s
         self._last_words = last_words
         self._keep_alive = keep_alive
-        self._has_started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the whole stream.
@@ -59,42 +60,89 @@ class EventStream(Response):
             TandemError: the answer failed before anything was sent.
         """
         scope["state"][LAST_WORDS] = self._last_words
+        sender = _Sender(send, self._head(), self._send_timeout_s)
         try:
-            await while_connected(receive, self._send_all(send))
+            await while_connected(receive, self._send_all(sender), self._break_silence(sender))
         except Cancelled as error:
             _log.event("stream.abandoned", request_id=request_id(scope["state"]["token"]), reason=error.message)
+        finally:
+            sender.close()
 
-    async def _send_all(self, send: Send) -> None:
+    async def _send_all(self, sender: "_Sender") -> None:
         try:
-            async with Pump([self._chunks]) as pump:
-                while (chunk := await self._next(pump)) is not None:
-                    await self._send(send, chunk)
+            async with aclosing(self._chunks) as chunks:
+                async for chunk in chunks:
+                    await sender.send(chunk)
         except Cancelled:  # nobody reads any more
             raise
         except TandemError as error:
-            if not self._has_started:
+            if not sender.has_started:
                 raise
             _log.warning("stream.failed", code=error.code, reason=error.message)
-            await self._send(send, self._last_words(error))
-        await self._send(send, b"", is_last=True)
+            await sender.send(self._last_words(error))
+        await sender.end()
 
-    async def _next(self, pump: Pump[bytes]) -> bytes | None:
-        try:
-            async with asyncio.timeout(self._keep_alive_s if self._has_started else self._silent_start_s):
-                chunks = await pump.next()
-        except TimeoutError:
-            return self._keep_alive
-        return None if chunks is None else b"".join(chunks)
+    async def _break_silence(self, sender: "_Sender") -> NoReturn:
+        while True:
+            longest_s = self._keep_alive_s if sender.has_started else self._silent_start_s
+            silent_s = sender.silent_s
+            if silent_s >= longest_s:
+                await sender.send(self._keep_alive)
+            else:
+                await asyncio.sleep(longest_s - silent_s)
 
-    async def _send(self, send: Send, body: bytes, *, is_last: bool = False) -> None:
+    def _head(self) -> Message:
+        return {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+
+
+class _Sender:
+    """The way to the client: one thing at a time, each within its deadline, the head before all others."""
+
+    def __init__(self, send: Send, head: Message, timeout_s: float) -> None:
+        self._send = send
+        self._head = head
+        self._timeout_s = timeout_s
+        self._loop = asyncio.get_running_loop()
+        self._watchdog = Watchdog()
+        self._turn = asyncio.Lock()
+        self._sent_s = self._loop.time()
+        self._has_ended = False
+        self.has_started = False
+
+    @property
+    def silent_s(self) -> float:
+        """For how long nothing was said: not while something is on its way, nor after the end."""
+        return 0.0 if self._turn.locked() or self._has_ended else self._loop.time() - self._sent_s
+
+    async def send(self, body: bytes) -> None:
+        """Send a part.
+
+        Raises:
+            Cancelled: the client did not take it in time.
+        """
+        await self._say({"type": "http.response.body", "body": body, "more_body": True})
+
+    async def end(self) -> None:
+        """End the stream, as ``send`` does.
+
+        Raises:
+            Cancelled: the client did not take what was left in time.
+        """
+        self._has_ended = True
+        await self._say({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def close(self) -> None:
+        """Give the timer back."""
+        self._watchdog.close()
+
+    async def _say(self, message: Message) -> None:
         try:
-            async with asyncio.timeout(self._send_timeout_s):
-                await self._start(send)
-                await send({"type": "http.response.body", "body": body, "more_body": not is_last})
+            async with self._turn:
+                with self._watchdog.within(self._timeout_s):
+                    if not self.has_started:
+                        self.has_started = True
+                        await self._send(self._head)
+                    await self._send(message)
+                self._sent_s = self._loop.time()
         except TimeoutError as error:
-            raise Cancelled(f"The client read nothing for {self._send_timeout_s:g} s.") from error
-
-    async def _start(self, send: Send) -> None:
-        if not self._has_started:
-            self._has_started = True
-            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            raise Cancelled(f"The client read nothing for {self._timeout_s:g} s.") from error

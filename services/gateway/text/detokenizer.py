@@ -1,6 +1,7 @@
 """Token ids to text as they come; cut characters wait until they are whole."""
 
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Mapping
 
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
@@ -20,7 +21,7 @@ class Detokenizer:
         self._tokenizer = tokenizer
         self._shown = shown or {}
         self._stream = DecodeStream(skip_special_tokens=True)
-        self._context: list[int] = []
+        self._context: deque[int] = deque(maxlen=_CONTEXT_TOKENS)
         self._held: list[int] = []
 
     def push(self, token_id: int) -> str:
@@ -30,8 +31,8 @@ class Detokenizer:
         self._held.append(token_id)
         text: str | None = self._stream.step(self._tokenizer, token_id)
         if text is not None:
-            self._advance(self._held)
-            self._held = []
+            self._context.extend(self._held)
+            self._held.clear()
             return text
         return self._release_junk() if len(self._held) >= _MAX_HELD_TOKENS else ""
 
@@ -60,13 +61,11 @@ class Detokenizer:
     def _reopen(self) -> None:
         self._stream = DecodeStream(skip_special_tokens=True)
         if self._context:
-            self._stream.step(self._tokenizer, self._context)
+            self._stream.step(self._tokenizer, list(self._context))
 
-    def _text_of(self, token_ids: Sequence[int]) -> str:
+    def _text_of(self, token_ids: list[int]) -> str:
         if not token_ids:
             return ""
-        before = self._tokenizer.decode(self._context)
-        return str(self._tokenizer.decode([*self._context, *token_ids])[len(before) :])
-
-    def _advance(self, token_ids: Sequence[int]) -> None:
-        self._context = [*self._context, *token_ids][-_CONTEXT_TOKENS:]
+        context = list(self._context)
+        before = self._tokenizer.decode(context)
+        return str(self._tokenizer.decode(context + token_ids)[len(before) :])
