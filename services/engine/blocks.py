@@ -69,13 +69,14 @@ class BlockPool:
         """
         if num_blocks > self.num_available:
             raise PoolExhausted(f"{num_blocks} KV blocks are needed, {self.num_available} are available.")
-        blocks = [self._free.pop() if self._free else self._cache.evict() for _ in range(num_blocks)]
+        free, reason = self._free, claim.reason
+        blocks = [free.pop() if free else self._cache.evict() for _ in range(num_blocks)]
         if blocks:
             self._blocks_of.setdefault(claim, []).extend(blocks)
-            self._num_strongest[claim.reason] += num_blocks
+            self._num_strongest[reason] += num_blocks
         for block in blocks:  # it has no claim and no name, so that nothing else changes
-            self._num_claims[block][claim.reason] = 1
-            self._strongest[block] = claim.reason
+            self._num_claims[block][reason] = 1
+            self._strongest[block] = reason
         return blocks
 
     def claim(self, blocks: Sequence[int], claim: Claim) -> None:

@@ -24,6 +24,10 @@ class SampledToken:
     top: tuple[TokenLogprob, ...] = ()
 
 
+Choice = SampledToken | TandemError
+"""What a row that was sampled from gave: its next token, or why there is none."""
+
+
 @dataclass(slots=True)  # as above
 class TokenOutput:
     """A request's next token; with ``finish_reason`` the request is over and its blocks are given back."""

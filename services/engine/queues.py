@@ -3,6 +3,7 @@
 from collections import OrderedDict
 
 from services.engine.request import Request, Status
+from services.engine.schedule import ScheduledSequence
 
 
 class Queues:
@@ -15,6 +16,8 @@ class Queues:
         """Running, with a prompt to compute."""
         self.generating: dict[str, Request] = {}
         """Running, one token behind: each step gives them their next one."""
+        self.last_tokens: dict[str, ScheduledSequence] = {}
+        """The last token of each request that generates, in the same order, as the next step computes it."""
         self._all: dict[str, Request] = {}
         self._num_arrived = 0
 
@@ -62,9 +65,20 @@ class Queues:
 
     def run(self, request: Request) -> None:
         """Let ``request`` take part in steps."""
-        self._enter(request, Status.RUNNING)
-        queue = self.generating if request.num_uncomputed_tokens == 1 else self.catching_up
-        queue[request.request_id] = request
+        if request.num_uncomputed_tokens == 1:
+            self.generate(request)
+        else:
+            self._enter(request, Status.RUNNING)
+            self.catching_up[request.request_id] = request
+
+    def generate(self, request: Request) -> None:
+        """Let steps compute the last token of ``request``; one that generates already has another one now."""
+        if request.request_id not in self.generating:
+            self._enter(request, Status.RUNNING)
+            self.generating[request.request_id] = request
+        self.last_tokens[request.request_id] = ScheduledSequence(
+            request.token_ids[-1:], request.num_computed_tokens, request.block_table, needs_logits=True
+        )
 
     def remove(self, request: Request) -> None:
         """Forget ``request``: it is over."""
@@ -82,5 +96,5 @@ class Queues:
         request.status = status
 
     def _leave(self, request: Request) -> None:
-        for queue in (self.waiting, self.reserved, self.catching_up, self.generating):
+        for queue in (self.waiting, self.reserved, self.catching_up, self.generating, self.last_tokens):
             queue.pop(request.request_id, None)

@@ -94,10 +94,17 @@ class Request:
     """The id given by the gateway."""
     num_prompt_tokens: int = field(init=False)
     """Tokens before the border from which penalties, limits and usage count."""
+    max_num_tokens: int = field(init=False)
+    """Prompt and output, once the output is as long as it may get."""
+    stop_token_ids: frozenset[int] = field(init=False)
+    """Tokens that may end the output."""
 
     def __post_init__(self) -> None:
+        params = self.spec.params
         self.request_id = self.spec.request_id
         self.num_prompt_tokens = len(self.spec.prompt_token_ids)
+        self.max_num_tokens = self.num_prompt_tokens + params.max_tokens
+        self.stop_token_ids = params.stop_token_ids
 
     @classmethod
     def of(cls, spec: NewRequest) -> "Request":
@@ -131,11 +138,9 @@ class Request:
     @property
     def finish_reason(self) -> FinishReason | None:
         """Why the sequence ends with its last output token, or None if it goes on."""
-        params, token_ids = self.spec.params, self.token_ids
-        num_output_tokens = len(token_ids) - self.num_prompt_tokens
-        if token_ids[-1] in params.stop_token_ids and num_output_tokens >= params.min_tokens:
+        if self.token_ids[-1] in self.stop_token_ids and self.num_output_tokens >= self.spec.params.min_tokens:
             return FinishReason.STOP
-        return FinishReason.LENGTH if num_output_tokens >= params.max_tokens else None
+        return FinishReason.LENGTH if len(self.token_ids) >= self.max_num_tokens else None
 
     @property
     def num_uncomputed_tokens(self) -> int:

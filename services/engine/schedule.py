@@ -18,7 +18,7 @@ class ScheduledSequence:
     start: int
     """Number of tokens computed before."""
     block_table: Sequence[int]
-    """Covers ``start + len(new_token_ids)`` tokens, no more; valid until the step is committed."""
+    """Covers at least ``start + len(new_token_ids)`` tokens; valid until the step is committed."""
     needs_logits: bool
     """Whether the last of the rows is sampled from."""
     num_guessed: int = 0

@@ -18,6 +18,7 @@ from services.engine.exports import Exports
 from services.engine.limits import SchedulerConfig
 from services.engine.output import (
     Admitted,
+    Choice,
     EngineLoad,
     FinalBlocks,
     HandedOver,
@@ -54,6 +55,7 @@ class Scheduler:
         self._speculation = Speculation(config.num_speculative_tokens, self._pool, self._tables)
         self._queues = Queues()
         self._report = StepReport()
+        self._grown: list[Request] = []  # generating ones whose last token may lack a block
 
     # -- commands, between two steps ------------------------------------------------------------
 
@@ -108,7 +110,7 @@ class Scheduler:
         request.num_prefill_tokens = request.num_tokens
         request.token_ids.append(first.token_id)
         if request.finish_reason is None:
-            self._queues.run(request)
+            self._go_on(request)
         else:
             self._end(request)
         return request.finish_reason
@@ -201,29 +203,20 @@ class Scheduler:
         plan = StepPlan(self._config)
         self._make_room()
         if self._speculation.may_guess(num_rows=self._queues.num_running):
-            self._speculate(plan)
+            self._speculation.plan(plan, self._queues.generating.values(), num_rows=self._queues.num_running)
         else:
-            plan.generate(self._queues.generating.values())
+            plan.generate(self._queues.generating.values(), self._queues.last_tokens.values())
         for request in self._queues.catching_up.values():
             plan.catch_up(request)
         self._admit(plan)
         return plan.schedule()
 
-    def _speculate(self, plan: StepPlan) -> None:
-        """Let each generating request compute its last token and what may follow it."""
-        num_rows = self._queues.num_running
-        for request in self._queues.generating.values():
-            guesses = self._speculation.guesses(request, num_rows=num_rows, leaving=self._queues.num_running)
-            num_rows += len(guesses)
-            plan.speculate(request, guesses)
-
-    def commit(self, schedule: Schedule, tokens: Sequence[SampledToken | TandemError]) -> StepOutput:
-        """Record what was computed; ``tokens`` has one entry per ``schedule.sampled``: the next token, or why not."""
+    def commit(self, schedule: Schedule, tokens: Sequence[Choice]) -> StepOutput:
+        """Record what was computed; ``tokens`` has one entry per ``schedule.sampled``."""
         if len(tokens) != len(schedule.sampled):
             raise InternalError(f"{len(schedule.sampled)} tokens were to be sampled, {len(tokens)} were.")
         border = schedule.num_generating
-        self._tables.advance(schedule.requests[:border])
-        self._append(schedule.sampled[:border], tokens[:border])
+        self._commit_last_tokens(schedule.requests[:border], schedule.sequences[:border], tokens[:border])
         chosen = iter(tokens[border:])
         for request, sequence in zip(schedule.requests[border:], schedule.sequences[border:], strict=True):
             self._commit(request, sequence, [*islice(chosen, sequence.num_sampled)])
@@ -232,7 +225,8 @@ class Scheduler:
 
     def _make_room(self) -> None:
         """Give each generating request a block for its last token, at the cost of those that arrived last."""
-        for request in self._tables.full(self._queues.generating.values()):
+        grown, self._grown = self._grown, []
+        for request in grown:
             while request.status is Status.RUNNING and self._tables.room(request) < 0:
                 if self._pool.num_available:
                     self._tables.extend(request, use_of(request))
@@ -275,9 +269,7 @@ class Scheduler:
             self._report.num_cached_tokens += request.num_computed_tokens
         self._queues.run(request)
 
-    def _commit(
-        self, request: Request, sequence: ScheduledSequence, tokens: Sequence[SampledToken | TandemError]
-    ) -> None:
+    def _commit(self, request: Request, sequence: ScheduledSequence, tokens: Sequence[Choice]) -> None:
         """Record that the KV of ``sequence`` is computed, as far as it was guessed right, and what follows."""
         right = self._speculation.confirmed(request, sequence, tokens)
         for guessed in right:
@@ -286,7 +278,7 @@ class Scheduler:
         self._report.guessed(sequence.num_guessed, len(right))
         self._advance(request, sequence.start, len(sequence.new_token_ids) - sequence.num_guessed + len(right))
         if tokens:
-            self._append((request,), (tokens[len(right)],))
+            self._append(request, tokens[len(right)])
             if request.status is Status.RUNNING:
                 self._go_on(request)
 
@@ -299,25 +291,49 @@ class Scheduler:
         if request.spec.export and (final := self._exports.lease_computed(request)) is not None:
             self._report.final_blocks.append(final)
 
-    def _append(self, requests: Sequence[Request], tokens: Sequence[SampledToken | TandemError]) -> None:
-        """Record which token follows in each, and end those in which it is the last one."""
-        outputs = self._report.tokens
-        for request, token in zip(requests, tokens, strict=True):
+    def _commit_last_tokens(
+        self, requests: Sequence[Request], last_tokens: Sequence[ScheduledSequence], tokens: Sequence[Choice]
+    ) -> None:
+        """Record of each of ``requests`` that the KV of its last token is computed, and which token is its last now.
+
+        Written out for all of them at once: what is done here is done for each token that this engine makes.
+        """
+        block_size, outputs = self._config.block_size, self._report.tokens
+        for request, last, token in zip(requests, last_tokens, tokens, strict=True):
+            request.num_computed_tokens = last.start = num_computed = last.start + 1
+            if not num_computed % block_size:
+                self._tables.publish(request, num_computed // block_size - 1)
+                self._grown.append(request)
             if isinstance(token, TandemError):
                 self._fail(request, token)
                 continue
-            request.token_ids.append(token.token_id)
-            reason = request.finish_reason
+            token_ids, token_id, reason = request.token_ids, token.token_id, None
+            token_ids.append(token_id)
+            last.new_token_ids = (token_id,)
+            if token_id in request.stop_token_ids or len(token_ids) >= request.max_num_tokens:
+                reason = request.finish_reason
             outputs.append(TokenOutput(request.request_id, token, reason))
             if reason is not None:
                 self._end(request)
+
+    def _append(self, request: Request, token: Choice) -> None:
+        """Record which token follows, and end the request if it is the last one."""
+        if isinstance(token, TandemError):
+            self._fail(request, token)
+            return
+        request.token_ids.append(token.token_id)
+        reason = request.finish_reason
+        self._report.tokens.append(TokenOutput(request.request_id, token, reason))
+        if reason is not None:
+            self._end(request)
 
     def _go_on(self, request: Request) -> None:
         """Let a request that got a token generate; an exported one is over with its first."""
         if request.spec.export:
             self._end(request)
-        elif request.request_id not in self._queues.generating:
-            self._queues.run(request)
+        else:
+            self._queues.generate(request)
+            self._grown.append(request)
 
     # -- a request's beginning and end -------------------------------------------------------------
 
@@ -380,9 +396,5 @@ class Scheduler:
         return self._pool.ledger()
 
     def audit(self) -> Ledger:
-        """Return the same, counted anew from all claims; for idle time and tests.
-
-        Raises:
-            InternalError: the pool contradicts itself.
-        """
+        """Return the same, counted anew from all claims, or raise InternalError; for idle time and tests."""
         return self._pool.audit()

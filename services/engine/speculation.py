@@ -5,13 +5,14 @@ that are functions of seed and position: a guess is right if it is the very toke
 the tokens are the same as without, greedy or sampled; only the number of steps differs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from services.engine.blocks import BlockPool
-from services.engine.output import SampledToken
+from services.engine.output import Choice, SampledToken
 from services.engine.prompt_lookup import PromptLookup
 from services.engine.request import Request
 from services.engine.schedule import ScheduledSequence
+from services.engine.step import StepPlan
 from services.engine.tables import BlockTables, use_of
 from services.errors import TandemError
 
@@ -32,6 +33,17 @@ class Speculation:
         """Whether anything is guessed in a step that has ``num_rows`` rows already."""
         return self._max_tokens > 0 and num_rows < _MAX_ROWS
 
+    def plan(self, plan: StepPlan, requests: Iterable[Request], *, num_rows: int) -> None:
+        """Let each of ``requests``, which generate, compute its last token and what may follow it.
+
+        Of ``num_rows`` running requests each may need a block for its next token, which is left to it.
+        """
+        leaving = num_rows
+        for request in requests:
+            guesses = self.guesses(request, num_rows=num_rows, leaving=leaving)
+            num_rows += len(guesses)
+            plan.speculate(request, guesses)
+
     def guesses(self, request: Request, *, num_rows: int, leaving: int) -> Sequence[int]:
         """Return what may follow the last token of ``request`` in a step that has ``num_rows`` rows already.
 
@@ -48,7 +60,7 @@ class Speculation:
         return guesses[: self._tables.room(request)]
 
     def confirmed(
-        self, request: Request, sequence: ScheduledSequence, tokens: Sequence[SampledToken | TandemError]
+        self, request: Request, sequence: ScheduledSequence, tokens: Sequence[Choice]
     ) -> Sequence[SampledToken]:
         """Return those of ``tokens`` that were guessed and do not end the sequence: one more follows them.
 

@@ -31,16 +31,11 @@ class StepPlan:
         self._sampled: list[Request] = []
         self._partial_tails: list[PartialTail] = []
 
-    def generate(self, requests: Iterable[Request]) -> None:
+    def generate(self, requests: Iterable[Request], last_tokens: Iterable[ScheduledSequence]) -> None:
         """Let each of ``requests`` compute its last token and be sampled from; before all others."""
         self._requests += requests
         self._sampled += self._requests
-        size = self._block_size
-        for request in self._requests:
-            token_ids, table = request.token_ids, request.block_table
-            if len(table) * size >= len(token_ids) + size:  # there was room for guesses
-                table = table[: -(-len(token_ids) // size)]
-            self._sequences.append(ScheduledSequence(token_ids[-1:], request.num_computed_tokens, table, True))
+        self._sequences += last_tokens
         self._num_generating = len(self._requests)
         self._num_rows_left -= self._num_generating
         self._is_mixed = bool(self._requests)
@@ -49,14 +44,9 @@ class StepPlan:
         """Let ``request`` compute its last token and ``guesses`` behind it, and be sampled from after each."""
         self._is_mixed = True
         self._num_rows_left -= 1 + len(guesses)
-        start, table = request.num_computed_tokens, request.block_table
-        num_blocks = -(-(start + 1 + len(guesses)) // self._block_size)
-        if len(table) > num_blocks:
-            table = table[:num_blocks]
+        start, table, token_ids = request.num_computed_tokens, request.block_table, [request.token_ids[-1], *guesses]
         self._requests.append(request)
-        self._sequences.append(
-            ScheduledSequence([request.token_ids[-1], *guesses], start, table, True, num_guessed=len(guesses))
-        )
+        self._sequences.append(ScheduledSequence(token_ids, start, table, True, num_guessed=len(guesses)))
         self._sampled.append(request)
         self._sampled += [request.behind(guesses[: index + 1]) for index in range(len(guesses))]
 

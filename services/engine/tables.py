@@ -1,10 +1,10 @@
 """The block table of each request: a shared prefix found, own blocks added, whole blocks published."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from services.engine.blocks import BlockPool, Claim, Reason
 from services.engine.request import Request
-from services.kv.hashes import BlockHash, block_hashes, chain
+from services.kv.hashes import BlockHash, chain, token_digests
 
 
 class BlockTables:
@@ -48,33 +48,20 @@ class BlockTables:
         Raises:
             PoolExhausted: there are not enough; nothing was added.
         """
-        num_fresh = self.num_blocks(request.num_tokens + num_more) - len(request.block_table)
-        request.block_table.extend(self._pool.take(num_fresh, fresh))
-
-    def full(self, requests: Iterable[Request]) -> list[Request]:
-        """Return those of ``requests`` whose tables do not cover all their tokens."""
-        block_size = self.block_size
-        return [request for request in requests if len(request.block_table) * block_size < len(request.token_ids)]
+        num_needed = -(-(len(request.token_ids) + num_more) // self.block_size)
+        request.block_table += self._pool.take(num_needed - len(request.block_table), fresh)
 
     def room(self, request: Request) -> int:
         """Return how many tokens the table covers beyond those of ``request``; negative if it lacks blocks."""
-        return len(request.block_table) * self.block_size - request.num_tokens
+        return len(request.block_table) * self.block_size - len(request.token_ids)
 
     def publish(self, request: Request, first_block: int) -> None:
         """Make the request's whole computed blocks findable from its ``first_block``-th on."""
         last = request.num_computed_tokens // self.block_size
         if first_block < last:
-            hashes = self._hashes(request)
+            hashes, table, publish = self._hashes(request), request.block_table, self._pool.publish
             for index in range(first_block, last):
-                self._pool.publish(request.block_table[index], hashes[index], index)
-
-    def advance(self, requests: Iterable[Request]) -> None:
-        """Record that the KV of one more token of each is computed, and make blocks that are whole now findable."""
-        block_size = self.block_size
-        for request in requests:
-            request.num_computed_tokens += 1
-            if not request.num_computed_tokens % block_size:
-                self.publish(request, request.num_computed_tokens // block_size - 1)
+                publish(table[index], hashes[index], index)
 
     def release(self, request: Request) -> None:
         """Take all blocks back; published ones stay cached until somebody needs the room."""
@@ -95,11 +82,11 @@ class BlockTables:
 
     def _hashes(self, request: Request) -> list[BlockHash]:
         """Return the hashes of all whole blocks, after computing those of new ones."""
-        hashes = request.block_hashes
-        if len(hashes) < request.num_tokens // self.block_size:
+        hashes, token_ids, block_size = request.block_hashes, request.token_ids, self.block_size
+        num_hashed, num_whole = len(hashes) * block_size, len(token_ids) // block_size * block_size
+        if num_hashed < num_whole:
             parent = hashes[-1] if hashes else request.spec.cache_seed
-            new_token_ids = request.token_ids[len(hashes) * self.block_size :]
-            hashes.extend(block_hashes(parent, new_token_ids, self.block_size))
+            hashes += token_digests(parent, token_ids[num_hashed:num_whole], block_size)
         return hashes
 
 

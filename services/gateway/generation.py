@@ -8,7 +8,7 @@ route -> Generate -> tokens ... -> end
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import ceil
 
@@ -44,7 +44,8 @@ from services.gateway.sequence import (
     tokens_of,
     unknown_proof,
 )
-from services.kv.hashes import BlockHash, block_hashes, cache_seed
+from services.kv.hash_chains import HashChains
+from services.kv.hashes import BlockHash, cache_seed
 from services.rpc import tandem_pb2 as pb
 from services.rpc.convert import sampling_to_message
 from services.telemetry.clock import Clock
@@ -52,6 +53,7 @@ from services.telemetry.logs import get_logger
 
 _FIRST_PAUSE_S = 0.05
 _MAX_PAUSE_S = 1.0
+_MAX_REMEMBERED_TOKENS = 4_000_000  # 16 MB of ids, and at most as much again of hashes
 _REASONS: dict[int, FinishReason] = {pb.FINISH_REASON_STOP: "stop", pb.FINISH_REASON_LENGTH: "length"}
 
 _log = get_logger(__name__)
@@ -78,6 +80,8 @@ class GenerationServices:
     client: DecodeClient
     clock: Clock
     limits: GenerationLimits
+    hash_chains: HashChains = field(default_factory=lambda: HashChains(_MAX_REMEMBERED_TOKENS))
+    """Of prompts that may come back with another turn."""
 
 
 class Generation:
@@ -89,6 +93,7 @@ class Generation:
         self._client = services.client
         self._clock = services.clock
         self._limits = services.limits
+        self._hash_chains = services.hash_chains
         self._output = list(request.resumed_token_ids)
         self._avoid: set[str] = set()
         self._refusal: Overloaded | None = None
@@ -317,7 +322,7 @@ class Generation:
         """Names of the prompt's whole blocks in prefix caches."""
         request = self._request
         seed = cache_seed(request.requirements.fingerprint, request.project)
-        return block_hashes(seed, request.prompt_token_ids, request.block_size)
+        return self._hash_chains.block_hashes(seed, request.prompt_token_ids, request.block_size)
 
     def _message(self, route: Route) -> pb.GenerateRequest:
         request = self._request

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 BlockHash = bytes
 HASH_BYTES = 16
-_TOKEN_BYTES = 4
+TOKEN_BYTES = 4
 _FRESH = hashlib.blake2b(digest_size=HASH_BYTES)
 """Never updated: a copy of it costs less than a constructor with a keyword."""
 
@@ -24,7 +24,7 @@ def cache_seed(fingerprint: str, project: str, adapter: str = "") -> BlockHash:
 
 def chain(parent: BlockHash, token_ids: Sequence[int]) -> BlockHash:
     """Return the hash of a block (whole or partial) that follows the block named ``parent``."""
-    return hashlib.blake2b(parent + _little_endian(token_ids), digest_size=HASH_BYTES).digest()
+    return hashlib.blake2b(parent + little_endian(token_ids), digest_size=HASH_BYTES).digest()
 
 
 def block_hashes(parent: BlockHash, token_ids: Sequence[int], block_size: int) -> list[BlockHash]:
@@ -34,7 +34,11 @@ def block_hashes(parent: BlockHash, token_ids: Sequence[int], block_size: int) -
 
 def token_digests(parent: BlockHash, token_ids: Sequence[int], block_size: int) -> list[BlockHash]:
     """Return the hash of each block of ``token_ids``, the partial last one included."""
-    data, stride = _little_endian(token_ids), block_size * _TOKEN_BYTES
+    return byte_digests(parent, little_endian(token_ids), block_size * TOKEN_BYTES)
+
+
+def byte_digests(parent: BlockHash, data: bytes, stride: int) -> list[BlockHash]:
+    """Return the same of token ids that are bytes already, ``stride`` bytes for each block."""
     hashes = []
     for start in range(0, len(data), stride):
         block = _FRESH.copy()
@@ -44,7 +48,8 @@ def token_digests(parent: BlockHash, token_ids: Sequence[int], block_size: int) 
     return hashes
 
 
-def _little_endian(token_ids: Sequence[int]) -> bytes:
+def little_endian(token_ids: Sequence[int]) -> bytes:
+    """Return token ids as bytes, ``TOKEN_BYTES`` each."""
     ids = array("I", token_ids)
     if sys.byteorder == "big":
         ids.byteswap()

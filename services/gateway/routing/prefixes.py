@@ -46,9 +46,9 @@ class PrefixIndex:
     def overlaps(self, hashes: Sequence[BlockHash]) -> Mapping[str, int]:
         """Return for each member that has any how many of the blocks ``hashes``, from the first one on, it has."""
         found: dict[str, int] = {}
-        present, num_blocks = -1, 0
+        present, num_blocks, holders_of = -1, 0, self._holders.get
         for index in landmarks(len(hashes)):
-            still_present = self._holders.get(hashes[index], 0) & present
+            still_present = holders_of(hashes[index], 0) & present
             if still_present != present:
                 self._settle(found, present & ~still_present, hashes, num_blocks, index)
             present, num_blocks = still_present, index + 1
@@ -61,8 +61,9 @@ class PrefixIndex:
         self, found: dict[str, int], holders: int, hashes: Sequence[BlockHash], num_blocks: int, end: int
     ) -> None:
         """Note ``holders``, which have ``num_blocks`` blocks and perhaps the end of a sequence before block ``end``."""
+        holders_of = self._holders.get
         for index in range(end - 1, num_blocks - 1, -1):
-            if ended := self._holders.get(hashes[index], 0) & holders:
+            if (known := holders_of(hashes[index])) and (ended := known & holders):
                 self._note(found, ended, index + 1)
                 holders &= ~ended
         if num_blocks:

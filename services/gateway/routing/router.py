@@ -164,8 +164,9 @@ class Router:
     def _cached_tokens(self, request: RouteRequest) -> Mapping[str, int]:
         """Return how much of the prompt each member has, in tokens; one always remains to be computed."""
         overlaps = self._prefixes.overlaps(request.block_hashes)
-        limit = request.num_tokens - 1
-        return {name: min(num_blocks * request.block_size, limit) for name, num_blocks in overlaps.items()}
+        block_size, limit = request.block_size, request.num_tokens - 1
+        num_whole = limit // block_size  # no call of min() for each
+        return {name: num * block_size if num <= num_whole else limit for name, num in overlaps.items()}
 
     def _cheapest_decoder(self, decoders: Sequence[Member], request: RouteRequest, cached: Mapping[str, int]) -> Member:
         estimate, cached_tokens, chance = self._in_flight.estimate, cached.get, self._random.random
@@ -182,13 +183,12 @@ class Router:
     ) -> tuple[Member, ...]:
         """Return the candidates, best first; ``num_found`` tokens are cached somewhere and can be fetched."""
         estimate, cached_tokens, chance = self._in_flight.estimate, cached.get, self._random.random
-        costs = []
+        num_tokens, costs = request.num_tokens, []
         for member in prefillers:
-            num_cached = cached_tokens(member.member_id, 0)
-            num_reusable = max(num_cached, num_found)
-            cost = prefill_cost(
-                estimate(member.member_id), request.num_tokens - num_reusable, num_reusable - num_cached
-            )
+            member_id = member.member_id
+            num_cached = cached_tokens(member_id, 0)
+            num_reusable = num_cached if num_cached > num_found else num_found
+            cost = prefill_cost(estimate(member_id), num_tokens - num_reusable, num_reusable - num_cached)
             # Chance stands for a few per cent, so that equal workers share what several gateways send.
             costs.append(cost * (1.0 + 0.05 * chance()))
         best = nsmallest(self._num_prefill_candidates, range(len(costs)), key=costs.__getitem__)

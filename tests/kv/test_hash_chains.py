@@ -1,0 +1,40 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.kv import hash_chains
+from services.kv.hash_chains import HashChains
+from services.kv.hashes import TOKEN_BYTES, BlockHash, block_hashes, byte_digests, cache_seed
+
+SEEDS = [cache_seed("fingerprint", project) for project in ("one", "other")]
+TURNS = st.lists(
+    st.tuples(st.sampled_from(SEEDS), st.integers(0, 80), st.lists(st.integers(0, 2), max_size=80)), max_size=12
+)
+
+
+@given(TURNS, st.integers(0, 400), st.integers(1, 5))
+def test_hashes_are_those_of_the_whole_prompt(
+    turns: list[tuple[BlockHash, int, list[int]]], max_tokens: int, block_size: int
+) -> None:
+    chains, before = HashChains(max_tokens), list[int]()
+    for seed, num_kept, new in turns:
+        before = before[:num_kept] + new
+        assert chains.block_hashes(seed, before, block_size) == block_hashes(seed, before, block_size)
+        assert chains._num_bytes == sum(len(chain.data) for chain in chains._chains.values()) <= max_tokens * 4
+        assert set(chains._by_hash.values()) <= chains._chains.keys()
+
+
+def test_a_turn_hashes_no_more_than_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[int] = []
+
+    def counted(parent: BlockHash, data: bytes, stride: int) -> list[BlockHash]:
+        hashed.append(len(data) // TOKEN_BYTES)
+        return byte_digests(parent, data, stride)
+
+    chains, prompt = HashChains(10_000), list(range(1600))
+    chains.block_hashes(SEEDS[0], prompt, 16)
+    monkeypatch.setattr(hash_chains, "byte_digests", counted)
+    chains.block_hashes(SEEDS[0], prompt + list(range(96)), 16)
+    assert sum(hashed) == 16 + 96
+    chains.block_hashes(SEEDS[1], prompt, 16)
+    assert sum(hashed) == 16 + 96 + 1600
