@@ -10,7 +10,7 @@ from services.gateway.jobs.events import ENDS, Body
 from services.gateway.responses.items import chat_message, is_cut_call, summary_item, text_of, thread_behind
 from services.gateway.responses.state import ResponseState
 from services.gateway.runs.binding import Binding
-from services.gateway.runs.history import message_entry
+from services.gateway.runs.history import SAID_NOTHING, add_message, is_text_of_model, with_calls
 from services.gateway.runs.search_calls import NAME, Found
 from services.gateway.runs.turns import ChatMessage, HistoryEntry
 from services.gateway.sealing import Sealer
@@ -58,17 +58,21 @@ class HistoryBuilder:
             InvalidRequest: models of text cannot read it, or it answers no call.
         """
         if item["type"] == "message":
-            self.add_entry(HistoryEntry(item["id"], (chat_message(item),), binding))
+            self._entries.append(HistoryEntry(item["id"], (chat_message(item),), binding))
+            self._lead_last_entry()
         elif item["type"] == "function_call" and not is_cut_call(item):
             self._call(item)
         elif item["type"] == "function_call_output":
             self._answer(item)
 
-    def add_entry(self, entry: HistoryEntry) -> None:
-        """Take a message with all that is known to have led to it."""
-        sources = {**self._sources, **entry.sources}
-        self._entries.append(replace(entry, messages=(*self._lead, *entry.messages), sources=sources))
-        self._lead, self._sources = [], {}
+    def add_message(self, record: Record) -> None:
+        """Take a message of a thread.
+
+        Raises:
+            InvalidRequest: models of text cannot read it.
+        """
+        add_message(self._entries, record)
+        self._lead_last_entry()
 
     def add_search(self, item: Body, found: Found) -> None:
         """Take a search of files, which is a call of a function for the model, and what it found."""
@@ -92,20 +96,30 @@ class HistoryBuilder:
         last = [HistoryEntry(self._lead_id, tuple(self._lead), sources=self._sources)] if self._lead else []
         return [*self._entries, *last]
 
+    def _lead_last_entry(self) -> None:
+        """Put what is known to have led to the last message before it."""
+        last = self._entries[-1]
+        sources = {**self._sources, **last.sources}
+        self._entries[-1] = replace(last, messages=(*self._lead, *last.messages), sources=sources)
+        self._lead, self._sources = [], {}
+
     def _call(self, item: Body) -> None:
-        call = {
-            "id": item["call_id"],
-            "type": "function",
-            "function": {"name": item["name"], "arguments": item["arguments"]},
-        }
-        last = self._lead[-1] if self._lead else {}
-        if "tool_calls" in last:
-            self._lead[-1] = {**last, "tool_calls": [*last["tool_calls"], call]}
-        else:
-            self._lead.append({"role": "assistant", "content": "", "tool_calls": [call]})
+        call = {"id": item["call_id"], "name": item["name"], "arguments": item["arguments"]}
+        if not self._lead:
+            self._take_text()
+        is_same_turn = bool(self._lead) and self._lead[-1]["role"] == "assistant"
+        said = self._lead.pop() if is_same_turn else SAID_NOTHING
+        self._lead.append(with_calls(said, [call]))
         self._names[item["call_id"]] = item["name"]
         self._unanswered.add(item["call_id"])
         self._lead_id = item["id"]
+
+    def _take_text(self) -> None:
+        """Take what a model said before it called; an answer that keeps its ids was the end of its turn."""
+        last = self._entries[-1] if self._entries else None
+        if last is not None and last.binding is None and is_text_of_model(last.messages[-1]):
+            self._entries.pop()
+            self._lead, self._sources = list(last.messages), dict(last.sources)
 
     def _answer(self, item: Body) -> None:
         call_id = item["call_id"]
@@ -178,7 +192,7 @@ async def _read_thread(builder: HistoryBuilder, objects: Objects, thread: Ref, p
         if record.ref.kind is ITEM:
             _add(builder, plain(record.body), _found_in(record))
         elif record.body["content"]:
-            builder.add_entry(message_entry(record))
+            builder.add_message(record)
 
 
 async def _read_chain(builder: HistoryBuilder, objects: Objects, previous: str, plain: Plain) -> list[Ref]:

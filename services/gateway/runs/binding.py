@@ -41,7 +41,7 @@ class Binding:
     budget: int
     """Prompt tokens that there was room for; 0 if the run chose itself what to leave out."""
     lead: tuple[Mapping[str, Any], ...] = ()
-    """Calls and outputs before the answer in the same run, as chat messages."""
+    """What the run did before the answer, as chat messages; texts with a ``message_id`` are in that message."""
     sources: Mapping[str, str] = field(default_factory=dict)
     """Files by the marks that stand for their passages in ``lead``."""
 

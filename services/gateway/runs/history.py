@@ -1,6 +1,6 @@
 """Reads a thread as a conversation: its messages, and what the present run has done so far."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 
 from services.errors import InvalidRequest
@@ -16,6 +16,10 @@ from services.gateway.store.records import Query, Record
 _PAGE = 100
 _MESSAGE_CHARACTERS = 32
 """What a template adds to a message, about: many short messages fill a context, too."""
+_SAID_IN = "message_id"
+"""Names the message of the thread with the text of a turn that called; it is not for templates."""
+SAID_NOTHING: ChatMessage = {"role": "assistant", "content": ""}
+"""A turn that only calls."""
 
 
 async def read_history(objects: Objects, run: Ref, thread: Ref, *, max_characters: int) -> list[HistoryEntry]:
@@ -25,18 +29,22 @@ async def read_history(objects: Objects, run: Ref, thread: Ref, *, max_character
         InvalidRequest: a message has something that models of text cannot read.
         ObjectNotFound: the thread was deleted.
     """
-    entries, num_characters, after = [], 0, None
+    records: list[Record] = []
+    num_characters, after = 0, None
     while num_characters <= max_characters:
         page = await objects.list(Query(MESSAGE, thread, limit=_PAGE, after=after, with_private=True))
         for record in page.records:
             num_characters += _MESSAGE_CHARACTERS + len(text_of(record.body))
             if record.body["run_id"] != run.id and record.body["content"]:
-                entries.append(message_entry(record))
+                records.append(record)
         if not page.has_more:
             break
         after = page.records[-1].ref.id
+    entries: list[HistoryEntry] = []
+    for record in reversed(records):
+        add_message(entries, record)
     own = await own_work(objects, run, thread)
-    return [*reversed(entries), *([own.entry] if own.messages else [])]
+    return [*entries, *([own.entry] if own.messages else [])]
 
 
 def called_by(own: HistoryEntry) -> list[str]:
@@ -49,6 +57,7 @@ class OwnWork:
     """What a run has said, called and been answered so far."""
 
     messages: tuple[ChatMessage, ...]
+    """One for each turn, and the outputs of its calls."""
     found: tuple[Found, ...]
     """By its searches."""
 
@@ -60,19 +69,16 @@ class OwnWork:
     @property
     def entry(self) -> HistoryEntry:
         """The end of the conversation."""
-        return HistoryEntry(None, self.messages, sources=self.sources)
+        return HistoryEntry(None, tuple(_without_name(message) for message in self.messages), sources=self.sources)
 
     @property
     def lead(self) -> tuple[ChatMessage, ...]:
-        """The calls and outputs behind the last text: what leads to the next message."""
-        lead: list[ChatMessage] = []
-        for message in self.messages:
-            lead = [] if message["role"] == "assistant" and "tool_calls" not in message else [*lead, message]
-        return tuple(lead)
+        """What leads to the next message, as it is kept with that: texts stay in the messages that have them."""
+        return tuple({**message, "content": ""} if _SAID_IN in message else message for message in self.messages)
 
 
 async def own_work(objects: Objects, run: Ref, thread: Ref) -> OwnWork:
-    """Return what a run has done so far."""
+    """Return what a run has done so far; a text and the calls behind it are one message, as one turn said them."""
     messages: list[ChatMessage] = []
     found: list[Found] = []
     for record in await _steps(objects, run):
@@ -82,12 +88,28 @@ async def own_work(objects: Objects, run: Ref, thread: Ref) -> OwnWork:
         if step["type"] == "message_creation":
             ref = MESSAGE.ref(step["step_details"]["message_creation"]["message_id"])
             message = await objects.get(ref, parent=thread)
-            messages.append({"role": "assistant", "content": text_of(message.body)})
+            messages.append({"role": "assistant", "content": text_of(message.body), _SAID_IN: ref.id})
         else:
             notes = StepNotes.from_bytes(record.private)
-            messages += _call_messages(step, notes)
+            calls = [_call(call, notes) for call in step["step_details"]["tool_calls"]]
+            said = messages.pop() if messages and is_text_of_model(messages[-1]) else SAID_NOTHING
+            messages += [with_calls(said, calls), *(_output_message(call) for call in calls)]
             found += notes.searches.values()
     return OwnWork(tuple(messages), tuple(found))
+
+
+def is_text_of_model(message: ChatMessage) -> bool:
+    """Return whether a message is what a model said without calling."""
+    return bool(message["role"] == "assistant" and "tool_calls" not in message)
+
+
+def with_calls(said: ChatMessage, calls: Iterable[Body]) -> ChatMessage:
+    """Return what a turn said with its calls, of which each has ``id``, ``name`` and ``arguments``."""
+    asked = [
+        {"id": call["id"], "type": "function", "function": {"name": call["name"], "arguments": call["arguments"]}}
+        for call in calls
+    ]
+    return {**said, "tool_calls": [*said.get("tool_calls", ()), *asked]}
 
 
 async def _steps(objects: Objects, run: Ref) -> list[Record]:
@@ -101,8 +123,8 @@ async def _steps(objects: Objects, run: Ref) -> list[Record]:
         after = page.records[-1].ref.id
 
 
-def message_entry(record: Record) -> HistoryEntry:
-    """Return a message of a thread as a part of a conversation.
+def add_message(entries: list[HistoryEntry], record: Record) -> None:
+    """Add a message of a thread to the conversation before it; texts that led to it move into its entry.
 
     Raises:
         InvalidRequest: it has something that models of text cannot read.
@@ -112,24 +134,27 @@ def message_entry(record: Record) -> HistoryEntry:
             raise InvalidRequest(
                 f"The message '{record.ref.id}' has content of type '{part['type']}', and this model reads text only."
             )
-    binding = Binding.from_bytes(record.private) if record.private is not None else None
     message = {"role": record.body["role"], "content": text_of(record.body)}
+    binding = Binding.from_bytes(record.private) if record.private is not None else None
     if binding is None:
-        return HistoryEntry(record.ref.id, (message,))
-    return HistoryEntry(record.ref.id, (*binding.lead, message), binding, binding.sources)
+        entries.append(HistoryEntry(record.ref.id, (message,)))
+        return
+    texts = _taken_texts(entries, {each[_SAID_IN] for each in binding.lead if _SAID_IN in each})
+    lead = (_without_name({**each, "content": texts.get(each.get(_SAID_IN), each["content"])}) for each in binding.lead)
+    entries.append(HistoryEntry(record.ref.id, (*lead, message), binding, binding.sources))
 
 
-def _call_messages(step: Body, notes: StepNotes) -> Sequence[ChatMessage]:
-    calls = [_call(call, notes) for call in step["step_details"]["tool_calls"]]
-    asked = {
-        "role": "assistant",
-        "content": "",
-        "tool_calls": [
-            {"id": call["id"], "type": "function", "function": {"name": call["name"], "arguments": call["arguments"]}}
-            for call in calls
-        ],
-    }
-    return [asked, *(_output_message(call) for call in calls)]
+def _taken_texts(entries: list[HistoryEntry], message_ids: Container[str | None]) -> dict[str | None, str]:
+    """Take messages from the end of a conversation; return their texts. One that was deleted has none."""
+    texts: dict[str | None, str] = {}
+    while entries and entries[-1].message_id in message_ids:
+        entry = entries.pop()
+        texts[entry.message_id] = entry.messages[-1]["content"]
+    return texts
+
+
+def _without_name(message: ChatMessage) -> ChatMessage:
+    return {name: value for name, value in message.items() if name != _SAID_IN}
 
 
 def _call(call: Body, notes: StepNotes) -> Body:

@@ -206,8 +206,7 @@ class RunWork:
         if message is None:
             return {}
         own = await own_work(self.held.jobs.objects, self.held.ref, self._thread)
-        sources = own.sources if own.lead else {}
-        return {message["id"]: binding_of(plan, ended, said.token_ids, own.lead, sources).to_bytes()}
+        return {message["id"]: binding_of(plan, ended, said.token_ids, own.lead, own.sources).to_bytes()}
 
     async def _end_incomplete(self, reason: lifecycle.LimitReason) -> None:
         await self._commit(endings.incomplete(self.held.body, self._job, Transcript(), self.held.now, reason=reason))

@@ -87,9 +87,9 @@ async def test_calls_stream_exactly_these_events_and_their_outputs_are_gone_on_f
     assert [item["id"][:3] for item in response["output"]] == ["msg", "fc_", "fc_"]
     assert said(answer) == "Sunny."
     told = [message for entry in turns.requests[1].history for message in entry.messages]
-    assert [message["role"] for message in told] == ["user", "assistant", "assistant", "tool", "tool"]
-    assert [call["function"]["name"] for call in told[2]["tool_calls"]] == ["weather", "time"]
-    assert [message["content"] for message in told[3:]] == ["of weather", "of time"]
+    assert [message["role"] for message in told] == ["user", "assistant", "tool", "tool"]
+    assert [call["function"]["name"] for call in told[1]["tool_calls"]] == ["weather", "time"]
+    assert [message["content"] for message in told[1:]] == ["Let me see.", "of weather", "of time"]
     assert answer["previous_response_id"] == response["id"]
     assert turns.requests[0].run["tools"] == [
         {"type": "function", "function": {"name": "weather", "parameters": WEATHER["parameters"], "strict": True}}

@@ -95,13 +95,12 @@ async def test_the_next_turn_reads_calls_and_outputs(tmp_path: Path) -> None:
         listed = await both.a.texts(thread)
 
     own = turns.requests[1].history[-1].messages
-    assert [message["role"] for message in own] == ["assistant", "assistant", "tool", "tool"]
-    assert (own[0]["content"], own[2]["content"], own[3]["content"]) == ("Wait.", "output 0", "output 1")
-    assert [call["function"]["name"] for call in own[1]["tool_calls"]] == ["weather", "time"]
+    assert [message["role"] for message in own] == ["assistant", "tool", "tool"]
+    assert [message["content"] for message in own] == ["Wait.", "output 0", "output 1"]
+    assert [call["function"]["name"] for call in own[0]["tool_calls"]] == ["weather", "time"]
     later = [message for entry in turns.requests[2].history for message in entry.messages]
-    assert [message["role"] for message in later] == [
-        *("user", "assistant", "assistant", "tool", "tool", "assistant", "user")
-    ]
+    assert [message["role"] for message in later] == ["user", "assistant", "tool", "tool", "assistant", "user"]
+    assert later[1:4] == list(own)
     assert [text for _, text in listed] == ["hello", "Wait.", "Sunny.", "And now?", "Bye."]
 
 
