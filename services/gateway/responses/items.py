@@ -163,19 +163,23 @@ _IMAGE_SOURCES: Mapping[str, Any] = {
 
 def _annotation(citation: Body, text: str) -> Body:
     """Return a citation of a file as threads have it; its text is a mark in brackets."""
-    start = citation["index"]
-    end = text.find("】", start) + 1
+    start, end = _mark_of(citation, text) or (0, 0)
     cited = {"text": text[start:end], "start_index": start, "end_index": end}
     return {"type": "file_citation", **cited, "file_citation": {"file_id": citation["file_id"]}}
+
+
+def _mark_of(citation: Body, text: str) -> tuple[int, int] | None:
+    """Return where the mark of a citation is in its text; None if threads have no such annotations."""
+    index, file_id = citation.get("index"), citation.get("file_id")
+    if citation.get("type") != "file_citation" or type(index) is not int or index < 0 or not isinstance(file_id, str):
+        return None
+    end = text.find("】", index) + 1
+    return (index, end) if end and text.startswith("【", index) else None
 
 
 def _text_part(part: Body) -> Body:
     annotations = [_annotation(each, part["text"]) for each in part.get("annotations", ())]
     return {"type": "text", "text": {"value": part["text"], "annotations": annotations}}
-
-
-def _is_known(annotation: Body, text: str) -> bool:
-    return annotation.get("type") == "file_citation" and text.startswith("【", annotation.get("index", len(text)))
 
 
 def _message(item: Body, thread: Ref, created: int) -> Body | None:
@@ -184,7 +188,7 @@ def _message(item: Body, thread: Ref, created: int) -> Body | None:
         return None
     if any(part["type"] not in ("input_text", "output_text") for part in item["content"]):
         return None
-    if any(not _is_known(each, part["text"]) for part in item["content"] for each in part.get("annotations", ())):
+    if any(_mark_of(each, part["text"]) is None for part in item["content"] for each in part.get("annotations", ())):
         return None
     is_whole = item["status"] == "completed"
     return {

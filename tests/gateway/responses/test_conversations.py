@@ -230,3 +230,42 @@ async def test_items_come_in_bounded_numbers(w: World, num_items: int) -> None:
     response = await w.post("/v1/conversations", {"items": [user("x")] * num_items})
 
     assert response.status_code == (400 if num_items else 200)
+
+
+MARKED = "【0:0†source】 says so."
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_shown_by_threads"),
+    [
+        ({}, True),
+        ({"index": "x"}, False),
+        ({"index": 1.5}, False),
+        ({"index": True}, False),
+        ({"index": [0]}, False),
+        ({"index": None}, False),
+        ({"index": -1}, False),
+        ({"index": 2**62}, False),
+        ({"index": 3}, False),
+        ({"file_id": None}, False),
+        ({"file_id": 5}, False),
+        ({"text": "【0:0†source says so."}, False),
+        ({"type": "url_citation"}, False),
+    ],
+)
+async def test_annotations_of_any_form_are_kept_as_they_came(
+    w: World, changes: dict[str, Any], is_shown_by_threads: bool
+) -> None:
+    caller = Caller(w)
+    text = changes.get("text", MARKED)
+    annotation = {"type": "file_citation", "index": 0, "file_id": "file-a", "filename": "file-a", **changes}
+    given = {"role": "assistant", "content": [{"type": "output_text", "text": text, "annotations": [annotation]}]}
+    conversation = await caller.conversation(given)
+    response = await caller.create([given, user("hello")], conversation=conversation)
+    kept = [item for item in await caller.items(conversation) if item["role"] == "assistant"]
+
+    assert response["status"] == "completed"
+    assert [item["content"][0]["annotations"] for item in kept] == [[annotation], [annotation], []]
+    shown = [("assistant", text)] * 2 if is_shown_by_threads else []
+    listed = await Assistants(w).texts(conversation.replace("conv_", "thread_"))
+    assert listed == [*shown, ("user", "hello"), ("assistant", "Paris")]
