@@ -85,13 +85,13 @@ def build_jobs(
 ) -> JobParts:
     """Return the services, of which nothing runs yet; ``on_taken`` counts jobs that are taken over."""
     objects, clock = around.objects, around.clock
-    contexts = ContextReader(objects, around.sealer)
+    contexts = ContextReader(objects, around.catalog, around.sealer)
     storage, feed = JobStorage(objects, [RUN, RESPONSE]), Feed()
     terms = LeaseTerms(clock, settings.run_lease_s, settings.event_retention_s)
     turn_log = TurnLog(turns, clock, settings.run_flush_s)
 
     def run_work(held: HeldJob) -> RunWork:
-        return RunWork(held, turn_log, search, around.attachments)
+        return RunWork(held, turn_log, around.catalog, search, around.attachments)
 
     kinds = [
         JobKind(RUN, run_work),

@@ -37,6 +37,8 @@ KEPT_SHARE = 4
 """A fourth of the context is the most that the messages which stay as they are may have."""
 MAX_PARTS = 16
 """Most parts that a conversation is summarised in."""
+LEAST_CHARACTERS = 4_000_000
+"""So many characters are read in any case, and more if the model's context may have room for them."""
 _REQUEST = (
     "Write a summary of our conversation so far, for somebody who goes on with it in your place and reads nothing else "
     "of it. Tell what I want and which rules I gave; the facts, names, numbers and quotations that matter; what was "
@@ -86,7 +88,10 @@ class Compactor:
             TandemError: no worker could go on, or the model wrote no summary.
         """
         model = await self._catalog.resolve(response["model"])
-        entries = (await self._contexts.read(project, response, items)).entries
+        context = await self._contexts.read(project, response, items, least_characters=LEAST_CHARACTERS)
+        if context.is_cut:
+            raise _too_long("it has more characters than can be read at once")
+        entries = context.entries
         kept = await self._threads.run(lambda: _kept_messages(model, entries))
         limit = await self._threads.run(lambda: _summary_limit(model, entries))
         # As the authors of the model advise, else with the likeliest words.

@@ -2,24 +2,27 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import orjson
 
-from services.errors import InvalidRequest, ObjectNotFound
+from services.errors import InvalidRequest, NoDecodeWorker, ObjectNotFound
 from services.gateway.jobs.events import ENDS, Body
+from services.gateway.models import ModelCatalog
 from services.gateway.responses.items import chat_message, is_cut_call, summary_item, text_of, thread_behind
 from services.gateway.responses.state import ResponseState
 from services.gateway.runs.binding import Binding
-from services.gateway.runs.history import SAID_NOTHING, add_message, is_text_of_model, with_calls
+from services.gateway.runs.history import SAID_NOTHING, add_message, is_text_of_model, said_in, with_calls
 from services.gateway.runs.search_calls import NAME, Found
+from services.gateway.runs.tails import TailReader
 from services.gateway.runs.turns import ChatMessage, HistoryEntry
 from services.gateway.sealing import Sealer
 from services.gateway.store.kinds import INPUT_ITEM, ITEM, MESSAGE, RESPONSE, Ref
 from services.gateway.store.object_store import Objects, ObjectStore
 from services.gateway.store.records import Query, Record
 
-MAX_CHARACTERS = 4_000_000
-"""What lies further back is not read; no context is so long."""
+_MAX_CHARACTERS = 4_000_000
+"""What lies further back is not read for a model that nobody serves now."""
 MAX_ANCESTORS = 1000
 """Responses that one may go on from, one behind the other: each of them is read."""
 _PAGE = 100
@@ -37,6 +40,8 @@ class Context:
     """The responses that it goes on from, the last one first."""
     last_child: int | None = None
     """The last number that its thread had given when it was read."""
+    is_cut: bool = False
+    """Whether something was so far back that it was not read."""
 
 
 class HistoryBuilder:
@@ -134,17 +139,21 @@ class HistoryBuilder:
 class ContextReader:
     """Reads what responses go on from."""
 
-    def __init__(self, objects: ObjectStore, sealer: Sealer) -> None:
+    def __init__(self, objects: ObjectStore, catalog: ModelCatalog, sealer: Sealer) -> None:
         """``sealer`` opens the summaries of conversations that were compacted."""
         self._objects = objects
+        self._catalog = catalog
         self._sealer = sealer
 
-    async def read(self, project: str, response: Body, items: Iterable[Body]) -> Context:
+    async def read(self, project: str, response: Body, items: Iterable[Body], *, least_characters: int = 0) -> Context:
         """Return what a response goes on from, its own input ``items`` at the end.
+
+        What lies further back than its model has room for is not read, unless it is within ``least_characters``.
 
         Raises:
             InvalidRequest: there is no such response before it, or something that models of text cannot read.
             ObjectNotFound: there is no such conversation.
+            ModelNotFound: there is no such model.
         """
 
         def plain(item: Body) -> Body:
@@ -153,16 +162,23 @@ class ContextReader:
             return summary_item(item["id"], self._sealer.opened(project, item["encrypted_content"]))
 
         objects, builder = self._objects.of(project), HistoryBuilder()
+        reader = TailReader(objects, max(least_characters, await self._max_characters(response["model"])))
         thread, previous = thread_behind(response), response["previous_response_id"]
         context = Context()
         if thread is not None:
             context = Context(last_child=await objects.last_child(thread))
-            await _read_thread(builder, objects, thread, plain)
+            await _read_thread(builder, reader, thread, plain)
         elif previous is not None:
-            context = Context(ancestors=await _read_chain(builder, objects, previous, plain))
+            context = Context(ancestors=await _read_chain(builder, objects, reader, previous, plain))
         for item in items:
             builder.add(plain(item))
-        return replace(context, entries=builder.entries())
+        return replace(context, entries=builder.entries(), is_cut=reader.is_cut)
+
+    async def _max_characters(self, model: str) -> int:
+        try:
+            return (await self._catalog.resolve(model)).tokenizer.max_characters
+        except NoDecodeWorker:  # a response in the background waits for one
+            return _MAX_CHARACTERS
 
 
 async def read_items(objects: Objects, response: Ref) -> list[Body]:
@@ -177,28 +193,31 @@ async def read_items(objects: Objects, response: Ref) -> list[Body]:
         after = page.records[-1].ref.id
 
 
-async def _read_thread(builder: HistoryBuilder, objects: Objects, thread: Ref, plain: Plain) -> None:
-    records: list[Record] = []
-    num_characters, after = 0, None
-    while num_characters <= MAX_CHARACTERS:
-        query = Query(MESSAGE, thread, limit=_PAGE, after=after, with_private=True, also=(ITEM,))
-        page = await objects.list(query)
-        records += page.records
-        num_characters += sum(len(str(record.body)) for record in page.records)
-        if not page.has_more:
-            break
-        after = page.records[-1].ref.id
-    for record in reversed(records):
+async def _read_thread(builder: HistoryBuilder, reader: TailReader, thread: Ref, plain: Plain) -> None:
+    for record in await reader.read(Query(MESSAGE, thread, limit=_PAGE, with_private=True, also=(ITEM,)), _said_in):
         if record.ref.kind is ITEM:
             _add(builder, plain(record.body), _found_in(record))
         elif record.body["content"]:
             builder.add_message(record)
 
 
-async def _read_chain(builder: HistoryBuilder, objects: Objects, previous: str, plain: Plain) -> list[Ref]:
-    chain: list[tuple[Record, list[Body]]] = []
-    num_characters, name = 0, previous
-    while name is not None and num_characters <= MAX_CHARACTERS:
+@dataclass(frozen=True)
+class _Ancestor:
+    """A response that another one goes on from."""
+
+    ref: Ref
+    items: Sequence[Body]
+    """Of its input."""
+    output: Sequence[Body]
+    state: ResponseState
+
+
+async def _read_chain(
+    builder: HistoryBuilder, objects: Objects, reader: TailReader, previous: str, plain: Plain
+) -> list[Ref]:
+    chain: list[_Ancestor] = []
+    name: str | None = previous
+    while name is not None and reader.has_room:
         if len(chain) == MAX_ANCESTORS:
             raise InvalidRequest(
                 f"A response goes on from {MAX_ANCESTORS} others at most, one behind the other. Use a conversation "
@@ -206,18 +225,30 @@ async def _read_chain(builder: HistoryBuilder, objects: Objects, previous: str, 
                 param="previous_response_id",
             )
         record = await _stored(objects, name)
-        items = await read_items(objects, record.ref)
-        num_characters += sum(len(str(item)) for item in (*items, *record.body["output"]))
-        chain.append((record, items))
-        name = record.body["previous_response_id"]
-    for record, items in reversed(chain):
-        for item in items:
-            builder.add(plain(item))
         output, state = record.body["output"], ResponseState.from_bytes(record.private)
         for item in output:
-            is_answer = item is output[-1] and item["type"] == "message"
-            _add(builder, item, state.found.get(item["id"]), state.binding if is_answer else None)
-    return [record.ref for record, _ in chain]
+            reader.count(_said(item, state.found.get(item["id"])))
+        items = await reader.read(Query(INPUT_ITEM, record.ref, limit=_PAGE), lambda item: _said(item.body))
+        chain.append(_Ancestor(record.ref, [item.body for item in items], output, state))
+        name = record.body["previous_response_id"]
+    reader.is_cut = reader.is_cut or name is not None
+    for each in reversed(chain):
+        for item in each.items:
+            builder.add(plain(item))
+        for item in each.output:
+            is_answer = item is each.output[-1] and item["type"] == "message"
+            _add(builder, item, each.state.found.get(item["id"]), each.state.binding if is_answer else None)
+    return [each.ref for each in chain]
+
+
+def _said_in(record: Record) -> Any:
+    """Return the texts that models read of an object of a thread."""
+    return said_in(record) if record.ref.kind is MESSAGE else _said(record.body, _found_in(record))
+
+
+def _said(item: Body, found: Found | None = None) -> Any:
+    """Return the texts that models read of an item, and a little more."""
+    return (item["content"] if item["type"] == "message" else item, "" if found is None else found.output)
 
 
 def own_work(output: Sequence[Body], found: Mapping[str, Found]) -> HistoryEntry | None:

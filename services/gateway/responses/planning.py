@@ -10,9 +10,17 @@ from services.gateway.runs.turns import HistoryEntry, TurnPlan, TurnRequest, Tur
 
 
 async def plan_response(
-    turns: Turns, response: Body, history: Sequence[HistoryEntry], used_tokens: int = 0, called: Sequence[str] = ()
+    turns: Turns,
+    response: Body,
+    history: Sequence[HistoryEntry],
+    used_tokens: int = 0,
+    called: Sequence[str] = (),
+    *,
+    is_cut: bool = False,
 ) -> TurnPlan:
     """Return the plan of a response's next turn; ``used_tokens`` and ``called`` are output and calls of those before.
+
+    ``is_cut`` says that there is more before the history.
 
     Raises:
         ContextLengthExceeded: the input does not fit, and the response must not leave anything out.
@@ -23,7 +31,8 @@ async def plan_response(
     if plan is None:
         raise InternalError("A response has no limit of prompt tokens, but it was met.")
     begins_with = history[0].message_id if history else None
-    if response["truncation"] == "disabled" and plan.first_message_id not in (None, begins_with):
+    is_cut = is_cut or plan.first_message_id not in (None, begins_with)
+    if is_cut and response["truncation"] == "disabled":
         raise ContextLengthExceeded(
             "Your input exceeds the context window of this model: only a part of it would fit. Please adjust your "
             "input and try again, or set 'truncation' to 'auto'.",

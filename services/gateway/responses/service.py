@@ -94,7 +94,7 @@ class Responses:
             Unavailable: nobody serves the model now.
         """
         context = await self._contexts.read(project, response, items)
-        return len((await plan_response(self._turns, response, context.entries)).prompt_ids)
+        return len((await plan_response(self._turns, response, context.entries, is_cut=context.is_cut)).prompt_ids)
 
     async def cancel(self, project: str, ref: Ref) -> Body:
         """End a response in the background wherever it stands; return it, also if it has ended before.
@@ -125,7 +125,7 @@ class Responses:
         """Return what was before, and how the turn is made; no plan if it has to wait for the model."""
         context = await self._contexts.read(project, response, items)
         try:
-            return context, await plan_response(self._turns, response, context.entries)
+            return context, await plan_response(self._turns, response, context.entries, is_cut=context.is_cut)
         except Unavailable:
             if not response["background"]:
                 raise

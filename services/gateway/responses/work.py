@@ -107,7 +107,8 @@ class ResponseWork:
         own = own_work(self._said.output, self._state.found)
         history = [*context.entries, *([replace(own, binding=job.called)] if own is not None else [])]
         called = called_by(own) if own is not None else ()
-        plan = await plan_response(self._turn_log.turns, held.body, history, job.used.completion_tokens, called)
+        turns, used_tokens = self._turn_log.turns, job.used.completion_tokens
+        plan = await plan_response(turns, held.body, history, used_tokens, called, is_cut=context.is_cut)
         job = replace(job, plan=plan, first_event=held.last_event + 1, sources=sources_of(history))
         state = replace(self._state, job=job)
         await held.commit(Writing((), with_sampling(held.body, plan), state.to_bytes()))

@@ -1,21 +1,21 @@
 """Reads a thread as a conversation: its messages, and what the present run has done so far."""
 
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from services.errors import InvalidRequest
 from services.gateway.runs.binding import Binding
 from services.gateway.runs.documents import text_of
 from services.gateway.runs.lifecycle import Body
 from services.gateway.runs.search_calls import NAME, Found, StepNotes
+from services.gateway.runs.tails import TailReader
 from services.gateway.runs.turns import ChatMessage, HistoryEntry
 from services.gateway.store.kinds import MESSAGE, STEP, Ref
 from services.gateway.store.object_store import Objects
 from services.gateway.store.records import Query, Record
 
 _PAGE = 100
-_MESSAGE_CHARACTERS = 32
-"""What a template adds to a message, about: many short messages fill a context, too."""
 _SAID_IN = "message_id"
 """Names the message of the thread with the text of a turn that called; it is not for templates."""
 SAID_NOTHING: ChatMessage = {"role": "assistant", "content": ""}
@@ -23,26 +23,17 @@ SAID_NOTHING: ChatMessage = {"role": "assistant", "content": ""}
 
 
 async def read_history(objects: Objects, run: Ref, thread: Ref, *, max_characters: int) -> list[HistoryEntry]:
-    """Return the thread in its order; what lies further back than ``max_characters`` is left out.
+    """Return the thread in its order; what lies further back than about ``max_characters`` is left out.
 
     Raises:
         InvalidRequest: a message has something that models of text cannot read.
         ObjectNotFound: the thread was deleted.
     """
-    records: list[Record] = []
-    num_characters, after = 0, None
-    while num_characters <= max_characters:
-        page = await objects.list(Query(MESSAGE, thread, limit=_PAGE, after=after, with_private=True))
-        for record in page.records:
-            num_characters += _MESSAGE_CHARACTERS + len(text_of(record.body))
-            if record.body["run_id"] != run.id and record.body["content"]:
-                records.append(record)
-        if not page.has_more:
-            break
-        after = page.records[-1].ref.id
+    query = Query(MESSAGE, thread, limit=_PAGE, with_private=True)
     entries: list[HistoryEntry] = []
-    for record in reversed(records):
-        add_message(entries, record)
+    for record in await TailReader(objects, max_characters).read(query, said_in):
+        if record.body["run_id"] != run.id and record.body["content"]:
+            add_message(entries, record)
     own = await own_work(objects, run, thread)
     return [*entries, *([own.entry] if own.messages else [])]
 
@@ -121,6 +112,12 @@ async def _steps(objects: Objects, run: Ref) -> list[Record]:
         if not page.has_more:
             return steps
         after = page.records[-1].ref.id
+
+
+def said_in(message: Record) -> Sequence[Any]:
+    """Return the texts that models read of a message of a thread, and of what led to it."""
+    binding = Binding.from_bytes(message.private) if message.private is not None else None
+    return (text_of(message.body), () if binding is None else binding.lead)
 
 
 def add_message(entries: list[HistoryEntry], record: Record) -> None:

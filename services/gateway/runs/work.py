@@ -16,6 +16,7 @@ from services.errors import InternalError, ObjectNotFound, ObjectRefused
 from services.gateway.jobs.events import Event
 from services.gateway.jobs.execution import Cancelled, Ending, Expired
 from services.gateway.jobs.held import HeldJob
+from services.gateway.models import ModelCatalog
 from services.gateway.runs import endings, lifecycle
 from services.gateway.runs.citations import next_search
 from services.gateway.runs.documents import ended_step, with_calls
@@ -33,18 +34,23 @@ from services.gateway.store.changes import Operation
 from services.gateway.store.kinds import MESSAGE, STEP, THREAD, Ref
 from services.telemetry.logs import get_logger
 
-MAX_HISTORY_CHARACTERS = 4_000_000
-"""What lies further back in a thread is not read; no context is so long."""
-
 _log = get_logger(__name__)
 
 
 class RunWork:
     """The work on one run."""
 
-    def __init__(self, held: HeldJob, turn_log: TurnLog, search: FileSearch, attachments: Attachments) -> None:
+    def __init__(
+        self,
+        held: HeldJob,
+        turn_log: TurnLog,
+        catalog: ModelCatalog,
+        search: FileSearch,
+        attachments: Attachments,
+    ) -> None:
         self._held = held
         self._attachments = attachments
+        self._catalog = catalog
         self._search = search
         self._turn_log = turn_log
         self._job = Job.from_bytes(held.private)
@@ -111,7 +117,9 @@ class RunWork:
         if limit is not None and job.used.completion_tokens >= limit:
             await self._end_incomplete("max_completion_tokens")
             return None
-        history = await read_history(held.jobs.objects, held.ref, self._thread, max_characters=MAX_HISTORY_CHARACTERS)
+        model = await self._catalog.resolve(held.body["model"])
+        max_characters = model.tokenizer.max_characters
+        history = await read_history(held.jobs.objects, held.ref, self._thread, max_characters=max_characters)
         called: list[str] = []
         if history and history[-1].message_id is None:
             history[-1], called = replace(history[-1], binding=job.called), called_by(history[-1])
