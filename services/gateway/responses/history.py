@@ -55,6 +55,8 @@ class HistoryBuilder:
         self._names: dict[str, str] = {}
         """Of functions, by call."""
         self._unanswered: set[str] = set()
+        self.begins_late = False
+        """Whether there was more before what is taken; an output whose call was there is left out."""
 
     def add(self, item: Body, binding: Binding | None = None) -> None:
         """Take the next item, unless it is a call that was cut; ``binding`` is that of an answer.
@@ -129,6 +131,8 @@ class HistoryBuilder:
     def _answer(self, item: Body) -> None:
         call_id = item["call_id"]
         if call_id not in self._names:
+            if self.begins_late:
+                return
             raise InvalidRequest(f"No tool call found for function call output with call_id {call_id}.", param="input")
         self._unanswered.discard(call_id)
         told = {"tool_call_id": call_id, "name": self._names[call_id], "content": text_of(item)}
@@ -170,6 +174,7 @@ class ContextReader:
             await _read_thread(builder, reader, thread, plain)
         elif previous is not None:
             context = Context(ancestors=await _read_chain(builder, objects, reader, previous, plain))
+        builder.begins_late = False
         for item in items:
             builder.add(plain(item))
         return replace(context, entries=builder.entries(), is_cut=reader.is_cut)
@@ -194,7 +199,9 @@ async def read_items(objects: Objects, response: Ref) -> list[Body]:
 
 
 async def _read_thread(builder: HistoryBuilder, reader: TailReader, thread: Ref, plain: Plain) -> None:
-    for record in await reader.read(Query(MESSAGE, thread, limit=_PAGE, with_private=True, also=(ITEM,)), _said_in):
+    records = await reader.read(Query(MESSAGE, thread, limit=_PAGE, with_private=True, also=(ITEM,)), _said_in)
+    builder.begins_late = reader.is_cut
+    for record in records:
         if record.ref.kind is ITEM:
             _add(builder, plain(record.body), _found_in(record))
         elif record.body["content"]:
@@ -231,7 +238,7 @@ async def _read_chain(
         items = await reader.read(Query(INPUT_ITEM, record.ref, limit=_PAGE), lambda item: _said(item.body))
         chain.append(_Ancestor(record.ref, [item.body for item in items], output, state))
         name = record.body["previous_response_id"]
-    reader.is_cut = reader.is_cut or name is not None
+    builder.begins_late = reader.is_cut = reader.is_cut or name is not None
     for each in reversed(chain):
         for item in each.items:
             builder.add(plain(item))
