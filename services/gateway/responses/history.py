@@ -9,13 +9,13 @@ import orjson
 from services.errors import InvalidRequest, NoDecodeWorker, ObjectNotFound
 from services.gateway.jobs.events import ENDS, Body
 from services.gateway.models import ModelCatalog
-from services.gateway.responses.items import chat_message, is_cut_call, summary_item, text_of, thread_behind
+from services.gateway.responses.items import chat_message, is_bound, is_cut_call, summary_item, text_of, thread_behind
 from services.gateway.responses.state import ResponseState
 from services.gateway.runs.binding import Binding
-from services.gateway.runs.history import SAID_NOTHING, add_message, is_text_of_model, said_in, with_calls
+from services.gateway.runs.history import SAID_NOTHING, add_message, said_in, with_calls
 from services.gateway.runs.search_calls import NAME, Found
 from services.gateway.runs.tails import TailReader
-from services.gateway.runs.turns import ChatMessage, HistoryEntry
+from services.gateway.runs.turns import HistoryEntry
 from services.gateway.sealing import Sealer
 from services.gateway.store.kinds import INPUT_ITEM, ITEM, MESSAGE, RESPONSE, Ref
 from services.gateway.store.object_store import Objects, ObjectStore
@@ -45,13 +45,10 @@ class Context:
 
 
 class HistoryBuilder:
-    """Puts items together to entries: what leads to a message, which is calls and their outputs, goes with it."""
+    """Puts items together to entries: a message, or the calls of a turn with their outputs."""
 
     def __init__(self) -> None:
         self._entries: list[HistoryEntry] = []
-        self._lead: list[ChatMessage] = []
-        self._lead_id: str | None = None
-        self._sources: dict[str, str] = {}
         self._names: dict[str, str] = {}
         """Of functions, by call."""
         self._unanswered: set[str] = set()
@@ -59,16 +56,15 @@ class HistoryBuilder:
         """Whether there was more before what is taken; an output whose call was there is left out."""
 
     def add(self, item: Body, binding: Binding | None = None) -> None:
-        """Take the next item, unless it is a call that was cut; ``binding`` is that of an answer.
+        """Take the next item, unless it is a call that was cut; ``binding`` is that of its turn.
 
         Raises:
             InvalidRequest: models of text cannot read it, or it answers no call.
         """
         if item["type"] == "message":
             self._entries.append(HistoryEntry(item["id"], (chat_message(item),), binding))
-            self._lead_last_entry()
         elif item["type"] == "function_call" and not is_cut_call(item):
-            self._call(item)
+            self._call(item, binding)
         elif item["type"] == "function_call_output":
             self._answer(item)
 
@@ -79,18 +75,19 @@ class HistoryBuilder:
             InvalidRequest: models of text cannot read it.
         """
         add_message(self._entries, record)
-        self._lead_last_entry()
 
     def add_search(self, item: Body, found: Found) -> None:
         """Take a search of files, which is a call of a function for the model, and what it found."""
         self._call({**item, "call_id": item["id"], "name": NAME, "arguments": found.arguments})
         self._answer({**item, "type": "function_call_output", "call_id": item["id"], "output": found.output})
-        self._sources |= found.sources
+        last = self._entries[-1]
+        self._entries[-1] = replace(last, sources={**last.sources, **found.sources})
 
     def own_entry(self) -> HistoryEntry | None:
         """Return what a response has done so far, if that is all that was taken; None if it did nothing."""
-        messages = [*(message for entry in self._entries for message in entry.messages), *self._lead]
-        return HistoryEntry(None, tuple(messages), sources=self._sources) if messages else None
+        messages = tuple(message for entry in self._entries for message in entry.messages)
+        sources = {mark: file_id for entry in self._entries for mark, file_id in entry.sources.items()}
+        return HistoryEntry(None, messages, sources=sources) if messages else None
 
     def entries(self) -> list[HistoryEntry]:
         """Return all entries.
@@ -100,33 +97,22 @@ class HistoryBuilder:
         """
         for call_id in self._unanswered:
             raise InvalidRequest(f"No tool output found for function call {call_id}.", param="input")
-        last = [HistoryEntry(self._lead_id, tuple(self._lead), sources=self._sources)] if self._lead else []
-        return [*self._entries, *last]
+        return self._entries
 
-    def _lead_last_entry(self) -> None:
-        """Put what is known to have led to the last message before it."""
-        last = self._entries[-1]
-        sources = {**self._sources, **last.sources}
-        self._entries[-1] = replace(last, messages=(*self._lead, *last.messages), sources=sources)
-        self._lead, self._sources = [], {}
-
-    def _call(self, item: Body) -> None:
+    def _call(self, item: Body, binding: Binding | None = None) -> None:
         call = {"id": item["call_id"], "name": item["name"], "arguments": item["arguments"]}
-        if not self._lead:
-            self._take_text()
-        is_same_turn = bool(self._lead) and self._lead[-1]["role"] == "assistant"
-        said = self._lead.pop() if is_same_turn else SAID_NOTHING
-        self._lead.append(with_calls(said, [call]))
+        last = self._entries[-1] if self._entries else None
+        if last is not None and last.binding is None and last.messages[-1]["role"] == "assistant":  # the same turn
+            said = with_calls(last.messages[-1], [call])
+            self._entries[-1] = replace(
+                last, message_id=item["id"], messages=(*last.messages[:-1], said), binding=binding
+            )
+        elif last is not None and self._unanswered:
+            self._entries[-1] = replace(last, messages=(*last.messages, with_calls(SAID_NOTHING, [call])))
+        else:
+            self._entries.append(HistoryEntry(item["id"], (with_calls(SAID_NOTHING, [call]),), binding))
         self._names[item["call_id"]] = item["name"]
         self._unanswered.add(item["call_id"])
-        self._lead_id = item["id"]
-
-    def _take_text(self) -> None:
-        """Take what a model said before it called; an answer that keeps its ids was the end of its turn."""
-        last = self._entries[-1] if self._entries else None
-        if last is not None and last.binding is None and is_text_of_model(last.messages[-1]):
-            self._entries.pop()
-            self._lead, self._sources = list(last.messages), dict(last.sources)
 
     def _answer(self, item: Body) -> None:
         call_id = item["call_id"]
@@ -135,9 +121,9 @@ class HistoryBuilder:
                 return
             raise InvalidRequest(f"No tool call found for function call output with call_id {call_id}.", param="input")
         self._unanswered.discard(call_id)
-        told = {"tool_call_id": call_id, "name": self._names[call_id], "content": text_of(item)}
-        self._lead.append({"role": "tool", **told})
-        self._lead_id = item["id"]
+        told = {"role": "tool", "tool_call_id": call_id, "name": self._names[call_id], "content": text_of(item)}
+        last = self._entries[-1]
+        self._entries[-1] = replace(last, messages=(*last.messages, told))
 
 
 class ContextReader:
@@ -203,7 +189,7 @@ async def _read_thread(builder: HistoryBuilder, reader: TailReader, thread: Ref,
     builder.begins_late = reader.is_cut
     for record in records:
         if record.ref.kind is ITEM:
-            _add(builder, plain(record.body), _found_in(record))
+            _add(builder, plain(record.body), _found_in(record), _binding_in(record))
         elif record.body["content"]:
             builder.add_message(record)
 
@@ -243,8 +229,8 @@ async def _read_chain(
         for item in each.items:
             builder.add(plain(item))
         for item in each.output:
-            is_answer = item is each.output[-1] and item["type"] == "message"
-            _add(builder, item, each.state.found.get(item["id"]), each.state.binding if is_answer else None)
+            is_last = item is each.output[-1] and is_bound(item)
+            _add(builder, item, each.state.found.get(item["id"]), each.state.binding if is_last else None)
     return [each.ref for each in chain]
 
 
@@ -274,7 +260,13 @@ def _add(builder: HistoryBuilder, item: Body, found: Found | None, binding: Bind
 
 
 def _found_in(record: Record) -> Found | None:
-    return Found.of(orjson.loads(record.private)) if record.private is not None else None
+    is_search = record.body["type"] == "file_search_call" and record.private is not None
+    return Found.of(orjson.loads(record.private or b"")) if is_search else None
+
+
+def _binding_in(record: Record) -> Binding | None:
+    is_call = record.body["type"] == "function_call" and record.private is not None
+    return Binding.from_bytes(record.private or b"") if is_call else None
 
 
 async def _stored(objects: Objects, response_id: str) -> Record:

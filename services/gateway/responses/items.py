@@ -90,6 +90,11 @@ def is_cut_call(item: Body) -> bool:
     return bool(item["type"] == "function_call" and item["status"] != "completed")
 
 
+def is_bound(last: Body) -> bool:
+    """Return whether the last item of an output keeps the token ids of its turn; a search keeps what it found."""
+    return last["type"] == "message" or (last["type"] == "function_call" and not is_cut_call(last))
+
+
 def search_item(item_id: str, status: str, queries: Sequence[str] = ()) -> Body:
     """Return a search of files; what it found is shown only to those who ask."""
     return {"id": item_id, "type": "file_search_call", "status": status, "queries": list(queries), "results": None}

@@ -18,7 +18,7 @@ class ResponseState:
 
     job: Job = field(default_factory=Job)
     binding: Binding | None = None
-    """The token ids of its answer, once it is complete."""
+    """The token ids of its last turn, once that is over."""
     found: Mapping[str, Found] = field(default_factory=dict)
     """By its searches of files, by item."""
 

@@ -18,7 +18,7 @@ from services.gateway.jobs.held import HeldJob, Writing
 from services.gateway.responses import documents
 from services.gateway.responses.documents import response_event
 from services.gateway.responses.history import ContextReader, own_work, read_items
-from services.gateway.responses.items import creation, is_cut_call, thread_behind
+from services.gateway.responses.items import creation, is_bound, is_cut_call, thread_behind
 from services.gateway.responses.planning import plan_response, with_sampling
 from services.gateway.responses.state import ResponseState
 from services.gateway.responses.transcript import Citable, Transcript, TranscriptWriter
@@ -141,8 +141,7 @@ class ResponseWork:
             shown = documents.completed(body, output, job.total, self.held.now)
         else:
             shown = documents.incomplete(body, output, job.total)
-        binding = None if said.calls else binding_of(plan, ended, said.token_ids)
-        state = replace(self._state, job=job, binding=binding)
+        state = replace(self._state, job=job, binding=binding_of(plan, ended, said.token_ids))
         await self._end(closing, shown, state, await self._additions(output, state))
 
     async def _found(self, plan: TurnPlan, said: Transcript, ended: TurnEnded) -> dict[int, Found]:
@@ -169,7 +168,7 @@ class ResponseWork:
             return []
         items = await read_items(self.held.jobs.objects, self.held.ref)
         bound = {item_id: orjson.dumps(asdict(found)) for item_id, found in state.found.items()}
-        if state.binding is not None and output:
+        if state.binding is not None and is_bound(output[-1]):
             bound[output[-1]["id"]] = state.binding.to_bytes()
         added = [*items, *(item for item in output if not is_cut_call(item))]
         return [creation(item, thread, self.held.now, bound.get(item["id"])) for item in added]

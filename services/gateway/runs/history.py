@@ -10,7 +10,7 @@ from services.gateway.runs.documents import text_of
 from services.gateway.runs.lifecycle import Body
 from services.gateway.runs.search_calls import NAME, Found, StepNotes
 from services.gateway.runs.tails import TailReader
-from services.gateway.runs.turns import ChatMessage, HistoryEntry
+from services.gateway.runs.turns import ChatMessage, HistoryEntry, is_text_of_model
 from services.gateway.store.kinds import MESSAGE, STEP, Ref
 from services.gateway.store.object_store import Objects
 from services.gateway.store.records import Query, Record
@@ -87,11 +87,6 @@ async def own_work(objects: Objects, run: Ref, thread: Ref) -> OwnWork:
             messages += [with_calls(said, calls), *(_output_message(call) for call in calls)]
             found += notes.searches.values()
     return OwnWork(tuple(messages), tuple(found))
-
-
-def is_text_of_model(message: ChatMessage) -> bool:
-    """Return whether a message is what a model said without calling."""
-    return bool(message["role"] == "assistant" and "tool_calls" not in message)
 
 
 def with_calls(said: ChatMessage, calls: Iterable[Body]) -> ChatMessage:

@@ -14,7 +14,7 @@ import orjson
 from services.errors import ContextLengthExceeded
 from services.gateway.models import ServedModel
 from services.gateway.runs.binding import Binding, Rendering, context_ids
-from services.gateway.runs.turns import ChatMessage, HistoryEntry, TurnPlan
+from services.gateway.runs.turns import ChatMessage, HistoryEntry, TurnPlan, is_text_of_model
 
 KEPT_NUMERATOR, KEPT_DENOMINATOR = 3, 4
 _MESSAGE_TOKENS = 8
@@ -176,7 +176,7 @@ class PromptBuilder:
             known = self._known(entry, entry.binding, rendering)
             if known is not None and (tail := rendering.behind(known.end)) is not None:
                 return (*known.token_ids, *encode(tail)), known.base, known.num_base_tokens
-            if entry.message_id is not None:
+            if _ends_with_text(entry):
                 break  # an older answer is the base of this one: if this one does not match, none is worth the search
         return tuple(encode(rendering.pieces)), None, 0
 
@@ -184,9 +184,9 @@ class PromptBuilder:
         """Return the context of an answer, or of a turn that called, if the text begins with it."""
         if binding.card_digest != self._model.card_digest:
             return None
-        if entry.message_id is not None:
+        if _ends_with_text(entry):
             said = str(entry.messages[-1]["content"])
-        else:
+        else:  # a template may write calls otherwise than the model did
             said = self._model.tokenizer.raw.decode(list(binding.output_ids), skip_special_tokens=False)
         end = rendering.continues(binding, said)
         base_ids = () if binding.base is None else context_ids(binding.base, self._bindings)
@@ -196,6 +196,11 @@ class PromptBuilder:
         if entry.message_id is not None:
             return _Known(token_ids, end, entry.message_id, len(token_ids))
         return _Known(token_ids, end, binding.base, len(base_ids))
+
+
+def _ends_with_text(entry: HistoryEntry) -> bool:
+    """Return whether the turn whose ids an entry has ended with a text, which is all that is rendered of it."""
+    return entry.message_id is not None and is_text_of_model(entry.messages[-1])
 
 
 def _text(message: ChatMessage) -> str:

@@ -11,15 +11,20 @@ ChatMessage = Mapping[str, Any]
 """A message as chat templates read it: role, content, tool_calls, tool_call_id."""
 
 
+def is_text_of_model(message: ChatMessage) -> bool:
+    """Return whether a message is what a model said without calling."""
+    return bool(message["role"] == "assistant" and "tool_calls" not in message)
+
+
 @dataclass(frozen=True)
 class HistoryEntry:
-    """One message of the thread; what led to it goes with it, so that a call is never parted from its output."""
+    """One message of the thread with what led to it, or the calls of a turn; a call is never parted from its output."""
 
     message_id: str | None
-    """None for what the run itself has done so far."""
+    """The message, or the item that is the last call; None for what the run itself has done so far."""
     messages: tuple[ChatMessage, ...]
     binding: Binding | None = None
-    """The token ids of an answer and of the prompt before it; of what the run did itself, those of its last turn."""
+    """The token ids of a turn and of the prompt before it; of what the run did itself, those of its last turn."""
     sources: Mapping[str, str] = field(default_factory=dict)
     """Files by the marks that stand for their passages in ``messages``."""
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from services.gateway.tools.formats import format_named
 from tests.gateway.apis.stored import stored_world
 from tests.gateway.responses.client import Caller as Responses
 from tests.gateway.responses.test_tools import TOOLS as FUNCTIONS
@@ -13,14 +14,18 @@ from tests.gateway.responses.test_tools import prompt_of
 from tests.gateway.runs.client import Caller
 from tests.gateway.runs.test_function_calls import NOON, PARIS, TOOLS, output
 from tests.gateway.runs.test_tools import outputs
+from tests.gateway.tools.samples import written
 from tests.gateway.twins import CHAT_ML, END_ID, Script, World, card, tokens
 
+HERMES = format_named("hermes").syntax
 ALTERNATING = (
     "{% set spoken = messages[1:] if messages[0]['role'] == 'system' else messages %}"
     "{% for message in spoken %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
     "{{ raise_exception('Conversation roles must alternate user/assistant') }}{% endif %}{% endfor %}" + CHAT_ML
 )
-FIRST, SECOND = output(PARIS, lead="Let me see.\n"), output(NOON, lead="And the time.\n")
+FIRST = [token_id for letter in "Let me see.\n" + written(HERMES, [PARIS]) for token_id in tokens(letter)] + [END_ID]
+"""Cut into tokens as no tokenizer cuts it."""
+SECOND = output(NOON, lead="And the time.\n")
 ANSWER = [*tokens("Sunny."), END_ID]
 
 
@@ -31,6 +36,14 @@ async def w(tmp_path: Path) -> AsyncIterator[World]:
         stored.decode.first = [Script(FIRST), Script(SECOND), Script(ANSWER)]
         stored.decode.default = Script([*tokens("Bye."), END_ID])
         yield stored
+
+
+def assert_prompts_go_on(w: World) -> None:
+    """Each prompt begins with the very tokens of the one before it and of what was said then."""
+    prompts = [list(request.prompt_token_ids) for request in w.decode.requests]
+    assert len(prompts) == 4
+    for before, after, said in zip(prompts, prompts[1:], [FIRST, SECOND, ANSWER], strict=False):
+        assert after[: len(before) + len(said)] == [*before, *said]
 
 
 async def answered(caller: Caller, thread: str) -> None:
@@ -52,9 +65,7 @@ async def test_a_run_and_the_next_one_begin_with_the_very_tokens_of_each_turn(w:
     later = (await caller.stream(thread, await caller.assistant(tools=TOOLS)))[-1].data
 
     assert (later["status"], later["last_error"]) == ("completed", None)
-    prompts = [list(request.prompt_token_ids) for request in w.decode.requests]
-    for before, after, said in zip(prompts, prompts[1:], [FIRST, SECOND, ANSWER], strict=False):
-        assert after[: len(before) + len(said)] == [*before, *said]
+    assert_prompts_go_on(w)
     assert [words for _, words in await caller.texts(thread)][1:4] == ["Let me see.", "And the time.", "Sunny."]
 
 
@@ -88,6 +99,7 @@ async def test_responses_go_on_from_texts_and_calls_as_one_message(w: World, is_
         ]
     await caller.create("Thanks", tools=FUNCTIONS, **goes_on)
 
+    assert_prompts_go_on(w)
     assert prompt_of(w).count("<|im_start|>assistant") == 4
     assert "Let me see.\n<tool_call>" in prompt_of(w)
 
