@@ -92,7 +92,7 @@ async def test_calls_stream_exactly_these_events_and_their_outputs_are_gone_on_f
     assert [message["content"] for message in told[1:]] == ["Let me see.", "of weather", "of time"]
     assert answer["previous_response_id"] == response["id"]
     assert turns.requests[0].run["tools"] == [
-        {"type": "function", "function": {"name": "weather", "parameters": WEATHER["parameters"], "strict": True}}
+        {"type": "function", "function": {"name": "weather", "parameters": WEATHER["parameters"], "strict": False}}
     ]
 
 

@@ -87,6 +87,19 @@ async def test_workers_hold_an_answer_to_the_choice(w: World, choice: Any, names
     assert (called(response), response["tool_choice"]) == ([("now", "{}")], choice)
 
 
+@pytest.mark.parametrize(("strict", "is_held"), [({}, False), ({"strict": None}, False), ({"strict": True}, True)])
+async def test_calls_are_held_to_a_schema_only_if_the_client_says_so(
+    w: World, strict: dict[str, Any], is_held: bool
+) -> None:
+    w.decode.default = Script(output(NOON))
+    parameters = {"type": "object", "properties": {"days": {"type": "array", "uniqueItems": True}}}
+    response = await Caller(w).create(tools=[{**NOW, "parameters": parameters, **strict}])
+
+    [_, schema] = orjson.loads(w.decode.requests[0].sampling.grammar)["grammars"]
+    assert schema["json_schema"]["x-guidance"]["lenient"] != is_held
+    assert [tool["strict"] for tool in response["tools"]] == [is_held]
+
+
 async def test_an_answer_is_held_to_its_schema(w: World) -> None:
     w.decode.default = Script([*tokens('{"city": "Paris"}'), END_ID])
     schema = {"type": "object", "properties": {"city": {"type": "string"}}}

@@ -303,7 +303,8 @@ def _tool_json(tool: Tool) -> Mapping[str, Any]:
     if isinstance(tool, FileSearchTool):
         return tool.model_dump(exclude_none=True)
     shown = {"type": "function", "name": tool.name, "description": tool.description}
-    return {**shown, "parameters": tool.parameters, "strict": tool.strict is not False}
+    # Not by default, as OpenAI has it: many schemas that clients have anyway use keywords that cannot be enforced.
+    return {**shown, "parameters": tool.parameters, "strict": bool(tool.strict)}
 
 
 def _require_model(body: ContextFields) -> None:
