@@ -91,6 +91,26 @@ async def test_what_was_found_is_gone_on_from_and_cited_again(lib: Library, is_c
         ] * 2
 
 
+@pytest.mark.parametrize("is_conversation", [False, True])
+async def test_an_output_with_a_search_can_be_sent_back(lib: Library, is_conversation: bool) -> None:
+    store, _ = await lib.indexed(*FRUIT)
+    lib.w.decode.first = [Script(output(SEARCH)), answer(), answer()]
+    caller, include = Caller(lib.w), ["file_search_call.results"]
+    first = await caller.create("What moves people?", tools=[tool(store)], include=include)
+    sent = [{"role": "user", "content": "What moves people?"}, *first["output"]]
+    if is_conversation:
+        conversation = await caller.conversation(*sent)
+        await caller.create("Again?", conversation=conversation)
+        kept = (await caller.items(conversation))[1]
+    else:
+        second = await caller.create([*sent, {"role": "user", "content": "Again?"}])
+        kept = (await caller.get(f"/v1/responses/{second['id']}/input_items", order="asc"))["data"][1]
+
+    search = first["output"][0]
+    assert search["results"] and kept == {**search, "id": kept["id"]}
+    assert ANSWER in prompt_of(lib) and FRUIT[1] not in prompt_of(lib)
+
+
 @pytest.mark.parametrize("store_it", [True, False])
 async def test_results_are_shown_to_those_who_ask(lib: Library, store_it: bool) -> None:
     store, file_ids = await lib.indexed(*FRUIT)

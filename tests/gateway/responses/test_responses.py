@@ -287,7 +287,7 @@ REFUSALS: list[tuple[dict[str, Any], str, str | None, str | None]] = [
     (
         {"input": [{"type": "web_search_call", "id": "x"}]},
         "Invalid value: 'web_search_call'. Supported values are: 'message', 'function_call', 'function_call_output', "
-        "'reasoning', 'compaction', and 'item_reference'.",
+        "'file_search_call', 'reasoning', 'compaction', and 'item_reference'.",
         "input[0].type",
         "invalid_value",
     ),

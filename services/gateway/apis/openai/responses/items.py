@@ -15,6 +15,7 @@ from services.gateway.responses.items import (
     message_item,
     new_item_id,
     output_text,
+    search_item,
 )
 from services.gateway.store.kinds import INPUT_ITEM, ITEM, MESSAGE, OUTPUT_ITEM
 from services.gateway.store.object_store import Objects
@@ -116,6 +117,15 @@ class CallOutputItem(Body):
     output: Content
 
 
+class SearchItem(Body):
+    """A search of files that a model made earlier; models are not shown it again, as its passages are not in it."""
+
+    type: Literal["file_search_call"]
+    queries: list[Text] = Field(default_factory=list, max_length=MAX_PARTS)
+    status: Literal["in_progress", "searching", "completed", "incomplete", "failed"] | None = None
+    results: list[dict[str, Json]] | None = Field(default=None, max_length=MAX_PARTS)
+
+
 class ReasoningItem(Body):
     """Thoughts of a model, which are not shown to it again."""
 
@@ -149,6 +159,7 @@ Item = Annotated[
     Annotated[MessageItem, Tag("~message")]
     | Annotated[CallItem, Tag("~function_call")]
     | Annotated[CallOutputItem, Tag("~function_call_output")]
+    | Annotated[SearchItem, Tag("~file_search_call")]
     | Annotated[ReasoningItem, Tag("~reasoning")]
     | Annotated[CompactionItem, Tag("~compaction")]
     | Annotated[ItemReference, Tag("~item_reference")],
@@ -179,7 +190,7 @@ def user_item(text: str) -> ItemBody:
     return message_item(new_item_id("message"), "user", [{"type": "input_text", "text": text}])
 
 
-def _kept(item: MessageItem | CallItem | CallOutputItem | ReasoningItem | CompactionItem) -> ItemBody:
+def _kept(item: MessageItem | CallItem | CallOutputItem | SearchItem | ReasoningItem | CompactionItem) -> ItemBody:
     item_id = new_item_id(item.type)
     match item:
         case MessageItem():
@@ -190,6 +201,8 @@ def _kept(item: MessageItem | CallItem | CallOutputItem | ReasoningItem | Compac
             output = item.output if isinstance(item.output, str) else [_part(part) for part in item.output]
             kept = {"id": item_id, "type": item.type, "status": "completed"}
             return {**kept, "call_id": item.call_id, "output": output}
+        case SearchItem():
+            return {**search_item(item_id, item.status or "completed", item.queries), "results": item.results}
         case CompactionItem():
             return compaction_item(item_id, item.encrypted_content)
         case ReasoningItem():
