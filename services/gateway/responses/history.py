@@ -218,13 +218,18 @@ async def _read_chain(
                 param="previous_response_id",
             )
         record = await _stored(objects, name)
+        if record is None:
+            if name == previous:
+                raise _absent(name)
+            break  # it was deleted, and what was before it with it
         output, state = record.body["output"], ResponseState.from_bytes(record.private)
         for item in output:
             reader.count(_said(item, state.found.get(item["id"])))
         items = await reader.read(Query(INPUT_ITEM, record.ref, limit=_PAGE), lambda item: _said(item.body))
         chain.append(_Ancestor(record.ref, [item.body for item in items], output, state))
         name = record.body["previous_response_id"]
-    builder.begins_late = reader.is_cut = reader.is_cut or name is not None
+    builder.begins_late = reader.is_cut or name is not None
+    reader.is_cut = reader.is_cut or (name is not None and not reader.has_room)
     for each in reversed(chain):
         for item in each.items:
             builder.add(plain(item))
@@ -269,20 +274,27 @@ def _binding_in(record: Record) -> Binding | None:
     return Binding.from_bytes(record.private or b"") if is_call else None
 
 
-async def _stored(objects: Objects, response_id: str) -> Record:
+async def _stored(objects: Objects, response_id: str) -> Record | None:
+    """Return a response that may be gone on from; None if there is none.
+
+    Raises:
+        InvalidRequest: it has not ended.
+    """
     try:
         record = await objects.get(RESPONSE.ref(response_id), with_private=True)
     except ObjectNotFound:
-        record = None
-    if record is None or not record.body["store"]:
-        raise InvalidRequest(
-            f"Previous response with id '{response_id}' not found.",
-            param="previous_response_id",
-            code="previous_response_not_found",
-        )
-    if record.body["status"] not in ENDS:
+        return None
+    if record.body["store"] and record.body["status"] not in ENDS:
         raise InvalidRequest(
             f"Previous response with id '{response_id}' is {record.body['status']}; wait for its end, or cancel it.",
             param="previous_response_id",
         )
-    return record
+    return record if record.body["store"] else None
+
+
+def _absent(response_id: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"Previous response with id '{response_id}' not found.",
+        param="previous_response_id",
+        code="previous_response_not_found",
+    )

@@ -71,3 +71,18 @@ async def test_a_conversation_that_is_not_read_whole_is_refused_unless_it_may_be
     refused = await caller.refused(input="x", conversation=conversation)
 
     assert (refused["status"], refused["code"]) == (400, "context_length_exceeded")
+
+
+async def test_a_deleted_response_takes_what_was_before_it_along(w: World, turns: FakeTurns) -> None:
+    caller = Caller(w)
+    first = await caller.create("hello", tools=[WEATHER])
+    answered = [{"type": "function_call_output", "call_id": first["output"][0]["call_id"], "output": "22"}]
+    second = await caller.create(answered, previous_response_id=first["id"], tools=[WEATHER])
+    await w.client.delete(f"/v1/responses/{first['id']}")
+    answered = [{**answered[0], "call_id": second["output"][0]["call_id"]}]
+    third = await caller.create(answered, previous_response_id=second["id"], tools=[WEATHER])
+    refused = await caller.refused(input="x", previous_response_id=first["id"])
+
+    assert (third["status"], third["previous_response_id"]) == ("completed", second["id"])
+    assert roles(turns) == ["assistant", "tool"]
+    assert refused["message"] == f"Previous response with id '{first['id']}' not found."
