@@ -75,7 +75,7 @@ def _closed(
         )
         events.append(message_event(message))
     if (step := said.step_with_calls) is not None:
-        usage = job.turn.usage if job.turn is not None else None
+        usage = said.usage_of_step(job.turn) if job.turn is not None else None
         events.append(step_event(ended_step(step, status, now, usage=usage, error=error)))
     return events
 

@@ -1,7 +1,8 @@
 """What one turn has said so far: a fold over its events, and the events that say more."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from typing import Any
 
 from services.gateway.jobs.events import Event, with_tokens
@@ -19,7 +20,8 @@ from services.gateway.runs.documents import (
     with_calls,
 )
 from services.gateway.runs.events import message_event, step_event
-from services.gateway.runs.lifecycle import Body
+from services.gateway.runs.job import Used
+from services.gateway.runs.lifecycle import Body, usage_json
 from services.gateway.runs.search_calls import NAME, Found, is_tool_of
 from services.gateway.runs.turns import Called, TurnEvent, Written
 from services.gateway.store.kinds import MESSAGE, STEP, Kind
@@ -43,6 +45,8 @@ class Transcript:
     """All output of the turn."""
     silent_ids: list[int] = field(default_factory=list)
     """The end of it that no event has: tokens that showed nothing so far."""
+    num_counted: int = 0
+    """How many of the tokens are in the usage of a step that is over."""
 
     @classmethod
     def of(cls, events: Iterable[Event]) -> "Transcript":
@@ -63,6 +67,7 @@ class Transcript:
             self._take_calls(event.data["delta"]["step_details"]["tool_calls"])
         elif event.name.startswith("thread.run.step."):
             self.step = event.data if event.data["status"] == "in_progress" else None
+            self.num_counted += (event.data["usage"] or {}).get("completion_tokens", 0)
         elif event.name.startswith("thread.message."):
             self.message = event.data if event.data["status"] == "in_progress" else None
 
@@ -75,6 +80,10 @@ class Transcript:
     def functions(self) -> list[dict[str, Any]]:
         """The calls that the client answers."""
         return [call for call in self.calls if call["type"] == "function"]
+
+    def usage_of_step(self, turn: Used) -> Body:
+        """Return what the open step used of a turn: all but what the message before its calls did."""
+        return replace(turn, completion_tokens=turn.completion_tokens - self.num_counted).usage
 
     def _take_calls(self, parts: Iterable[Body]) -> None:
         for part in parts:
@@ -109,6 +118,7 @@ class TranscriptWriter:
         if text := "".join(part.text for part in parts if isinstance(part, Written)):
             self._write(text)
         if calls := [part for part in parts if isinstance(part, Called)]:
+            self._open_calls(len(self._transcript.token_ids) + _num_tokens_before_calls(said))
             self._call(calls)
         return self._taken(tuple(token_id for each in said for token_id in each.token_ids))
 
@@ -134,7 +144,6 @@ class TranscriptWriter:
         self._emit(Event("thread.message.delta", text_delta(said.message["id"], text, annotations)))
 
     def _call(self, calls: Sequence[Called]) -> None:
-        self._open_calls()
         if parts := self._parts(calls):
             self._tell_calls(parts)
 
@@ -149,11 +158,13 @@ class TranscriptWriter:
             self._emit(Event("thread.message.created", new_message(message, self._run, now)))
             self._emit(Event("thread.message.in_progress", new_message(message, self._run, now)))
 
-    def _open_calls(self) -> None:
+    def _open_calls(self, num_written: int) -> None:
+        """Begin the step of the calls, which counts the prompt; a message of ``num_written`` tokens ends."""
         if self._transcript.message is not None and self._transcript.step is not None:
             now = self._now()
             self._emit(message_event(_whole_message(self._transcript, now)))
-            self._emit(step_event(ended_step(self._transcript.step, "completed", now, usage=None)))
+            usage = usage_json(0, num_written, 0)
+            self._emit(step_event(ended_step(self._transcript.step, "completed", now, usage=usage)))
         if self._transcript.step is None:
             self._open_step(calls_step(STEP.new_ref(), self._run, self._now()))
 
@@ -187,6 +198,11 @@ class TranscriptWriter:
         events, self._events = self._events, []
         self._transcript.token_ids.extend(token_ids)
         return with_tokens(events, self._transcript.silent_ids, token_ids)
+
+
+def _num_tokens_before_calls(said: Sequence[TurnEvent]) -> int:
+    written = takewhile(lambda each: not any(isinstance(part, Called) for part in each.parts), said)
+    return sum(len(each.token_ids) for each in written)
 
 
 def _whole_message(said: Transcript, now: int) -> Body:

@@ -105,7 +105,7 @@ class RunWork:
         if said.step is None or self._job.turn is None:
             raise InternalError(f"The run '{held.ref.id}' waits for outputs, but its calls are gone.")
         step = with_calls(said.step, said.calls, dict(outputs))
-        ended = step_event(ended_step(step, "completed", held.now, usage=self._job.turn.usage))
+        ended = step_event(ended_step(step, "completed", held.now, usage=said.usage_of_step(self._job.turn)))
         await self._commit([ended, run_event(lifecycle.requeued(held.body))], self._job.next_turn(), is_patient=False)
 
     async def _begin(self) -> TurnPlan | None:
@@ -202,7 +202,7 @@ class RunWork:
             bodies = [(STEP.ref(step["id"]), step)]
             await held.commit(run_writing(held, [*events, waiting], job, bodies=bodies, private=private))
         else:
-            ended = step_event(ended_step(step, "completed", held.now, usage=job.turn.usage))
+            ended = step_event(ended_step(step, "completed", held.now, usage=said.usage_of_step(job.turn)))
             job = job.next_turn()
             await held.commit(run_writing(held, [*events, ended], job, private=private))
             said.apply(ended)

@@ -69,6 +69,20 @@ async def test_a_run_and_the_next_one_begin_with_the_very_tokens_of_each_turn(w:
     assert [words for _, words in await caller.texts(thread)][1:4] == ["Let me see.", "And the time.", "Sunny."]
 
 
+async def test_the_usage_of_all_steps_adds_up_to_that_of_the_run(w: World) -> None:
+    caller = Caller(w)
+    thread = await caller.thread("What is it like in Paris?")
+    await answered(caller, thread)
+    [run] = (await caller.get(f"/v1/threads/{thread}/runs"))["data"]
+    steps = (await caller.get(f"/v1/threads/{thread}/runs/{run['id']}/steps", order="asc"))["data"]
+
+    assert [step["type"] for step in steps] == [*["message_creation", "tool_calls"] * 2, "message_creation"]
+    written = len("Let me see.")
+    assert steps[0]["usage"]["completion_tokens"] in (written, written + 1)  # white space shows nothing yet
+    for name in ("prompt_tokens", "completion_tokens", "total_tokens"):
+        assert sum(step["usage"][name] for step in steps) == run["usage"][name]
+
+
 async def test_a_text_that_was_deleted_is_not_read_again_and_its_call_is(w: World) -> None:
     caller = Caller(w)
     thread = await caller.thread("What is it like in Paris?")
