@@ -61,6 +61,7 @@ def _as_run(response: Body) -> Body:
         "top_p": response["top_p"],
         "max_completion_tokens": response["max_output_tokens"],
         "max_prompt_tokens": None,
+        "max_tool_calls": response["max_tool_calls"],
         "truncation_strategy": {"type": "auto", "last_messages": None},
     }
 

@@ -103,13 +103,15 @@ class TranscriptWriter:
         return self._taken(tuple(token_id for each in said for token_id in each.token_ids))
 
     def found(self, queries: Mapping[int, str]) -> list[Event]:
-        """Return the events that end searches of the turn, told by the index of the call."""
-        for index, query in queries.items():
+        """Return the events that end the searches of the turn; ``queries`` of those made, by the index of the call."""
+        for index in self._transcript.calls_of("file_search_call"):
             place = self._transcript.calls[index]
-            item_id = self._transcript.output[place]["id"]
-            self._tell(place, "file_search_call.completed", item_id=item_id)
-            item = search_item(item_id, "completed", [query] if query else [])
-            self._tell(place, "output_item.done", item=item)
+            item = self._transcript.output[place]
+            if (query := queries.get(index)) is None:
+                self._tell(place, "output_item.done", item={**item, "status": "incomplete"})
+                continue
+            self._tell(place, "file_search_call.completed", item_id=item["id"])
+            self._tell(place, "output_item.done", item=search_item(item["id"], "completed", [query] if query else []))
         return self._taken(())
 
     def closing(self, status: str) -> list[Event]:

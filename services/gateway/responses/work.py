@@ -24,6 +24,7 @@ from services.gateway.responses.state import ResponseState
 from services.gateway.responses.transcript import Citable, Transcript, TranscriptWriter
 from services.gateway.runs.citations import next_search
 from services.gateway.runs.file_search import FileSearch, SearchScope, query_of
+from services.gateway.runs.form import max_searches
 from services.gateway.runs.history import called_by
 from services.gateway.runs.job import Job, Used
 from services.gateway.runs.search_calls import NAME, Found, Search
@@ -145,14 +146,14 @@ class ResponseWork:
         await self._end(closing, shown, state, await self._additions(output, state))
 
     async def _found(self, plan: TurnPlan, said: Transcript, ended: TurnEnded) -> dict[int, Found]:
-        """Return what the searches of the turn found, by the index of the call."""
-        held, wanted = self.held, said.calls_of("file_search_call")
+        """Return what the searches of the turn found, by the index of the call; those over the limit are not made."""
+        held, earlier = self.held, list(self._state.found.values())
+        wanted = said.calls_of("file_search_call")[: max_searches(held.body) - len(earlier)]
         first = next_search(self._state.job.sources)
         searches = [Search(ended.calls[index].arguments, first + place) for place, index in enumerate(wanted)]
         tool = next(tool for tool in held.body["tools"] if tool["type"] == NAME)
         wanted_files = filter_of(tool["filters"]) if tool.get("filters") else None
         scope = SearchScope(held.ref.id, tool["vector_store_ids"], tool, wanted_files)
-        earlier = list(self._state.found.values())
         found = await self._search.find(held.jobs.project, scope, plan.card_digest, searches, earlier)
         return dict(zip(wanted, found, strict=True))
 

@@ -39,8 +39,14 @@ def turn_form(run: Body, called: Sequence[str] = ()) -> AnswerForm:
     )
     if choice == "none" or (called and isinstance(choice, dict)):
         return form.without_calls([tool["function"]["name"] for tool in tools])
-    is_search_over = is_tool_of(run) and called.count(NAME) >= MAX_SEARCHES
+    is_search_over = is_tool_of(run) and called.count(NAME) >= max_searches(run)
     return form.without_calls([NAME]) if is_search_over else form
+
+
+def max_searches(run: Body) -> int:
+    """Return how often a run or response may search; responses can say ``max_tool_calls``."""
+    wanted = run.get("max_tool_calls")
+    return MAX_SEARCHES if wanted is None else min(wanted, MAX_SEARCHES)
 
 
 def check_form(run: Body) -> None:

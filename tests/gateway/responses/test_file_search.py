@@ -14,6 +14,7 @@ from tests.gateway.runs.pair import pair
 from tests.gateway.runs.test_file_search import ANSWER, FRUIT, MARK, SEARCH, answer
 from tests.gateway.runs.test_function_calls import NOON, ROOMY, output
 from tests.gateway.search.searching import Library, library
+from tests.gateway.tools.samples import Call
 from tests.gateway.twins import Script, raw_tokenizer, tokens
 
 NOW = {"type": "function", "name": "now", "parameters": None}
@@ -164,6 +165,36 @@ async def test_a_search_beside_a_function_waits_for_the_client(lib: Library) -> 
     assert (search["status"], call["status"], first["status"]) == ("completed", "completed", "completed")
     assert said(second) == ANSWER
     assert FRUIT[1] in prompt_of(lib) and "noon" in prompt_of(lib)
+
+
+OTHER = Call("file_search", {"query": "fruit"})
+
+
+@pytest.mark.parametrize(
+    ("turns", "limit", "statuses"),
+    [
+        ([output(SEARCH), output(OTHER)], None, ["completed", "completed"]),
+        ([output(SEARCH)], 1, ["completed"]),
+        ([output(SEARCH, OTHER)], 1, ["completed", "incomplete"]),
+        ([output(SEARCH, OTHER, NOON)], 1, ["completed", "incomplete"]),
+        ([], 0, []),
+    ],
+)
+async def test_searches_over_max_tool_calls_are_not_made(
+    lib: Library, turns: list[list[int]], limit: int | None, statuses: list[str]
+) -> None:
+    store, _ = await lib.indexed(*FRUIT)
+    lib.w.decode.first = [*map(Script, turns), Script(output(SEARCH)) if limit is not None else answer()]
+    caller = Caller(lib.w)
+    response = await caller.create("x", tools=[tool(store), NOW], max_tool_calls=limit, store=True)
+    searches = [item for item in response["output"] if item["type"] == "file_search_call"]
+
+    assert (response["status"], response["max_tool_calls"]) == ("completed", limit)
+    assert [item["status"] for item in searches] == statuses
+    [*_, last] = response["output"]
+    is_over = limit is not None and last["type"] == "message"
+    assert is_over == ("<tool_call>" in said(response))  # the model wrote on, and nobody took it for a call
+    assert (FRUIT[1] in prompt_of(lib)) == (bool(turns) and last["type"] == "message")
 
 
 async def test_a_store_that_is_not_there_fails_the_response(lib: Library) -> None:

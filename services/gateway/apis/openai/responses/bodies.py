@@ -263,6 +263,7 @@ def prompt_json(ref: Ref, model: str, body: ResponseFields) -> Mapping[str, Any]
         },
         "truncation": body.truncation or "disabled",
         "max_output_tokens": None,
+        "max_tool_calls": None,
         "temperature": None,
         "top_p": None,
     }
