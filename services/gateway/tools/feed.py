@@ -21,22 +21,27 @@ _SCALAR_ENDS = ",]} \t\r\n"
 
 
 class Feed:
-    """The output as far as it is known and not read."""
+    """The output as far as it is known and not read; what is taken is not copied with what is left."""
 
     def __init__(self) -> None:
         self.is_over = False
         self._buffer = ""
+        self._next = 0
+        """Where in the buffer the output is not read."""
         self._offset = 0
         self._mark = 0
         self._marked: list[str] | None = None
         self._events: list[CallEvent] = []
+        self._arguments: list[str] = []
+        """Of the last call, behind all events."""
 
     def add(self, text: str) -> None:
         """Append more of the output."""
-        self._buffer += text
+        self._buffer, self._next = self._buffer[self._next :] + text, 0
 
     def events(self) -> list[CallEvent]:
         """Return what was read since the last time."""
+        self._end_arguments()
         events, self._events = self._events, []
         return events
 
@@ -52,25 +57,24 @@ class Feed:
     def start_call(self, name: str) -> None:
         """Begin a call; what was taken since the mark is part of it."""
         self._marked = None
+        self._end_arguments()
         self._events.append(CallStarted(name))
 
     def add_arguments(self, text: str) -> None:
         """Go on with the arguments of the call."""
-        last = self._events[-1] if self._events else None
-        if isinstance(last, CallArguments):
-            self._events[-1] = CallArguments(last.text + text)
-        elif text:
-            self._events.append(CallArguments(text))
+        if text:
+            self._arguments.append(text)
 
     def peek(self) -> Taking[str]:
         """Return the next character without taking it; empty at the end of the output."""
-        while not self._buffer and not self.is_over:
+        while not self._num_left and not self.is_over:
             yield
-        return self._buffer[:1]
+        return self._buffer[self._next : self._next + 1]
 
     def take(self, count: int = 1) -> str:
         """Take characters that are there."""
-        taken, self._buffer = self._buffer[:count], self._buffer[count:]
+        taken = self._buffer[self._next : self._next + count]
+        self._next += len(taken)
         self._offset += len(taken)
         if self._marked is not None:
             self._marked.append(taken)
@@ -83,47 +87,47 @@ class Feed:
 
     def follows(self, text: str) -> Taking[bool]:
         """Take ``text`` if it comes next; return whether it did."""
-        while len(self._buffer) < len(text) and text.startswith(self._buffer) and not self.is_over:
+        while self._num_left < len(text) and self._is_beginning_of(text) and not self.is_over:
             yield
-        if not self._buffer.startswith(text):
+        if not self._buffer.startswith(text, self._next):
             return False
         self.take(len(text))
         return True
 
     def skip(self, text: str) -> Reading:
         """Take ``text`` if it comes next, or what there is of it at the end of the output."""
-        if not (yield from self.follows(text)) and self.is_over and text.startswith(self._buffer):
-            self.take(len(self._buffer))
+        if not (yield from self.follows(text)) and self.is_over and self._is_beginning_of(text):
+            self.take(self._num_left)
 
     def show_until(self, marker: str) -> Taking[bool]:
         """Show all text before ``marker``, mark the place and take it; return False at the end of the output."""
-        while (start := self._buffer.find(marker)) < 0:
-            keep = 0 if self.is_over else overlap(self._buffer, marker)
-            self._show_next(len(self._buffer) - keep)
+        while (start := self._buffer.find(marker, self._next)) < 0:
+            keep = 0 if self.is_over else overlap(self._buffer[self._next :], marker)
+            self._show_next(self._num_left - keep)
             if self.is_over:
                 return False
             yield
-        self._show_next(start)
+        self._show_next(start - self._next)
         self.mark()
         self.take(len(marker))
         return True
 
     def take_until(self, marker: str, *, max_length: int) -> Taking[str | None]:
         """Take the text before ``marker``, and it; None, with nothing taken, if it is not near or never comes."""
-        while (start := self._buffer.find(marker)) < 0:
-            if self.is_over or len(self._buffer) > max_length + len(marker):
+        while (start := self._buffer.find(marker, self._next)) < 0:
+            if self.is_over or self._num_left > max_length + len(marker):
                 return None
             yield
-        if start > max_length:
+        if start - self._next > max_length:
             return None
-        text = self.take(start)
+        text = self.take(start - self._next)
         self.take(len(marker))
         return text
 
     def show_rest(self) -> Reading:
         """Show everything to the end of the output."""
         while True:
-            self._show_next(len(self._buffer))
+            self._show_next(self._num_left)
             if self.is_over:
                 return
             yield
@@ -165,10 +169,23 @@ class Feed:
                 return True
         return False
 
+    @property
+    def _num_left(self) -> int:
+        return len(self._buffer) - self._next
+
+    def _is_beginning_of(self, text: str) -> bool:
+        return self._num_left <= len(text) and text.startswith(self._buffer[self._next :])
+
     def _show_next(self, count: int) -> None:
         offset = self._offset
         self._show(self.take(count), offset)
 
     def _show(self, text: str, offset: int) -> None:
         if text:
+            self._end_arguments()
             self._events.append(Text(text, offset))
+
+    def _end_arguments(self) -> None:
+        if self._arguments:
+            self._events.append(CallArguments("".join(self._arguments)))
+            self._arguments = []

@@ -1,7 +1,7 @@
 """Every format reads what it writes, wherever the output is cut, and loses no text."""
 
 import json
-from typing import Any, get_args
+from typing import Any, SupportsIndex, get_args
 
 import pytest
 from hypothesis import given, settings
@@ -137,3 +137,34 @@ def test_markers_and_triggers_stand_in_what_is_written() -> None:
         output = written(each.syntax, [Call("now", {})])
         assert each.syntax.trigger is None or output.startswith(each.syntax.trigger)
         assert json.loads(output) if each.syntax.trigger is None else all(m in output for m in each.syntax.markers)
+
+
+class Copied(str):
+    """A text that counts the characters that are copied out of it, or out of what is made of it."""
+
+    num_copied = 0
+
+    def __getitem__(self, key: SupportsIndex | slice) -> "Copied":
+        return self._counted(super().__getitem__(key))
+
+    def __add__(self, other: str) -> "Copied":
+        return self._counted(super().__add__(other))
+
+    def __radd__(self, other: str) -> "Copied":
+        return self._counted(other + str(self))
+
+    @classmethod
+    def _counted(cls, text: str) -> "Copied":
+        cls.num_copied += len(text)
+        return cls(text)
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_a_long_call_is_copied_a_few_times_and_not_once_for_each_character(name: str) -> None:
+    tool_format = format_named(name)
+    call = Call("add", {"text": "x" * 20_000})
+    text = Copied(written(tool_format.syntax, [call]))
+    Copied.num_copied = 0
+
+    assert calls_of(read(tool_format, text)) == [call]
+    assert Copied.num_copied < 10 * len(text)
