@@ -60,6 +60,8 @@ class _Job:
     files: ProjectFiles
     ref: Ref
     fence: int
+    num_takes: int
+    """How often it was taken up, by any gateway."""
 
     @property
     def file(self) -> Ref:
@@ -102,7 +104,7 @@ class Ingestion:
         except ObjectNotFound:
             await files.objects.apply([ForgetLease(QUEUE, ref)])
             return
-        job = _Job(files, ref, taken.details["fence"])
+        job = _Job(files, ref, taken.details["fence"], taken.details["takes"])
         try:
             await self._holding(job, self._index(job))
         except (Conflict, ObjectNotFound) as error:  # taken over, cancelled or deleted
@@ -140,7 +142,7 @@ class Ingestion:
         record = await job.files.objects.get(job.ref, with_private=True)
         strategy = Strategy.of_json(record.body["chunking_strategy"])
         source = StoredFileSource.from_bytes(record.private)
-        if job.fence > MAX_TAKES:
+        if job.num_takes > MAX_TAKES:
             await self._fail(job, source, "server_error", f"Indexing was begun {MAX_TAKES} times and never ended.")
             return
         try:

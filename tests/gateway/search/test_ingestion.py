@@ -157,6 +157,22 @@ async def test_a_file_that_is_taken_out_meanwhile_is_dropped(lib: Library) -> No
     assert await lib.search(store, "sentence") == []
 
 
+async def test_who_indexes_a_file_that_is_added_again_meanwhile_loses_it(lib: Library) -> None:
+    store, indexing = await stopped_in_the_middle(lib, dying_gateway(lib))
+    file = await file_in(lib, store)
+    await lib.post(f"{store}/files", {"file_id": file["id"], "attributes": {"n": 2}})
+    gate, lib.embedder.gate = lib.embedder.gate, opened_gate()
+    assert await lib.w.gateway.files.ingestions.sweep() == 1
+    completed, found = await file_in(lib, store), await lib.search(store, "sentence", max_num_results=50)
+    gate.set()
+    await asyncio.wait_for(indexing, WAIT_S)
+
+    assert (completed["status"], completed["attributes"]) == ("completed", {"n": 2})
+    assert completed["chunking_strategy"] != file["chunking_strategy"]
+    assert await file_in(lib, store) == completed
+    assert await lib.search(store, "sentence", max_num_results=50) == found
+
+
 async def test_attributes_may_change_while_a_file_is_indexed(lib: Library) -> None:
     store, indexing = await stopped_in_the_middle(lib, lib.w.gateway.files)
     file = await file_in(lib, store)
