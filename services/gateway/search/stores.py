@@ -15,6 +15,7 @@ from services.gateway.store.expiry import ExpireAt, RequireDue
 from services.gateway.store.keys import attached_key, index_name, project_prefix, record_key
 from services.gateway.store.kinds import FILE, FILE_BATCH, STORED_FILE, VECTOR_STORE, Ref
 from services.gateway.store.leases import EndLease
+from services.gateway.store.private import known_fields
 from services.gateway.store.records import Page, Query, Record
 
 STATUSES = ("in_progress", "completed", "failed", "cancelled")
@@ -54,7 +55,7 @@ class StoredFileSource:
     @classmethod
     def from_bytes(cls, data: bytes | None) -> "StoredFileSource":
         """Read what ``to_bytes`` wrote."""
-        return cls(**orjson.loads(data or b'{"filename": ""}'))
+        return cls(**known_fields(cls, orjson.loads(data or b'{"filename": ""}')))
 
     def labels(self, status: str) -> Mapping[str, str]:
         """Return the lists that the file is in."""
