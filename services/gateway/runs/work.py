@@ -22,6 +22,7 @@ from services.gateway.runs.documents import ended_step, with_calls
 from services.gateway.runs.events import run_event, step_event
 from services.gateway.runs.file_search import FileSearch
 from services.gateway.runs.history import called_by, own_work, read_history
+from services.gateway.runs.history_places import HistoryPlaces
 from services.gateway.runs.job import Job
 from services.gateway.runs.search_calls import Found, Search, StepNotes
 from services.gateway.runs.transcript import Transcript, TranscriptWriter
@@ -42,8 +43,11 @@ _log = get_logger(__name__)
 class RunWork:
     """The work on one run."""
 
-    def __init__(self, held: HeldJob, turn_log: TurnLog, search: FileSearch, attachments: Attachments) -> None:
+    def __init__(
+        self, held: HeldJob, turn_log: TurnLog, search: FileSearch, attachments: Attachments, places: HistoryPlaces
+    ) -> None:
         self._held = held
+        self._places = places
         self._attachments = attachments
         self._search = search
         self._turn_log = turn_log
@@ -75,7 +79,10 @@ class RunWork:
 
     async def advance(self) -> None:
         """Make a turn: the run is complete then, met a limit, or waits for the outputs of its calls."""
-        plan = self._job.plan or await self._begin()
+        plan = self._job.plan
+        if plan is None:
+            async with self._places.place():
+                plan = await self._begin()
         if plan is None:
             return
         ended = await self._turn_log.write(self.held, plan, self._said.token_ids, self._take)
