@@ -143,7 +143,8 @@ class GatewaySettings(TlsSettings):
     """Least time between two writes of the text of a run or response; what comes meanwhile is written and shown
     together."""
     run_patience_s: float = Field(default=60.0, ge=0)
-    """How long a run or response waits for a worker before it fails."""
+    """How long a run or response waits for workers that fail or are gone before it fails; for busy ones it waits until
+    it expires."""
     event_retention_s: float = Field(default=7 * 86400.0, gt=0)
     """How long the events of a run can be read after its end, and how long a response is kept after its own, or after
     the last response that went on from it began."""

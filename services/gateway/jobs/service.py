@@ -47,7 +47,7 @@ class JobServices:
     terms: LeaseTerms
     kinds: Sequence[JobKind]
     patience_s: float
-    """How long a job waits for workers before it fails."""
+    """How long a job waits for workers that fail or are gone before it fails."""
     on_taken: Callable[[], None]
     """Counts jobs that are taken over."""
 
