@@ -23,7 +23,7 @@ from services.gateway.embeddings.models import EmbeddingModel, EmbeddingModels
 from services.gateway.files.storage import FileStorage, ProjectFiles, StoredBytes
 from services.gateway.search.chunks import Chunk, Strategy, cut
 from services.gateway.search.index import IndexReader
-from services.gateway.search.operations import QUEUE, BeginChunks, TouchIndex, WriteChunks
+from services.gateway.search.operations import QUEUE, BeginChunks, DiscardChunks, TouchIndex, WriteChunks
 from services.gateway.search.stores import StoredFileSource, file_of, store_of
 from services.gateway.store.changes import Operation, Update
 from services.gateway.store.kinds import Ref
@@ -221,15 +221,19 @@ class Ingestion:
 
     async def _fail(self, job: _Job, source: StoredFileSource, code: str, message: str) -> None:
         error = {"code": code, "message": message}
-        await self._end(job, source, {"status": "failed", "last_error": error, "usage_bytes": 0})
+        fields = {"status": "failed", "last_error": error, "usage_bytes": 0}
+        await self._end(job, source, fields, [DiscardChunks(job.ref)])
 
-    async def _end(self, job: _Job, source: StoredFileSource, fields: Mapping[str, Any]) -> None:
+    async def _end(
+        self, job: _Job, source: StoredFileSource, fields: Mapping[str, Any], also: Sequence[Operation] = ()
+    ) -> None:
         for _ in range(_MAX_ATTEMPTS):
             record = await job.files.objects.get(job.ref)
             operations: list[Operation] = [
                 EndLease(QUEUE, job.ref, job.fence),
                 TouchIndex(store_of(job.ref), fields["usage_bytes"]),
                 Update(job.ref, {**record.body, **fields}, record.version, labels=source.labels(fields["status"])),
+                *also,
             ]
             try:
                 await job.files.objects.apply(operations)

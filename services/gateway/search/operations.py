@@ -53,6 +53,17 @@ class RenewStoredFile(_Ingestion):
 
 
 @dataclass(frozen=True)
+class DiscardChunks(_Ingestion):
+    """Removes what was made of a file that will not be indexed to its end; in one change with the end of its lease."""
+
+    ref: Ref
+
+    def encoded(self, payloads: Payloads) -> dict[str, Any]:
+        """Return the operation as the Lua function reads it."""
+        return {"name": "discard_chunks", "ref": self.ref.key}
+
+
+@dataclass(frozen=True)
 class BeginChunks(_Ingestion):
     """Says which embedding model the vectors are of; ``details`` has ``num_chunks``, written before."""
 

@@ -9,7 +9,7 @@ import orjson
 from services.errors import Conflict, ObjectNotFound, ObjectRefused
 from services.gateway.files.storage import FileStorage, ProjectFiles
 from services.gateway.search.chunks import Strategy
-from services.gateway.search.operations import QUEUE, EnqueueIngestion, RenewStoredFile, TouchIndex
+from services.gateway.search.operations import QUEUE, DiscardChunks, EnqueueIngestion, RenewStoredFile, TouchIndex
 from services.gateway.store.changes import Create, Delete, Operation, Update
 from services.gateway.store.expiry import ExpireAt, RequireDue
 from services.gateway.store.keys import attached_key, index_name, project_prefix, record_key
@@ -215,11 +215,10 @@ class VectorStores:
         while (page := await self._files_page(store, label)).records:
             for record in page.records:
                 source = StoredFileSource.from_bytes(record.private)
-                update = Update(record.ref, {**record.body, "status": "cancelled"}, record.version, store)
+                cancelled, labels = {**record.body, "status": "cancelled"}, source.labels("cancelled")
+                update = Update(record.ref, cancelled, record.version, store, labels)
                 try:
-                    await self._objects.apply(
-                        [replace(update, labels=source.labels("cancelled")), EndLease(QUEUE, record.ref)]
-                    )
+                    await self._objects.apply([update, EndLease(QUEUE, record.ref), DiscardChunks(record.ref)])
                 except (Conflict, ObjectNotFound):  # it was indexed or deleted meanwhile; the next page tells
                     continue
 

@@ -38,6 +38,17 @@ local function discard_chunks(ref)
   redis.call('UNLINK', index_key(ref, 'chunks'), index_key(ref, 'vectors'), index_key(ref, 'owners'))
 end
 
+-- What was made of a file that will not be indexed to its end.
+operations.discard_chunks = {
+  check = function(operation, batch)
+    if not will_exist(batch, operation.ref) then return 'absent', operation.ref end
+  end,
+  write = function(operation)
+    discard_chunks(operation.ref)
+    return {}
+  end,
+}
+
 -- A file that is in its store already becomes like one that was added now: what was made of it goes, whoever indexes it
 -- is refused, and it has a new number, by which gateways see that it has other vectors.
 operations.renew_stored_file = {
