@@ -15,9 +15,10 @@ from services.gateway.jobs.sweeper import Sweeper
 from services.gateway.models import ModelCatalog
 from services.gateway.responses.compaction import Compactor
 from services.gateway.responses.history import ContextReader
-from services.gateway.responses.service import Responses
+from services.gateway.responses.service import Responses, ResponseServices
 from services.gateway.responses.work import ResponseWork
 from services.gateway.runs.file_search import FileSearch
+from services.gateway.runs.history_places import MAX_HISTORIES, HistoryPlaces
 from services.gateway.runs.service import Runs
 from services.gateway.runs.turn_log import TurnLog
 from services.gateway.runs.turns import Turns
@@ -89,20 +90,22 @@ def build_jobs(
     storage, feed = JobStorage(objects, [RUN, RESPONSE]), Feed()
     terms = LeaseTerms(clock, settings.run_lease_s, settings.event_retention_s)
     turn_log = TurnLog(turns, clock, settings.run_flush_s)
+    places = HistoryPlaces(MAX_HISTORIES, settings.queue_timeout_s)
+    compacting = HistoryPlaces(MAX_HISTORIES, settings.queue_timeout_s)  # much longer than for a prompt
 
     def run_work(held: HeldJob) -> RunWork:
-        return RunWork(held, turn_log, around.catalog, search, around.attachments)
+        return RunWork(held, turn_log, around.catalog, search, around.attachments, places)
 
     kinds = [
         JobKind(RUN, run_work),
-        JobKind(RESPONSE, lambda held: ResponseWork(held, contexts, turn_log, search)),
+        JobKind(RESPONSE, lambda held: ResponseWork(held, contexts, turn_log, search, places)),
     ]
     jobs = Jobs(JobServices(storage, feed, terms, kinds, settings.run_patience_s, on_taken))
     return JobParts(
         RunParts(Runs(jobs, objects, around.attachments, run_work), settings.run_expiry_s, settings.queue_runs),
         ResponseParts(
-            Responses(jobs, objects, contexts, turns, terms, settings.response_expiry_s),
-            Compactor(contexts, around.catalog, around.threads, turns, around.sealer),
+            Responses(ResponseServices(jobs, objects, contexts, turns, places, terms, settings.response_expiry_s)),
+            Compactor(contexts, around.catalog, around.threads, turns, around.sealer, compacting),
             around.sealer,
         ),
         EventReader(storage, feed, jobs.is_here, wait_s=min(1.0, settings.redis_timeout_s / 2)),

@@ -1,9 +1,9 @@
 """Settings of the gateway process."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from services.rpc.tls import TlsSettings
 
@@ -70,7 +70,7 @@ class GatewaySettings(TlsSettings):
     parse_timeout_s: float = Field(default=120.0, gt=0)
     """Longest time for parsing one document."""
     search_cache_bytes: int = Field(default=512 * 2**20, gt=0)
-    """Memory for the vectors of the vector stores that were searched last."""
+    """Memory for the vectors and files of the vector stores that were searched last."""
     index_timeout_s: float = Field(default=30.0, gt=0)
     """How long a search waits for the vectors of one vector store."""
     upkeep_interval_s: float = Field(default=5.0, gt=0)
@@ -143,7 +143,8 @@ class GatewaySettings(TlsSettings):
     """Least time between two writes of the text of a run or response; what comes meanwhile is written and shown
     together."""
     run_patience_s: float = Field(default=60.0, ge=0)
-    """How long a run or response waits for a worker before it fails."""
+    """How long a run or response waits for workers that fail or are gone before it fails; for busy ones it waits until
+    it expires."""
     event_retention_s: float = Field(default=7 * 86400.0, gt=0)
     """How long the events of a run can be read after its end, and how long a response is kept after its own, or after
     the last response that went on from it began."""
@@ -173,3 +174,12 @@ class GatewaySettings(TlsSettings):
     """Least level that is logged."""
     log_json: bool = False
     """Write the log as JSON lines."""
+
+    @model_validator(mode="after")
+    def _events_outlive_jobs(self) -> Self:
+        if self.event_retention_s < max(self.run_expiry_s, self.response_expiry_s):
+            raise ValueError(
+                "event_retention_s must not be less than run_expiry_s and response_expiry_s: the events of a run are "
+                "needed as long as it lives"
+            )
+        return self

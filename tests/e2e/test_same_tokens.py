@@ -31,9 +31,7 @@ def groups(prompts: Prompts) -> list[Group]:
     text, ids = prompts.text, prompts.ids
     shared = text(240, seed=900)
     single = [Group("single", [text(length, seed=length)], 10) for length in (5, 7, 24, 61, 200)]
-    borders = [
-        Group("block border", [text(n - 1, n), text(n, n), text(n + 1, n)], 8, f"at {n}") for n in (16, 32, 128)
-    ]
+    borders = [Group("block border", [text(n - 1, n), text(n, n), text(n + 1, n)], 8, f"at {n}") for n in (16, 32, 128)]
     return [
         *single,
         *borders,

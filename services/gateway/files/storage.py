@@ -9,6 +9,7 @@ from services.gateway.files.blobs import Blobs
 from services.gateway.redis_state import RedisState
 from services.gateway.store.keys import project_prefix
 from services.gateway.store.object_store import Objects, ObjectStore
+from services.gateway.store.private import known_fields
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class StoredBytes:
     @classmethod
     def from_bytes(cls, data: bytes | None) -> "StoredBytes":
         """Read what ``to_bytes`` wrote."""
-        return cls(**orjson.loads(data)) if data else cls(0, 0)
+        return cls(**known_fields(cls, orjson.loads(data))) if data else cls(0, 0)
 
 
 class FileStorage:

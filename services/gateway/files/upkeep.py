@@ -12,8 +12,8 @@ from services.gateway.store.kinds import Kind
 from services.telemetry.clock import Clock
 from services.telemetry.logs import get_logger
 
-MAX_ENDED = 100
-"""Objects of one project that are ended in one round."""
+PAGE = 100
+"""Objects of one project that are ended before it is another one's turn."""
 MAX_SLICES = 100
 """Slices of what deleted objects left that are removed of one project in one round."""
 
@@ -51,24 +51,36 @@ class Upkeep:
             StateUnavailable: Redis cannot be reached.
         """
         now_ms = round(1e3 * self._clock.wall())
-        for project in await self._storage.projects():
-            files = self._storage.of(project)
-            for kind_name, object_id in await files.expired(now_ms, MAX_ENDED):
-                kind, end = self._ends[kind_name]
-                await self._end(files, RequireDue(kind.ref(object_id), now_ms), end)
-
+        projects = [self._storage.of(project) for project in await self._storage.projects()]
+        unfinished = projects
+        while unfinished:
+            unfinished = [files for files in unfinished if await self._end_page(files, now_ms)]
+        for files in projects:
             await self._purge(files)
+
+    async def _end_page(self, files: ProjectFiles, now_ms: int) -> bool:
+        """End some of what is due; return whether there may be more that can be ended now."""
+        due = await files.expired(now_ms, PAGE)
+        self._random.shuffle(due)  # gateways that have the same page share it
+        num_gone = 0
+        for kind_name, object_id in due:
+            if kind_name in self._ends:  # others are of gateways of another version
+                kind, end = self._ends[kind_name]
+                num_gone += await self._end(files, RequireDue(kind.ref(object_id), now_ms), end)
+        return len(due) == PAGE and num_gone > 0
 
     async def _purge(self, files: ProjectFiles) -> None:
         for _ in range(MAX_SLICES):
             if not await files.objects.purge():
                 return
 
-    async def _end(self, files: ProjectFiles, due: RequireDue, end: End) -> None:
+    async def _end(self, files: ProjectFiles, due: RequireDue, end: End) -> bool:
+        """End an object; return whether it is gone."""
         try:
             await end(files, due)
             _log.event("object.expired", project=files.project, object=due.ref.id)
         except ObjectNotFound:
             await files.objects.apply([ForgetExpiry(due.ref)])
         except Conflict:  # the next round sees what became of it
-            return
+            return False
+        return True

@@ -79,7 +79,7 @@ class Execution:
     """The work on one job; ``run`` it once."""
 
     def __init__(self, work: Work, clock: Clock, patience_s: float) -> None:
-        """``patience_s`` is how long a job waits for workers before it fails."""
+        """``patience_s`` bounds the wait for workers that fail or are gone, not that for busy ones."""
         self.work = work
         self._clock = clock
         self._patience_s = patience_s
@@ -123,7 +123,7 @@ class Execution:
         except TandemError as error:
             if isinstance(error, StateUnavailable) and self.held.is_overdue:
                 raise
-            if not isinstance(error, (Overloaded, Unavailable, PeerError)) or not await self._waited():
+            if not isinstance(error, (Overloaded, Unavailable, PeerError)) or not await self._waited(error):
                 await self._fail(error)
 
     async def _fail(self, error: TandemError) -> None:
@@ -133,12 +133,14 @@ class Execution:
         _log.warning("job.failed", job=self.held.ref.id, code=error.code, reason=error.message)
         await self.work.end(Failed(error))
 
-    async def _waited(self) -> bool:
-        """Let some time pass for workers to come back; return whether it is worth another attempt."""
+    async def _waited(self, error: TandemError) -> bool:
+        """Let some time pass for workers to come back or have room; return whether it is worth another attempt."""
         now_s = self._clock.now()
         if self._failing_since_s is None or self.held.last_event > self._last_event:  # it came further meanwhile
             self._failing_since_s, self._pause_s, self._last_event = now_s, _FIRST_PAUSE_S, self.held.last_event
-        if now_s - self._failing_since_s >= self._patience_s:
+        if isinstance(error, Overloaded):  # nothing fails: it is the turn of others
+            self._failing_since_s = now_s
+        elif now_s - self._failing_since_s >= self._patience_s:
             return False
         await self._clock.sleep(self._pause_s)
         self._pause_s = min(2 * self._pause_s, _MAX_PAUSE_S)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from services.cluster.background import end_all
-from services.errors import Conflict, InternalError, JobEnded, LeaseLost, ObjectNotFound, StateUnavailable
+from services.errors import Conflict, InternalError, JobEnded, LeaseLost, ObjectNotFound, StateUnavailable, TandemError
 from services.gateway.jobs.events import ENDS, Body, Event, numbered
 from services.gateway.jobs.execution import Ending, Execution, Failed, JobKind, Work
 from services.gateway.jobs.feed import Feed, JobKey
@@ -47,7 +47,7 @@ class JobServices:
     terms: LeaseTerms
     kinds: Sequence[JobKind]
     patience_s: float
-    """How long a job waits for workers before it fails."""
+    """How long a job waits for workers that fail or are gone before it fails."""
     on_taken: Callable[[], None]
     """Counts jobs that are taken over."""
 
@@ -167,17 +167,30 @@ class Jobs:
         running.task.add_done_callback(lambda task: self._ended(key, running, task))
 
     async def work_on_due(self, project: str, job: Ref) -> None:
-        """Take a job whose gateway is gone and go on with it; leave it alone if somebody else was faster."""
+        """Take a job whose gateway is gone and go on with it; leave it alone if somebody else was faster.
+
+        One that cannot be read is left until its lease ends: another gateway may be able to.
+
+        Raises:
+            StateUnavailable: Redis cannot be reached.
+            InternalError: the job has no log.
+        """
         try:
             held = await self.take(project, job)
+            work = self.work(held)
         except (LeaseLost, JobEnded):
             return
         except ObjectNotFound:
             await self._storage.of(project).objects.apply([ForgetLease(QUEUE, job)])
             return
+        except TandemError:
+            raise
+        except Exception as error:  # the jobs behind it must not wait for it
+            _log.failure("job.unreadable", error, job=job.id)
+            return
         self._on_taken()
         _log.event("job.taken", job=job.id, fence=held.fence, status=held.body["status"])
-        self.work_on(self.work(held))
+        self.work_on(work)
 
     async def end(self, project: str, job: Ref, ending: Ending) -> tuple[Body, Body]:
         """End a job wherever it stands; return it as it was and as it is now.
@@ -220,8 +233,10 @@ class Jobs:
 
     async def _inherit(self, ended: HeldJob) -> None:
         """Work on the job that got the thread of one that ended."""
-        if ended.heir is not None and ended.body["status"] in ENDS and not self._terms.is_leaving:
-            await self.work_on_due(ended.jobs.project, self._storage.ref(ended.heir))
+        if ended.heir is None or ended.body["status"] not in ENDS or self._terms.is_leaving:
+            return
+        if (heir := self._storage.ref(ended.heir)) is not None:
+            await self.work_on_due(ended.jobs.project, heir)
 
     def _ended(self, key: JobKey, running: _Running, task: "asyncio.Task[None]") -> None:
         if self._running.get(key) is running:

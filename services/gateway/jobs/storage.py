@@ -39,10 +39,11 @@ class JobStorage:
         """Return the jobs of one project."""
         return ProjectJobs(self._objects.state, project, self._objects.of(project))
 
-    def ref(self, key: str) -> Ref:
-        """Return the job that a key names, as in ``run:run_abc``."""
-        kind, _, job_id = key.partition(":")
-        return self._kinds[kind].ref(job_id)
+    def ref(self, key: str) -> Ref | None:
+        """Return the job that a key names, as in ``run:run_abc``; None for a kind that only other gateways know."""
+        name, _, job_id = key.partition(":")
+        kind = self._kinds.get(name)
+        return None if kind is None else kind.ref(job_id)
 
     async def due(self, now_ms: int, limit: int) -> list[tuple[str, Ref]]:
         """Return projects and jobs that any gateway may take; of each project the longest due, at most ``limit``."""
@@ -53,9 +54,10 @@ class JobStorage:
                 pipeline.zrangebyscore(_queue_key(project), "-inf", now_ms, start=0, num=limit)
             found = await pipeline.execute() if projects else []
         return [
-            (project, self.ref(member.decode()))
+            (project, job)
             for project, members in zip(projects, found, strict=True)
             for member in members
+            if (job := self.ref(member.decode())) is not None
         ]
 
     async def register(self, project: str) -> None:

@@ -21,6 +21,7 @@ from services.gateway.responses.items import (
     summary_item,
 )
 from services.gateway.responses.planning import plan_response
+from services.gateway.runs.history_places import HistoryPlaces
 from services.gateway.runs.job import Used
 from services.gateway.runs.turn_log import used_by
 from services.gateway.runs.turns import HistoryEntry, TurnContext, TurnEnded, TurnPlan, Turns, Written
@@ -63,7 +64,13 @@ class Compactor:
     """Compacts conversations."""
 
     def __init__(
-        self, contexts: ContextReader, catalog: ModelCatalog, threads: TextThreads, turns: Turns, sealer: Sealer
+        self,
+        contexts: ContextReader,
+        catalog: ModelCatalog,
+        threads: TextThreads,
+        turns: Turns,
+        sealer: Sealer,
+        places: HistoryPlaces,
     ) -> None:
         """``sealer`` makes what ``contexts`` opens."""
         self._contexts = contexts
@@ -71,6 +78,7 @@ class Compactor:
         self._threads = threads
         self._turns = turns
         self._sealer = sealer
+        self._places = places
 
     async def compact(self, project: str, response: Body, items: Sequence[Body], deadline_s: float) -> Compacted:
         """Return what ``response`` would go on from, compacted.
@@ -85,8 +93,13 @@ class Compactor:
             InvalidRequest: the model refuses the conversation, or a part of it does not fit into the context.
             DeadlineExceeded: the deadline passed.
             Unavailable: nobody serves the model now.
+            Overloaded: the gateway compacts too many other conversations.
             TandemError: no worker could go on, or the model wrote no summary.
         """
+        async with self._places.place():
+            return await self._compacted(project, response, items, deadline_s)
+
+    async def _compacted(self, project: str, response: Body, items: Sequence[Body], deadline_s: float) -> Compacted:
         model = await self._catalog.resolve(response["model"])
         context = await self._contexts.read(project, response, items, least_characters=LEAST_CHARACTERS)
         if context.is_cut:

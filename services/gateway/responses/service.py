@@ -16,6 +16,7 @@ from services.gateway.responses.items import thread_behind
 from services.gateway.responses.planning import plan_response, with_sampling
 from services.gateway.responses.state import ResponseState
 from services.gateway.responses.work import sources_of
+from services.gateway.runs.history_places import HistoryPlaces
 from services.gateway.runs.job import Job
 from services.gateway.runs.turns import TurnPlan, Turns
 from services.gateway.store.changes import Create
@@ -45,25 +46,31 @@ class RequireIdleConversation(RequireIdleThread):
         return _locked() if problem == "active" else super().refusal(problem, detail)
 
 
+@dataclass(frozen=True)
+class ResponseServices:
+    """Finished collaborators."""
+
+    jobs: Jobs
+    objects: ObjectStore
+    contexts: ContextReader
+    turns: Turns
+    places: HistoryPlaces
+    terms: LeaseTerms
+    expiry_s: float
+    """The longest life of a response that has not ended."""
+
+
 class Responses:
     """What clients do with responses."""
 
-    def __init__(
-        self,
-        jobs: Jobs,
-        objects: ObjectStore,
-        contexts: ContextReader,
-        turns: Turns,
-        terms: LeaseTerms,
-        expiry_s: float,
-    ) -> None:
-        """``expiry_s`` is the longest life of a response that has not ended."""
-        self._jobs = jobs
-        self._objects = objects
-        self._contexts = contexts
-        self._turns = turns
-        self._terms = terms
-        self._expiry_s = expiry_s
+    def __init__(self, services: ResponseServices) -> None:
+        self._jobs = services.jobs
+        self._objects = services.objects
+        self._contexts = services.contexts
+        self._turns = services.turns
+        self._places = services.places
+        self._terms = services.terms
+        self._expiry_s = services.expiry_s
 
     async def create(self, project: str, response: Body, items: Sequence[Body]) -> Body:
         """Write a response and its input down and begin to work on it; return it.
@@ -72,10 +79,12 @@ class Responses:
             InvalidRequest: the model refuses the input, or another job has the conversation.
             ObjectNotFound: there is no such conversation.
             Unavailable: nobody serves the model now, and the response shall not wait in the background.
+            Overloaded: the gateway reads too many other conversations.
         """
         await self._objects.register(project)
         for _ in range(_MAX_ATTEMPTS):
-            context, plan = await self._planned(project, response, items)
+            async with self._places.place():
+                context, plan = await self._planned(project, response, items)
             new = self._new_job(with_sampling(response, plan) if plan else response, items, context, plan)
             try:
                 await self._jobs.create(project, new)
@@ -92,9 +101,12 @@ class Responses:
             InvalidRequest: the model refuses the input.
             ObjectNotFound: there is no such conversation.
             Unavailable: nobody serves the model now.
+            Overloaded: the gateway reads too many other conversations.
         """
-        context = await self._contexts.read(project, response, items)
-        return len((await plan_response(self._turns, response, context.entries, is_cut=context.is_cut)).prompt_ids)
+        async with self._places.place():
+            context = await self._contexts.read(project, response, items)
+            plan = await plan_response(self._turns, response, context.entries, is_cut=context.is_cut)
+        return len(plan.prompt_ids)
 
     async def cancel(self, project: str, ref: Ref) -> Body:
         """End a response in the background wherever it stands; return it, also if it has ended before.

@@ -26,6 +26,7 @@ from services.gateway.runs.citations import next_search
 from services.gateway.runs.file_search import FileSearch, SearchScope, query_of
 from services.gateway.runs.form import max_searches
 from services.gateway.runs.history import called_by
+from services.gateway.runs.history_places import HistoryPlaces
 from services.gateway.runs.job import Job, Used
 from services.gateway.runs.search_calls import NAME, Found, Search
 from services.gateway.runs.turn_log import TurnLog, binding_of, used_by
@@ -45,9 +46,12 @@ _log = get_logger(__name__)
 class ResponseWork:
     """The work on one response."""
 
-    def __init__(self, held: HeldJob, contexts: ContextReader, turn_log: TurnLog, search: FileSearch) -> None:
+    def __init__(
+        self, held: HeldJob, contexts: ContextReader, turn_log: TurnLog, search: FileSearch, places: HistoryPlaces
+    ) -> None:
         self._held = held
         self._contexts = contexts
+        self._places = places
         self._turn_log = turn_log
         self._search = search
         self._state = ResponseState.from_bytes(held.private)
@@ -72,7 +76,10 @@ class ResponseWork:
 
     async def advance(self) -> None:
         """Make a turn: the response is over then, or what it searched for was found."""
-        plan = self._state.job.plan or await self._plan()
+        plan = self._state.job.plan
+        if plan is None:
+            async with self._places.place():
+                plan = await self._plan()
         if plan is None:
             return
         if self.held.body["status"] == "queued":

@@ -14,6 +14,7 @@ from typing import Any
 
 import orjson
 
+from services.gateway.store.private import known_fields
 from services.gateway.text.tokenizer import Piece
 from services.telemetry.logs import get_logger
 
@@ -60,9 +61,9 @@ class Binding:
 
     @classmethod
     def of_json(cls, values: Mapping[str, Any]) -> "Binding":
-        """Return the binding of its plain values."""
+        """Return the binding of its plain values; what only a newer version knows is left out."""
         lists = {name: tuple(values[name]) for name in ("tail_ids", "output_ids", "lead")}
-        return cls(**{**values, **lists})
+        return cls(**{**known_fields(cls, values), **lists})
 
 
 class Rendering:

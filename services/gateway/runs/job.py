@@ -1,7 +1,7 @@
 """What a gateway needs to go on with a run beside its objects and its log; kept in the run's private bytes."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import orjson
@@ -9,6 +9,7 @@ import orjson
 from services.gateway.runs.binding import Binding
 from services.gateway.runs.lifecycle import Body, usage_json
 from services.gateway.runs.turns import TurnPlan
+from services.gateway.store.private import known_fields
 
 
 @dataclass(frozen=True)
@@ -74,14 +75,9 @@ class Job:
         values: dict[str, Any] = orjson.loads(data or b"{}")
         for name, kind in (("plan", TurnPlan), ("used", Used), ("turn", Used)):
             if values.get(name) is not None:
-                values[name] = kind(**_known(kind, values[name]))
+                values[name] = kind(**known_fields(kind, values[name]))
         if (called := values.get("called")) is not None:
             values["called"] = Binding.of_json(called)
         if (plan := values.get("plan")) is not None:
             values["plan"] = replace(plan, prompt_ids=tuple(plan.prompt_ids))
-        return cls(**_known(cls, values))
-
-
-def _known(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    names = {each.name for each in fields(kind)}
-    return {name: value for name, value in values.items() if name in names}
+        return cls(**known_fields(cls, values))

@@ -7,6 +7,7 @@ import orjson
 
 from services.gateway.runs.citations import mark
 from services.gateway.runs.lifecycle import Body
+from services.gateway.store.private import known_fields
 from services.gateway.tools.use import Definition
 
 NAME = "file_search"
@@ -56,8 +57,8 @@ class Found:
 
     @classmethod
     def of(cls, values: Body) -> "Found":
-        """Read what was kept of one, as plain values."""
-        return cls(**{**values, "texts": tuple(values["texts"])})
+        """Read what was kept of one, as plain values; what only a newer version knows is left out."""
+        return cls(**{**known_fields(cls, values), "texts": tuple(values["texts"])})
 
 
 def is_tool_of(run: Body) -> bool:

@@ -23,6 +23,7 @@ from services.gateway.runs.documents import ended_step, with_calls
 from services.gateway.runs.events import run_event, step_event
 from services.gateway.runs.file_search import FileSearch
 from services.gateway.runs.history import called_by, own_work, read_history
+from services.gateway.runs.history_places import HistoryPlaces
 from services.gateway.runs.job import Job
 from services.gateway.runs.search_calls import Found, Search, StepNotes
 from services.gateway.runs.transcript import Transcript, TranscriptWriter
@@ -47,8 +48,10 @@ class RunWork:
         catalog: ModelCatalog,
         search: FileSearch,
         attachments: Attachments,
+        places: HistoryPlaces,
     ) -> None:
         self._held = held
+        self._places = places
         self._attachments = attachments
         self._catalog = catalog
         self._search = search
@@ -81,7 +84,10 @@ class RunWork:
 
     async def advance(self) -> None:
         """Make a turn: the run is complete then, met a limit, or waits for the outputs of its calls."""
-        plan = self._job.plan or await self._begin()
+        plan = self._job.plan
+        if plan is None:
+            async with self._places.place():
+                plan = await self._begin()
         if plan is None:
             return
         ended = await self._turn_log.write(self.held, plan, self._said.token_ids, self._take)

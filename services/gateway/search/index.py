@@ -4,6 +4,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -20,6 +21,10 @@ from services.gateway.store.records import Query, Record
 
 _PAGE = 100
 _FILES_PAGE = 1000
+_INDEX_BYTES = 2048
+_FILE_BYTES = 1024
+_ATTRIBUTE_BYTES = 128
+"""What an index, a file and an attribute take besides vectors and texts, about."""
 _BATCH_BYTES = 8 * 2**20
 """Vectors that are read in one round trip, if a file does not have more."""
 
@@ -38,6 +43,12 @@ class IndexedFile:
     filename: str
     attributes: Mapping[str, Any]
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory that it takes, about; texts in Python have up to 4 bytes for each character."""
+        num_characters = len(self.filename) + sum(len(str(value)) for value in self.attributes.values())
+        return _FILE_BYTES + _ATTRIBUTE_BYTES * len(self.attributes) + 4 * num_characters
+
 
 @dataclass(frozen=True)
 class StoreIndex:
@@ -53,10 +64,11 @@ class StoreIndex:
     chunk_numbers: NDArray[numpy.uint32]
     """``[num_vectors]``: which chunk of that file."""
 
-    @property
+    @cached_property
     def num_bytes(self) -> int:
-        """Memory that it takes."""
-        return int(self.vectors.nbytes + self.file_numbers.nbytes + self.chunk_numbers.nbytes)
+        """Memory that it takes, about, also without any vectors."""
+        arrays = int(self.vectors.nbytes + self.file_numbers.nbytes + self.chunk_numbers.nbytes)
+        return _INDEX_BYTES + arrays + sum(file.num_bytes for file in self.files)
 
     def first_rows(self) -> NDArray[numpy.intp]:
         """Return where the vectors of each chunk begin, ``[num_chunks]``; a chunk's vectors follow each other."""
@@ -182,6 +194,7 @@ class IndexCache:
         self._max_bytes = max_bytes
         self._timeout_s = timeout_s
         self._indexes: OrderedDict[tuple[str, str], StoreIndex] = OrderedDict()
+        self._num_bytes = 0
         self._locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
         self.num_reads = 0
         """How often an index was read from Redis."""
@@ -201,14 +214,10 @@ class IndexCache:
             async with asyncio.timeout(self._timeout_s):
                 wanted = await reader.version(store)
                 async with lock:
-                    index = await self._read(reader, key, store, space, wanted)
+                    return await self._read(reader, key, store, space, wanted)
         except TimeoutError as error:
             text = f"Vector store {store.id} could not be read within {self._timeout_s:g} s; try again."
             raise StateUnavailable(text) from error
-        self._indexes.move_to_end(key)
-        while len(self._indexes) > 1 and sum(each.num_bytes for each in self._indexes.values()) > self._max_bytes:
-            self._indexes.popitem(last=False)
-        return index
 
     async def _read(self, reader: IndexReader, key: tuple[str, str], store: Ref, space: str, wanted: int) -> StoreIndex:
         """Return an index of at least the version ``wanted``."""
@@ -216,13 +225,25 @@ class IndexCache:
         if known is not None and known.space != space:
             known = None
         if known is not None and known.version >= wanted:
+            self._indexes.move_to_end(key)
             return known
         self.num_reads += 1
         try:
-            index = self._indexes[key] = await reader.read(store, space, known)
+            index = await reader.read(store, space, known)
         finally:
             self.num_files_read += reader.num_files_read
+        self._keep(key, index)
         return index
+
+    def _keep(self, key: tuple[str, str], index: StoreIndex) -> None:
+        """Take an index in, in the place of an older one; those that were not used for longest go."""
+        if (before := self._indexes.pop(key, None)) is not None:
+            self._num_bytes -= before.num_bytes
+        self._indexes[key] = index
+        self._num_bytes += index.num_bytes
+        while self._num_bytes > self._max_bytes and len(self._indexes) > 1:
+            _, oldest = self._indexes.popitem(last=False)
+            self._num_bytes -= oldest.num_bytes
 
 
 def _key(record: Record) -> FileKey:

@@ -23,7 +23,7 @@ from services.gateway.embeddings.models import EmbeddingModel, EmbeddingModels
 from services.gateway.files.storage import FileStorage, ProjectFiles, StoredBytes
 from services.gateway.search.chunks import Chunk, Strategy, cut
 from services.gateway.search.index import IndexReader
-from services.gateway.search.operations import QUEUE, BeginChunks, TouchIndex, WriteChunks
+from services.gateway.search.operations import QUEUE, BeginChunks, DiscardChunks, TouchIndex, WriteChunks
 from services.gateway.search.stores import StoredFileSource, file_of, store_of
 from services.gateway.store.changes import Operation, Update
 from services.gateway.store.kinds import Ref
@@ -60,6 +60,8 @@ class _Job:
     files: ProjectFiles
     ref: Ref
     fence: int
+    num_takes: int
+    """How often it was taken up, by any gateway."""
 
     @property
     def file(self) -> Ref:
@@ -102,7 +104,7 @@ class Ingestion:
         except ObjectNotFound:
             await files.objects.apply([ForgetLease(QUEUE, ref)])
             return
-        job = _Job(files, ref, taken.details["fence"])
+        job = _Job(files, ref, taken.details["fence"], taken.details["takes"])
         try:
             await self._holding(job, self._index(job))
         except (Conflict, ObjectNotFound) as error:  # taken over, cancelled or deleted
@@ -140,7 +142,7 @@ class Ingestion:
         record = await job.files.objects.get(job.ref, with_private=True)
         strategy = Strategy.of_json(record.body["chunking_strategy"])
         source = StoredFileSource.from_bytes(record.private)
-        if job.fence > MAX_TAKES:
+        if job.num_takes > MAX_TAKES:
             await self._fail(job, source, "server_error", f"Indexing was begun {MAX_TAKES} times and never ended.")
             return
         try:
@@ -219,15 +221,19 @@ class Ingestion:
 
     async def _fail(self, job: _Job, source: StoredFileSource, code: str, message: str) -> None:
         error = {"code": code, "message": message}
-        await self._end(job, source, {"status": "failed", "last_error": error, "usage_bytes": 0})
+        fields = {"status": "failed", "last_error": error, "usage_bytes": 0}
+        await self._end(job, source, fields, [DiscardChunks(job.ref)])
 
-    async def _end(self, job: _Job, source: StoredFileSource, fields: Mapping[str, Any]) -> None:
+    async def _end(
+        self, job: _Job, source: StoredFileSource, fields: Mapping[str, Any], also: Sequence[Operation] = ()
+    ) -> None:
         for _ in range(_MAX_ATTEMPTS):
             record = await job.files.objects.get(job.ref)
             operations: list[Operation] = [
                 EndLease(QUEUE, job.ref, job.fence),
                 TouchIndex(store_of(job.ref), fields["usage_bytes"]),
                 Update(job.ref, {**record.body, **fields}, record.version, labels=source.labels(fields["status"])),
+                *also,
             ]
             try:
                 await job.files.objects.apply(operations)

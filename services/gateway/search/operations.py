@@ -25,7 +25,7 @@ class _Ingestion:
 
 @dataclass(frozen=True)
 class EnqueueIngestion(_Ingestion):
-    """Lets gateways index a new file of a vector store."""
+    """Lets gateways index a file of a vector store."""
 
     ref: Ref
     file: Ref
@@ -39,6 +39,28 @@ class EnqueueIngestion(_Ingestion):
     def refusal(self, problem: str, detail: str) -> TandemError:
         """Return the error for a problem."""
         return refused(self.file, problem, detail)
+
+
+@dataclass(frozen=True)
+class RenewStoredFile(_Ingestion):
+    """Makes a file that is in its vector store like one that is added now; whoever indexes it loses it."""
+
+    ref: Ref
+
+    def encoded(self, payloads: Payloads) -> dict[str, Any]:
+        """Return the operation as the Lua function reads it."""
+        return {"name": "renew_stored_file", "ref": self.ref.key}
+
+
+@dataclass(frozen=True)
+class DiscardChunks(_Ingestion):
+    """Removes what was made of a file that will not be indexed to its end; in one change with the end of its lease."""
+
+    ref: Ref
+
+    def encoded(self, payloads: Payloads) -> dict[str, Any]:
+        """Return the operation as the Lua function reads it."""
+        return {"name": "discard_chunks", "ref": self.ref.key}
 
 
 @dataclass(frozen=True)

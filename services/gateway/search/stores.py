@@ -6,15 +6,16 @@ from typing import Any
 
 import orjson
 
-from services.errors import Conflict, ObjectNotFound
+from services.errors import Conflict, ObjectNotFound, ObjectRefused
 from services.gateway.files.storage import FileStorage, ProjectFiles
 from services.gateway.search.chunks import Strategy
-from services.gateway.search.operations import QUEUE, EnqueueIngestion, TouchIndex
+from services.gateway.search.operations import QUEUE, DiscardChunks, EnqueueIngestion, RenewStoredFile, TouchIndex
 from services.gateway.store.changes import Create, Delete, Operation, Update
 from services.gateway.store.expiry import ExpireAt, RequireDue
 from services.gateway.store.keys import attached_key, index_name, project_prefix, record_key
 from services.gateway.store.kinds import FILE, FILE_BATCH, STORED_FILE, VECTOR_STORE, Ref
 from services.gateway.store.leases import EndLease
+from services.gateway.store.private import known_fields
 from services.gateway.store.records import Page, Query, Record
 
 STATUSES = ("in_progress", "completed", "failed", "cancelled")
@@ -54,7 +55,7 @@ class StoredFileSource:
     @classmethod
     def from_bytes(cls, data: bytes | None) -> "StoredFileSource":
         """Read what ``to_bytes`` wrote."""
-        return cls(**orjson.loads(data or b'{"filename": ""}'))
+        return cls(**known_fields(cls, orjson.loads(data or b'{"filename": ""}')))
 
     def labels(self, status: str) -> Mapping[str, str]:
         """Return the lists that the file is in."""
@@ -90,10 +91,42 @@ class VectorStores:
         pairs = zip(records, await self._counts(labels), strict=True)
         return [_batch_json(record.body, count) for record, count in pairs]
 
+    async def add(self, store: Ref, new: Sequence[NewStoredFile], created: int, *, batch: Create | None = None) -> None:
+        """Add files to a store in one change, with the batch that they make up; those that are in it are indexed anew.
+
+        Raises:
+            ObjectNotFound: a file does not exist, or the store.
+            ObjectRefused: the store has expired.
+            QuotaExceeded: the project has no room for them; the store is as it was.
+            Conflict: too many others change them.
+        """
+        refs = [stored_ref(store, each.file_id) for each in new]
+        making, batch_id = ([], None) if batch is None else ([batch], batch.ref.id)
+        for _ in range(_MAX_ATTEMPTS):
+            record = await self._objects.get(store)
+            if record.body.get("status") == "expired":
+                raise ObjectRefused(f"Vector store {store.id} is expired.")
+            present = {found.ref: found for found in await self._objects.get_present(refs)}
+            operations = await self.added(store, new, created, batch=batch_id, present=present)
+            try:
+                await self._objects.apply([*making, *operations])
+            except (Conflict, ObjectNotFound) as error:  # added, indexed or taken out meanwhile
+                failure = error
+                continue
+            await self.touch(record, created)
+            return
+        raise failure
+
     async def added(
-        self, store: Ref, new: Sequence[NewStoredFile], created: int, *, batch: str | None = None
+        self,
+        store: Ref,
+        new: Sequence[NewStoredFile],
+        created: int,
+        *,
+        batch: str | None = None,
+        present: Mapping[Ref, Record] | None = None,
     ) -> list[Operation]:
-        """Return what adds files to a store, in which they are not yet.
+        """Return what adds files to a store; of those that are in it, ``present`` has the records.
 
         Raises:
             ObjectNotFound: a file does not exist.
@@ -102,11 +135,12 @@ class VectorStores:
         for each in new:
             file = await self._objects.get(FILE.ref(each.file_id))
             ref, source = stored_ref(store, each.file_id), StoredFileSource(file.body["filename"], batch)
-            body = stored_file_json(store, each, created)
-            operations += [
-                Create(ref, body, store, source.labels("in_progress"), source.to_bytes()),
-                EnqueueIngestion(ref, file.ref, 1000 * created),
-            ]
+            create = Create(
+                ref, stored_file_json(store, each, created), store, source.labels("in_progress"), source.to_bytes()
+            )
+            record = present.get(ref) if present else None
+            operations += [create] if record is None else _renewal(record, create, store)
+            operations.append(EnqueueIngestion(ref, file.ref, 1000 * created))
         return operations
 
     async def remove(self, store: Ref, file_id: str) -> None:
@@ -123,14 +157,6 @@ class VectorStores:
                 continue
             return
         raise Conflict(f"The file '{file_id}' is being changed by others; try again.")
-
-    async def remove_present(self, store: Ref, file_ids: Sequence[str]) -> None:
-        """Take those of some files out of a store that are in it."""
-        for file_id in file_ids:
-            try:
-                await self.remove(store, file_id)
-            except ObjectNotFound:
-                continue
 
     async def get_file(self, store: Ref, file_id: str, *, with_private: bool = False) -> Record:
         """Return a file of a store.
@@ -189,11 +215,10 @@ class VectorStores:
         while (page := await self._files_page(store, label)).records:
             for record in page.records:
                 source = StoredFileSource.from_bytes(record.private)
-                update = Update(record.ref, {**record.body, "status": "cancelled"}, record.version, store)
+                cancelled, labels = {**record.body, "status": "cancelled"}, source.labels("cancelled")
+                update = Update(record.ref, cancelled, record.version, store, labels)
                 try:
-                    await self._objects.apply(
-                        [replace(update, labels=source.labels("cancelled")), EndLease(QUEUE, record.ref)]
-                    )
+                    await self._objects.apply([update, EndLease(QUEUE, record.ref), DiscardChunks(record.ref)])
                 except (Conflict, ObjectNotFound):  # it was indexed or deleted meanwhile; the next page tells
                     continue
 
@@ -217,6 +242,13 @@ def removal(record: Record, store: Ref) -> list[Operation]:
     """Return what takes a file out of a store, in the version that was read."""
     used = record.body["usage_bytes"]
     return [EndLease(QUEUE, record.ref), TouchIndex(store, -used), Delete(record.ref, record.version, store)]
+
+
+def _renewal(record: Record, new: Create, store: Ref) -> list[Operation]:
+    """Return what makes a file that is in a store, in the version that was read, like a new one."""
+    used = record.body["usage_bytes"]
+    update = Update(new.ref, new.body, record.version, store, new.labels, new.private)
+    return [RenewStoredFile(new.ref), update, TouchIndex(store, -used)]
 
 
 def stored_ref(store: Ref, file_id: str) -> Ref:

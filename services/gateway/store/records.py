@@ -35,6 +35,7 @@ class Query:
     label: tuple[str, str] | None = None
     """Only objects with this label and value."""
     limit: int = 20
+    """Most objects of the page; large ones (8 MiB together) make it shorter, but there is one if there is any."""
     order: Order = "desc"
     after: str | None = None
     """Id of the object before the page, in the chosen order."""

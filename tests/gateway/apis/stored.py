@@ -10,16 +10,18 @@ import httpx
 from services.cluster.embedded_redis import EmbeddedRedis
 from services.gateway.redis_state import RedisState
 from services.gateway.store.object_store import ObjectStore
+from services.gateway.store.quota import Quota
 from tests.gateway.twins import World, world
 
 
 @asynccontextmanager
 async def stored_world(folder: Path, **changes: Any) -> AsyncIterator[World]:
     """A gateway whose objects are in a Redis of its own; ``changes`` are settings."""
+    quota = Quota(changes.get("max_project_objects", 0), changes.get("max_project_file_bytes", 0))
     async with EmbeddedRedis(folder) as server:
         state = RedisState(server.url, 30.0)
         try:
-            async with world(objects=ObjectStore(state), **changes) as w:
+            async with world(objects=ObjectStore(state, quota), **changes) as w:
                 yield w
         finally:
             await state.close()

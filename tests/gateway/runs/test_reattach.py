@@ -73,6 +73,18 @@ async def test_a_client_that_leaves_does_not_end_the_run(both: Pair) -> None:
     assert names(rest)[-1] == "run.completed"
 
 
+@pytest.mark.parametrize(("url", "header"), [(2, 5), (5, 2), (0, 5)])
+async def test_who_reconnects_goes_on_behind_the_last_event_that_came(both: Pair, url: int, header: int) -> None:
+    thread = await both.a.thread()
+    whole = await both.a.stream(thread, await both.a.assistant())
+    path = f"/v1/threads/{thread}/runs/{whole[-1].data['id']}/events"
+    params, headers = {"starting_after": url}, {"last-event-id": str(header)}
+
+    assert seen(await both.b.w.client.get(path, params=params, headers=headers)) == whole[5:]
+    refused = await both.b.w.client.get(path, params=params, headers={"last-event-id": "x"})
+    assert (refusal(refused)[0], "'Last-Event-ID'" in refusal(refused)[1]["message"]) == (400, True)
+
+
 @pytest.mark.parametrize("position", ["-1", "x", "1.5", "99999999999999999999", "500"])
 async def test_a_position_that_no_event_has_is_refused(both: Pair, position: str) -> None:
     thread = await both.a.thread()

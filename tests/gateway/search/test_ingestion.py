@@ -16,6 +16,7 @@ from services.gateway.settings import GatewaySettings
 from tests.gateway.documents.samples import SENTENCE, docx, html, pdf
 from tests.gateway.embedding_twin import embedding_card
 from tests.gateway.search.searching import SMALL, Library, WaitingClock, library
+from tests.gateway.store.samples import stored_keys
 
 WAIT_S = 30.0
 LONG = " ".join(f"sentence number {number} of a long text." for number in range(60))
@@ -58,13 +59,18 @@ async def file_in(lib: Library, store: str) -> dict[str, Any]:
 async def stopped_in_the_middle(lib: Library, first: FileServices) -> tuple[str, "asyncio.Task[int]"]:
     """A store whose only file waits, after its first chunks, for the embedding worker."""
     store = await lib.store(await lib.file(LONG), chunking_strategy=SMALL)
+    return store, await begun(lib, first)
+
+
+async def begun(lib: Library, first: FileServices) -> "asyncio.Task[int]":
+    """The indexing of the only file that waits, which stands still after its first chunks."""
     indexing = asyncio.create_task(first.ingestions.sweep())
     async with asyncio.timeout(WAIT_S):
         while not lib.embedder.requests:
             await asyncio.sleep(0.005)
         lib.embedder.gate.clear()
         await lib.embedder.is_waiting.wait()
-    return store, indexing
+    return indexing
 
 
 @pytest.mark.parametrize(
@@ -155,6 +161,52 @@ async def test_a_file_that_is_taken_out_meanwhile_is_dropped(lib: Library) -> No
 
     assert (await lib.get(store))["file_counts"]["total"] == 0
     assert await lib.search(store, "sentence") == []
+
+
+async def chunk_keys(lib: Library) -> list[str]:
+    """The keys with what was made of files."""
+    keys = await stored_keys(lib.w.gateway.files.storage.of("default").state)
+    return sorted(key for key in keys if key.endswith(("/chunks", "/vectors", "/owners")))
+
+
+async def test_a_file_that_fails_in_the_middle_leaves_no_chunks(patient: Library) -> None:
+    store, indexing = await stopped_in_the_middle(patient, patient.w.gateway.files)
+    before = await chunk_keys(patient)
+    patient.embedder.errors = [InternalError("defect")]
+    patient.embedder.gate.set()
+    await asyncio.wait_for(indexing, WAIT_S)
+
+    assert len(before) == 3
+    assert ((await file_in(patient, store))["status"], await chunk_keys(patient)) == ("failed", [])
+
+
+async def test_a_batch_that_is_cancelled_in_the_middle_leaves_no_chunks(lib: Library) -> None:
+    store, file_id = await lib.store(), await lib.file(LONG)
+    batch = await lib.post(f"{store}/file_batches", {"file_ids": [file_id], "chunking_strategy": SMALL})
+    indexing = await begun(lib, lib.w.gateway.files)
+    before = await chunk_keys(lib)
+    await lib.post(f"{store}/file_batches/{batch['id']}/cancel")
+    lib.embedder.gate.set()
+    await asyncio.wait_for(indexing, WAIT_S)
+
+    assert len(before) == 3
+    assert ((await file_in(lib, store))["status"], await chunk_keys(lib)) == ("cancelled", [])
+
+
+async def test_who_indexes_a_file_that_is_added_again_meanwhile_loses_it(lib: Library) -> None:
+    store, indexing = await stopped_in_the_middle(lib, dying_gateway(lib))
+    file = await file_in(lib, store)
+    await lib.post(f"{store}/files", {"file_id": file["id"], "attributes": {"n": 2}})
+    gate, lib.embedder.gate = lib.embedder.gate, opened_gate()
+    assert await lib.w.gateway.files.ingestions.sweep() == 1
+    completed, found = await file_in(lib, store), await lib.search(store, "sentence", max_num_results=50)
+    gate.set()
+    await asyncio.wait_for(indexing, WAIT_S)
+
+    assert (completed["status"], completed["attributes"]) == ("completed", {"n": 2})
+    assert completed["chunking_strategy"] != file["chunking_strategy"]
+    assert await file_in(lib, store) == completed
+    assert await lib.search(store, "sentence", max_num_results=50) == found
 
 
 async def test_attributes_may_change_while_a_file_is_indexed(lib: Library) -> None:

@@ -218,6 +218,22 @@ async def test_the_memory_for_indexes_is_bounded(tmp_path: Path) -> None:
         assert lib.w.gateway.files.searches.cache.num_reads == 4
 
 
+async def test_empty_stores_and_attributes_take_memory_too(tmp_path: Path) -> None:
+    async with library(tmp_path, search_cache_bytes=10_000) as lib:
+        cache = lib.w.gateway.files.searches.cache
+        empty = [await lib.store() for _ in range(6)]
+        for store in (*empty, empty[-1], empty[0]):
+            await lib.search(store, "apples")
+        assert cache.num_reads == 6 + 1  # the first one had to go
+
+        bare, described = [(await lib.indexed(FRUIT[0]))[0] for _ in range(2)]
+        [file] = (await lib.get(f"{described}/files"))["data"]
+        await lib.post(f"{described}/files/{file['id']}", {"attributes": {str(n): "x" * 500 for n in range(8)}})
+        for store in (bare, described, bare):
+            await lib.search(store, "apples")
+        assert cache.num_reads == 7 + 3
+
+
 async def test_several_stores_are_searched_as_one(lib: Library) -> None:
     stores = [(await lib.indexed(text))[0].rpartition("/")[2] for text in FRUIT]
     request = SearchRequest(["trains and ships"], max_num_results=2)

@@ -1,14 +1,21 @@
 """``/v1/vector_stores``: objects, files, batches, their counts and their ends."""
 
 import re
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from services.errors import StateUnavailable
+from services.gateway.search.ingestion import MAX_TAKES
+from services.gateway.search.operations import EnqueueIngestion
+from services.gateway.store.changes import Operation
 from services.gateway.store.keys import attached_key
 from services.gateway.store.kinds import FILE
+from services.gateway.store.object_store import Done, Objects
 from tests.gateway.apis.stored import ids, refusal
-from tests.gateway.search.searching import SMALL, Library
+from tests.gateway.search.searching import SMALL, Library, library
 from tests.gateway.store.samples import stored_keys
 
 NO_FILES = {"in_progress": 0, "completed": 0, "failed": 0, "cancelled": 0, "total": 0}
@@ -132,6 +139,78 @@ async def test_a_file_that_is_added_again_is_indexed_again(lib: Library) -> None
     assert (again["status"], again["attributes"]) == ("in_progress", {"n": 2})
     assert (during["usage_bytes"], during["file_counts"]["total"]) == (0, 1)
     assert (await lib.get(path))["usage_bytes"] == used
+
+
+async def test_a_file_that_is_added_again_is_the_last_one_and_has_new_chunks(lib: Library) -> None:
+    long = "words and more words. " * 10
+    path, [first, second] = await lib.indexed(long, "other text")
+    before = await lib.search(path, "words", max_num_results=50)
+    await lib.post(f"{path}/files", {"file_id": first, "chunking_strategy": SMALL})
+    order, during = await ids(lib.w, f"{path}/files", order="asc"), await lib.search(path, "words")
+    await lib.ingest()
+    after = await lib.search(path, "words", max_num_results=50)
+
+    assert order == await ids(lib.w, f"{path}/files", order="asc", filter="completed") == [second, first]
+    assert [each["file_id"] for each in during] == [second]
+    assert len([each for each in before if each["file_id"] == first]) == 1
+    assert len([each for each in after if each["file_id"] == first]) > 1
+
+
+async def test_a_file_may_be_added_again_any_number_of_times(lib: Library) -> None:
+    path, [file_id] = await lib.indexed("some text")
+    for _ in range(MAX_TAKES):
+        await lib.post(f"{path}/files", {"file_id": file_id})
+        await lib.ingest()
+
+    assert (await lib.get(f"{path}/files/{file_id}"))["status"] == "completed"
+    assert len(await lib.search(path, "some text")) == 1
+
+
+async def test_a_batch_takes_files_that_are_in_the_store_over(lib: Library) -> None:
+    path, [first] = await lib.indexed("first")
+    second = await lib.file("second")
+    one = await lib.post(f"{path}/file_batches", {"file_ids": [first]})
+    other = await lib.post(f"{path}/file_batches", {"file_ids": [first, second]})
+    await lib.ingest()
+    counts = [(await lib.get(f"{path}/file_batches/{each['id']}"))["file_counts"] for each in (one, other)]
+
+    assert counts == [NO_FILES, {**NO_FILES, "completed": 2, "total": 2}]
+    assert (await lib.get(path))["file_counts"] == {**NO_FILES, "completed": 2, "total": 2}
+
+
+async def test_a_refused_batch_leaves_the_files_of_the_store_as_they_are(tmp_path: Path) -> None:
+    async with library(tmp_path, max_project_objects=5) as lib:
+        path, file_ids = await lib.indexed("apples and pears", "plums and cherries")
+        before = await lib.get(f"{path}/files")
+        status, error = refusal(await lib.w.post(f"{path}/file_batches", {"file_ids": file_ids}))
+        found = await lib.search(path, "apples and pears")
+        after = await lib.get(f"{path}/files")
+        await lib.post(f"{path}/files", {"file_id": file_ids[0]})  # which needs no room
+
+    assert (status, error["code"], "has 5 stored objects" in error["message"]) == (403, "quota_exceeded", True)
+    assert after == before
+    assert {each["file_id"] for each in found} == set(file_ids)
+
+
+async def test_files_stay_where_redis_goes_away_while_they_are_added_again(
+    lib: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, [file_id] = await lib.indexed("some text")
+    apply = Objects.apply
+
+    async def unreachable(self: Objects, operations: Sequence[Operation], **options: Any) -> Sequence[Done]:
+        if any(isinstance(each, EnqueueIngestion) for each in operations):
+            raise StateUnavailable("Redis went away.")
+        return await apply(self, operations, **options)
+
+    before = await lib.get(f"{path}/files/{file_id}")
+    with monkeypatch.context() as patch:
+        patch.setattr(Objects, "apply", unreachable)
+        status, _ = refusal(await lib.w.post(f"{path}/files", {"file_id": file_id}))
+
+    assert status == 503
+    assert await lib.get(f"{path}/files/{file_id}") == before
+    assert len(await lib.search(path, "some text")) == 1
 
 
 async def test_what_is_taken_out_of_a_store_is_not_found_any_more(lib: Library) -> None:

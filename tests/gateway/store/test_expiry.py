@@ -1,12 +1,14 @@
 """What ends by itself, unless its end is put off in the last moment."""
 
+import itertools
 from random import Random
 
 import pytest
 
+from services.errors import Conflict
 from services.gateway.files.endings import end_file, end_response, end_upload
 from services.gateway.files.storage import FileStorage, ProjectFiles
-from services.gateway.files.upkeep import End, Upkeep
+from services.gateway.files.upkeep import PAGE, End, Upkeep
 from services.gateway.search.stores import end_store
 from services.gateway.store.changes import Create
 from services.gateway.store.expiry import ExpireAt, RequireDue
@@ -17,6 +19,52 @@ from services.telemetry.clock import ManualClock
 
 LATER_S = 2**40
 BODY = {"status": "pending"}
+
+
+async def expired(store: ObjectStore, project: str, number: int) -> ProjectFiles:
+    """A project with so many objects whose time is over."""
+    storage = FileStorage(store)
+    await storage.register(project)
+    files, refs = storage.of(project), [RESPONSE.ref(f"resp_{place}") for place in range(number)]
+    at_s = int(ManualClock().wall()) - 1
+    await files.objects.apply([each for ref in refs for each in (Create(ref, BODY), ExpireAt(ref, at_s))])
+    return files
+
+
+async def test_all_that_is_due_is_ended_in_one_round_the_projects_in_turn(store: ObjectStore) -> None:
+    for project in ("one", "other"):
+        await expired(store, project, 2 * PAGE + 1)
+    ended: list[str] = []
+
+    async def end(files: ProjectFiles, due: RequireDue) -> None:
+        await end_response(files, due)
+        ended.append(files.project)
+
+    await Upkeep(FileStorage(store), {RESPONSE: end}, ManualClock(), Random(0)).sweep()
+
+    turns = [project for project, _ in itertools.groupby(ended)]
+    assert turns == ["one", "other"] * 3
+    assert len(ended) == 2 * (2 * PAGE + 1)
+
+
+async def test_a_page_that_others_are_writing_is_left_to_the_next_round(store: ObjectStore) -> None:
+    await expired(store, "team", PAGE)
+    tried: list[str] = []
+
+    async def busy(files: ProjectFiles, due: RequireDue) -> None:
+        tried.append(due.ref.id)
+        raise Conflict("written by another")
+
+    await Upkeep(FileStorage(store), {RESPONSE: busy}, ManualClock(), Random(0)).sweep()
+
+    assert len(set(tried)) == len(tried) == PAGE
+
+
+async def test_objects_of_kinds_that_are_not_known_here_are_left_to_others(store: ObjectStore) -> None:
+    files = await expired(store, "team", 2)
+    await Upkeep(FileStorage(store), {FILE: end_file}, ManualClock(), Random(0)).sweep()
+
+    assert len(await files.expired(LATER_S, 10)) == 2
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,26 @@ async def test_pages_forwards_and_backwards_give_each_object_once(objects: Objec
     assert backwards == expected
 
 
+@pytest.mark.parametrize("order", ["asc", "desc"])
+async def test_pages_of_large_objects_are_shorter(objects: Objects, order: Order) -> None:
+    ref = await shelf(objects)
+    for name, num_mib in {"b0": 3, "b1": 3, "b2": 9, "b3": 3, "b4": 1, "b5": 3}.items():
+        await objects.create(book(ref, name, private=bytes(num_mib * 2**20)))
+    pages = [["b0", "b1"], ["b2"], ["b3", "b4", "b5"]]
+    expected = pages if order == "asc" else [page[::-1] for page in reversed(pages)]
+
+    found: list[list[str]] = []
+    more = True
+    while more:
+        after = found[-1][-1] if found else None
+        page, more = await listed(objects, ref, order=order, limit=10, after=after, with_private=True)
+        found.append(page)
+    assert found == expected
+    before, more = await listed(objects, ref, order=order, limit=10, before=found[-1][0], with_private=True)
+    assert (before, more) == (found[1], True)
+    assert await listed(objects, ref, order=order, limit=10) == ([name for page in found for name in page], False)
+
+
 async def test_between_two_cursors(objects: Objects) -> None:
     ref = await shelf(objects, books=7)
 

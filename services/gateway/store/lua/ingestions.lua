@@ -34,13 +34,44 @@ operations.enqueue_ingestion = {
   end,
 }
 
+local function discard_chunks(ref)
+  redis.call('UNLINK', index_key(ref, 'chunks'), index_key(ref, 'vectors'), index_key(ref, 'owners'))
+end
+
+-- What was made of a file that will not be indexed to its end.
+operations.discard_chunks = {
+  check = function(operation, batch)
+    if not will_exist(batch, operation.ref) then return 'absent', operation.ref end
+  end,
+  write = function(operation)
+    discard_chunks(operation.ref)
+    return {}
+  end,
+}
+
+-- A file that is in its store already becomes like one that was added now: what was made of it goes, whoever indexes it
+-- is refused, and it has a new number, by which gateways see that it has other vectors.
+operations.renew_stored_file = {
+  check = function(operation, batch)
+    if not will_exist(batch, operation.ref) then return 'absent', operation.ref end
+  end,
+  write = function(operation)
+    local ref = operation.ref
+    discard_chunks(ref)
+    redis.call('HDEL', record_key(ref), 'takes')
+    redis.call('HINCRBY', record_key(ref), 'fence', 1)
+    renumber(ref)
+    return {}
+  end,
+}
+
 -- Say which model the vectors will be of; what there is of another one goes. Returns how many chunks there are.
 operations.begin_chunks = {
   check = check_fence,
   write = function(operation)
     local ref = operation.ref
     if redis.call('HGET', record_key(ref), 'space') ~= operation.space then
-      redis.call('UNLINK', index_key(ref, 'chunks'), index_key(ref, 'vectors'), index_key(ref, 'owners'))
+      discard_chunks(ref)
       redis.call('HSET', record_key(ref), 'space', operation.space)
     end
     return {num_chunks = redis.call('HLEN', index_key(ref, 'chunks'))}

@@ -1,6 +1,7 @@
 -- Leases: at most one gateway works on an object, and one that lost it can write no more (docs/store.md).
 --
 -- Of an object:  field fence     grows with each gateway that takes it; older gateways are refused
+--                field takes     how often it was taken
 -- Of a project:  key <queue>     sorted set of the objects that somebody has to work on, by the time (ms) at which any
 --                                gateway may take them: the end of a lease, or a moment to wait for
 local function queue_key(operation) return PREFIX .. operation.queue end
@@ -24,7 +25,8 @@ operations.take_lease = {
   end,
   write = function(operation)
     redis.call('ZADD', queue_key(operation), 'GT', operation.until_ms, operation.ref)
-    return {fence = redis.call('HINCRBY', record_key(operation.ref), 'fence', 1)}
+    local key = record_key(operation.ref)
+    return {fence = redis.call('HINCRBY', key, 'fence', 1), takes = redis.call('HINCRBY', key, 'takes', 1)}
   end,
 }
 

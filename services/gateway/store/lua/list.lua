@@ -1,6 +1,7 @@
--- One page of a list. ARGV: parent, kinds ("message" or "message,item"), label ("" for none), order, limit, after, before,
+-- One page of a list, which ends where its objects would have more than PAGE_BYTES, but has one. ARGV: parent, kinds ("message" or "message,item"), label ("" for none), order, limit, after, before,
 -- whether with private data. Returns {problem, detail} or
 -- {"", more (0 or 1), {kind, id, body, version, sequence, private} ...}.
+local PAGE_BYTES = 8 * 1048576
 local parent, label, order = ARGV[1], ARGV[3], ARGV[4]
 local limit, after, before, with_private = tonumber(ARGV[5]), ARGV[6], ARGV[7], ARGV[8] == '1'
 local kinds = {}
@@ -49,15 +50,23 @@ end
 if #kinds > 1 then
   table.sort(found, function(one, other) return (one[3] < other[3]) == is_rising and one[3] ~= other[3] end)
 end
-local has_more = #found > limit
 
-local reply = {'', has_more and 1 or 0}
-local num_found = math.min(#found, limit)
-for place = 1, num_found do
-  local kind, id = unpack(found[is_backwards and num_found - place + 1 or place])
+local rows, num_bytes, has_more = {}, 0, #found > limit
+for place = 1, math.min(#found, limit) do
+  local kind, id = unpack(found[place])
   local key = record_key(kind .. ':' .. id)
   local values = redis.call('HMGET', key, 'body', 'version', 'sequence')
   local private = with_private and redis.call('HGET', key, 'private')
-  if values[1] then reply[#reply + 1] = {kind, id, values[1], values[2], values[3], private} end
+  if values[1] then
+    num_bytes = num_bytes + #values[1] + #(private or '')
+    if #rows > 0 and num_bytes > PAGE_BYTES then
+      has_more = true
+      break
+    end
+    rows[#rows + 1] = {kind, id, values[1], values[2], values[3], private}
+  end
 end
+
+local reply = {'', has_more and 1 or 0}
+for place = 1, #rows do reply[#reply + 1] = rows[is_backwards and #rows - place + 1 or place] end
 return reply

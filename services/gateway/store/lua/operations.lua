@@ -49,6 +49,15 @@ local function relabel(ref, parent, sequence, labels)
   redis.call('HSET', record_key(ref), 'labels', labels)
 end
 
+-- Make an object the last one of its parent, as if it were new.
+local function renumber(ref)
+  local values = redis.call('HMGET', record_key(ref), 'parent', 'labels')
+  local sequence = next_sequence(values[1])
+  redis.call('HSET', record_key(ref), 'sequence', sequence)
+  add_to_index(values[1], index_name(values[1], kind_of(ref)), sequence, id_of(ref))
+  relabel(ref, values[1], sequence, values[2])
+end
+
 operations.update = {
   check = check_present,
   write = function(operation)

@@ -177,10 +177,12 @@ def _run_reply(run: Body | Mapping[str, Any]) -> JsonReply:
 
 
 def _position(request: Request) -> int:
-    """Return the number of the last event that the client has."""
-    text = request.query_params.get("starting_after") or request.headers.get("last-event-id") or "0"
-    if not (text.isascii() and text.isdigit() and len(text) < 16):
-        raise InvalidRequest(
-            "'starting_after' must be the number of an event, as its 'id' line tells it.", param="starting_after"
-        )
-    return int(text)
+    """Return the number of the last event that the client has; one that reconnects has more than its URL says."""
+    given = {
+        "starting_after": request.query_params.get("starting_after"),
+        "Last-Event-ID": request.headers.get("last-event-id"),
+    }
+    for name, text in given.items():
+        if text and not (text.isascii() and text.isdigit() and len(text) < 16):
+            raise InvalidRequest(f"'{name}' must be the number of an event, as its 'id' line tells it.", param=name)
+    return max(int(text or 0) for text in given.values())

@@ -28,7 +28,7 @@ from services.gateway.search.stores import (
     new_batch,
     stored_ref,
 )
-from services.gateway.store.changes import Operation
+from services.gateway.store.changes import Create
 from services.gateway.store.kinds import FILE, FILE_BATCH, STORED_FILE, VECTOR_STORE, Ref
 from services.gateway.store.records import Query, Record
 
@@ -42,9 +42,7 @@ class StoreFiles(StoreEndpoint):
         store = self._ref(request, VECTOR_STORE)
         body = await self._body(request, AddFile)
         self._named(FILE, body.file_id, "file_id")
-        operations = await self._add(call, store, [added_file(body)])
-        await call.objects.apply(operations)
-        self._services.files.ingestions.wake()
+        await self._add(call, store, [added_file(body)])
         return JsonReply((await self._stores(call).get_file(store, body.file_id)).body)
 
     async def list(self, request: Request) -> Response:
@@ -98,19 +96,10 @@ class StoreFiles(StoreEndpoint):
         after, before = (cursor and stored_ref(store, cursor).id for cursor in (query.after, query.before))
         return replace(query, kind=STORED_FILE, after=after, before=before)
 
-    async def _add(
-        self, call: Call, store: Ref, new: Sequence[NewStoredFile], *, batch: str | None = None
-    ) -> Sequence[Operation]:
-        """Return what adds files to a store that has not expired; those that are in it are taken out first."""
-        record = await call.objects.get(store)
-        if record.body.get("status") == "expired":
-            raise ObjectRefused(f"Vector store {store.id} is expired.")
-        stores, created = self._stores(call), call.exchange.created
+    async def _add(self, call: Call, store: Ref, new: Sequence[NewStoredFile], *, batch: Create | None = None) -> None:
         await self._services.files.storage.register(call.exchange.project)
-        operations = await stores.added(store, new, created, batch=batch)
-        await stores.remove_present(store, [each.file_id for each in new])
-        await stores.touch(record, created)
-        return operations
+        await self._stores(call).add(store, new, call.exchange.created, batch=batch)
+        self._services.files.ingestions.wake()
 
 
 class FileBatches(StoreFiles):
@@ -122,9 +111,7 @@ class FileBatches(StoreFiles):
         store = self._ref(request, VECTOR_STORE)
         new = self._new_files(await self._body(request, CreateBatch))
         creation = new_batch(store, call.exchange.created)
-        operations = await self._add(call, store, new, batch=creation.ref.id)
-        await call.objects.apply([creation, *operations])
-        self._services.files.ingestions.wake()
+        await self._add(call, store, new, batch=creation)
         return await self._batch_reply(call, store, Record(creation.ref, creation.body, 1, 0))
 
     async def get(self, request: Request) -> Response:
