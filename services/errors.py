@@ -41,7 +41,7 @@
         └── TokenDivergence          two computations of one token differ
 
 Every class has a stable ``code``; two tables map classes to gRPC statuses (``services.rpc.errors``)
-and to HTTP statuses (``services.gateway.errors``). Standard library only.
+and to HTTP statuses (``services.gateway.web.errors``). Standard library only.
 """
 
 

@@ -27,27 +27,25 @@ from services.gateway.admission.ledger import ShareLedger
 from services.gateway.admission.limits import AdmissionLimits
 from services.gateway.admission.redis_ledger import RedisShareLedger
 from services.gateway.admission.shares import Shares
-from services.gateway.answers import Answers
+from services.gateway.answering.answers import Answers
+from services.gateway.answering.decode_client import DecodeClient, GrpcDecodeClient
+from services.gateway.answering.generation import GenerationLimits, GenerationServices
+from services.gateway.answering.observer import AnswerObserver
+from services.gateway.answering.recorder import TimelineRecorder
+from services.gateway.answering.timeline import RedisTimelineStore, TimelineStore
 from services.gateway.apis.openai.service import OpenAILimits, OpenAIServices
-from services.gateway.app import AppParts, create_app
-from services.gateway.auth import Authenticator, KnownKeys
-from services.gateway.cache_client import GrpcCacheClient
-from services.gateway.decode_client import DecodeClient, GrpcDecodeClient
 from services.gateway.drain import Drain
 from services.gateway.embeddings.client import EmbeddingClient, GrpcEmbeddingClient
-from services.gateway.entrance import Entrance
 from services.gateway.file_services import FileServices, build_file_services
-from services.gateway.generation import GenerationLimits, GenerationServices
-from services.gateway.health_client import GrpcHealthClient
 from services.gateway.job_services import JobParts, JobSurroundings, build_jobs
 from services.gateway.jobs.service import Jobs
 from services.gateway.jobs.sweeper import Sweeper
 from services.gateway.keys import KeyStore, RedisKeyStore
 from services.gateway.models import ClusterView, ModelCatalog
-from services.gateway.observer import AnswerObserver
-from services.gateway.recorder import TimelineRecorder
 from services.gateway.redis_state import RedisState
+from services.gateway.routing.cache_client import GrpcCacheClient
 from services.gateway.routing.cache_watching import CacheClient, CacheWatching
+from services.gateway.routing.health_client import GrpcHealthClient
 from services.gateway.routing.prefixes import PrefixIndex
 from services.gateway.routing.probing import HealthClient, Probing
 from services.gateway.routing.router import Router
@@ -56,12 +54,14 @@ from services.gateway.runs.file_search import FileSearch
 from services.gateway.runs.model_turns import ModelTurns, TurnServices
 from services.gateway.runs.turns import Turns
 from services.gateway.sealing import Sealer
-from services.gateway.server import HttpServer
 from services.gateway.settings import GatewaySettings
 from services.gateway.store.object_store import ObjectStore
 from services.gateway.store.quota import Quota
 from services.gateway.text.threads import TextThreads
-from services.gateway.timeline import RedisTimelineStore, TimelineStore
+from services.gateway.web.app import AppParts, create_app
+from services.gateway.web.auth import Authenticator, KnownKeys
+from services.gateway.web.entrance import Entrance
+from services.gateway.web.server import HttpServer
 from services.resources import collect_garbage_seldom
 from services.rpc.channel import Channels
 from services.rpc.tls import tls_of

@@ -7,15 +7,15 @@ from dataclasses import dataclass, field, replace
 from random import Random
 
 from services.cluster.registry import Member, MemberLoad
-from services.gateway.decode_client import GrpcDecodeClient
-from services.gateway.generation import Generation, GenerationLimits, GenerationServices
-from services.gateway.health_client import GrpcHealthClient
-from services.gateway.proof import PathProof
+from services.gateway.answering.decode_client import GrpcDecodeClient
+from services.gateway.answering.generation import Generation, GenerationLimits, GenerationServices
+from services.gateway.answering.proof import PathProof
+from services.gateway.answering.sequence import Accepted, Ended, NewTokens, SequenceRequest
 from services.gateway.routing.candidates import Requirements
+from services.gateway.routing.health_client import GrpcHealthClient
 from services.gateway.routing.probing import Probing
 from services.gateway.routing.router import Router
 from services.gateway.routing.suspects import Suspects
-from services.gateway.sequence import Accepted, Ended, NewTokens, SequenceRequest
 from services.kv.sampling import SamplingParams
 from services.rpc.versions import PROTOCOL_VERSION
 from services.telemetry.clock import SystemClock

@@ -9,12 +9,12 @@ from random import Random
 from services.cluster.registry import Member, MemberLoad, Role
 from services.faults.armed import ArmedFaults
 from services.faults.plan import FaultPlan
-from services.gateway.decode_client import GrpcDecodeClient
-from services.gateway.generation import Generation, GenerationLimits, GenerationServices
+from services.gateway.answering.decode_client import GrpcDecodeClient
+from services.gateway.answering.generation import Generation, GenerationLimits, GenerationServices
+from services.gateway.answering.sequence import GeneratedToken, NewTokens, SequenceRequest
 from services.gateway.routing.candidates import Requirements
 from services.gateway.routing.router import Router
 from services.gateway.routing.suspects import Suspects
-from services.gateway.sequence import GeneratedToken, NewTokens, SequenceRequest
 from services.kv.sampling import SamplingParams
 from services.rpc.channel import Channels
 from services.rpc.faults import client_interceptors

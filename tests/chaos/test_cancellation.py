@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import pytest
 
 from services.engine.schedule import Schedule
-from services.gateway.generation import Generation
-from services.gateway.sequence import NewTokens
+from services.gateway.answering.generation import Generation
+from services.gateway.answering.sequence import NewTokens
 from tests.chaos.gateway import gateway
 from tests.inprocess.client import SEEDED, begin, expected_ids, prompt
 from tests.inprocess.cluster import Cluster, Worker, cluster, until

@@ -8,7 +8,7 @@ import pytest
 
 from services.faults.plan import Action, FaultPlan
 from services.faults.steps import DECODE, GATEWAY, HANDOVER_STEPS
-from services.gateway.generation import GenerationLimits
+from services.gateway.answering.generation import GenerationLimits
 from services.rpc import tandem_pb2 as pb
 from services.rpc.errors import translated
 from tests.chaos.gateway import LIMITS, gateway

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from services.errors import InternalError
-from services.gateway.sequence import Ended, FinishReason, GeneratedToken, NewTokens
+from services.gateway.answering.sequence import Ended, FinishReason, GeneratedToken, NewTokens
 from tests.chaos.gateway import gateway
 from tests.inprocess import real_grammar
 from tests.inprocess.client import GREEDY, SEEDED, expected, expected_ids, prompt

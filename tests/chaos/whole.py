@@ -18,14 +18,14 @@ from services.cluster.memory import MemoryRegistry
 from services.cluster.view import MemberView
 from services.gateway.__main__ import Gateway, Surroundings, build
 from services.gateway.admission.ledger import MemoryShareLedger
-from services.gateway.cache_client import GrpcCacheClient
-from services.gateway.decode_client import GrpcDecodeClient
+from services.gateway.answering.decode_client import GrpcDecodeClient
+from services.gateway.answering.timeline import MemoryTimelineStore
 from services.gateway.embeddings.client import GrpcEmbeddingClient
-from services.gateway.health_client import GrpcHealthClient
 from services.gateway.keys import MemoryKeyStore
-from services.gateway.server import HttpServer
+from services.gateway.routing.cache_client import GrpcCacheClient
+from services.gateway.routing.health_client import GrpcHealthClient
 from services.gateway.settings import GatewaySettings
-from services.gateway.timeline import MemoryTimelineStore
+from services.gateway.web.server import HttpServer
 from services.kv.card import ModelCard
 from services.telemetry.clock import SystemClock
 from services.telemetry.metrics import GatewayMetrics

@@ -12,11 +12,11 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from services.gateway.auth import DEFAULT_PROJECT
 from services.gateway.keys import ApiKey, key_digest
 from services.gateway.redis_state import RedisState
 from services.gateway.store.keys import project_prefix
 from services.gateway.store.object_store import ObjectStore
+from services.gateway.web.auth import DEFAULT_PROJECT
 from tests.compat.gw_seed import DONE, SEED_TIMEOUT_S
 from tests.compat.seeds import CREATED, EMBEDDING_ALIAS, MODELS, seeds
 from tests.e2e.up import MODEL as SMALL_MODEL

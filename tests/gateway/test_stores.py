@@ -7,10 +7,10 @@ import pytest
 
 from services.cluster.embedded_redis import EmbeddedRedis
 from services.errors import InvalidRequest, NotFound, StateUnavailable
-from services.gateway.exchange import new_token, request_id
+from services.gateway.answering.timeline import MemoryTimelineStore, RedisTimelineStore, TimelineStore
 from services.gateway.keys import KeyStore, MemoryKeyStore, RedisKeyStore, key_digest
 from services.gateway.redis_state import RedisState
-from services.gateway.timeline import MemoryTimelineStore, RedisTimelineStore, TimelineStore
+from services.gateway.web.exchange import new_token, request_id
 from services.telemetry.clock import ManualClock
 from services.telemetry.timeline import Timeline
 

@@ -20,6 +20,7 @@ from services.cluster.view import MemberView
 from services.errors import TandemError
 from services.gateway.__main__ import Gateway, Surroundings, build
 from services.gateway.admission.ledger import MemoryShareLedger
+from services.gateway.answering.timeline import MemoryTimelineStore
 from services.gateway.embeddings.client import EmbeddingClient
 from services.gateway.keys import MemoryKeyStore
 from services.gateway.redis_state import RedisState
@@ -27,7 +28,6 @@ from services.gateway.runs.model_turns import ModelTurns, TurnServices
 from services.gateway.runs.turns import Turns
 from services.gateway.settings import GatewaySettings
 from services.gateway.store.object_store import ObjectStore
-from services.gateway.timeline import MemoryTimelineStore
 from services.kv.card import ModelCard
 from services.rpc import tandem_pb2 as pb
 from services.rpc.versions import PROTOCOL_VERSION

@@ -11,15 +11,15 @@ from services.cluster.background import Background
 from services.cluster.memory import MemoryRegistry
 from services.cluster.registry import Member, MemberLoad
 from services.cluster.view import MemberView
-from services.gateway.cache_client import GrpcCacheClient
-from services.gateway.decode_client import GrpcDecodeClient
-from services.gateway.generation import Generation, GenerationServices
+from services.gateway.answering.decode_client import GrpcDecodeClient
+from services.gateway.answering.generation import Generation, GenerationServices
+from services.gateway.answering.sequence import NewTokens, SequenceRequest
+from services.gateway.routing.cache_client import GrpcCacheClient
 from services.gateway.routing.cache_watching import CacheWatching
 from services.gateway.routing.candidates import Requirements
 from services.gateway.routing.prefixes import PrefixIndex
 from services.gateway.routing.router import Router
 from services.gateway.routing.suspects import Suspects
-from services.gateway.sequence import NewTokens, SequenceRequest
 from services.kv.hashes import block_hashes, cache_seed
 from services.kv.sampling import SamplingParams
 from services.rpc.versions import PROTOCOL_VERSION

@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from services.cluster.registry import Member
-from services.gateway.decode_client import GrpcDecodeClient
-from services.gateway.generation import Generation, GenerationLimits, GenerationServices
+from services.gateway.answering.decode_client import GrpcDecodeClient
+from services.gateway.answering.generation import Generation, GenerationLimits, GenerationServices
+from services.gateway.answering.sequence import Ended, NewTokens, SequenceRequest
 from services.gateway.routing.candidates import Requirements
 from services.gateway.routing.router import Router
 from services.gateway.routing.suspects import Suspects
-from services.gateway.sequence import Ended, NewTokens, SequenceRequest
 from services.kv.sampling import SamplingParams
 from services.rpc import tandem_pb2 as pb
 from services.rpc.errors import translated

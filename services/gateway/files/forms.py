@@ -8,7 +8,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from services.errors import InvalidRequest
-from services.gateway.problems import wrong_type
+from services.gateway.web.problems import wrong_type
 
 MAX_FIELDS = 32
 MAX_FIELD_BYTES = 64 * 2**10

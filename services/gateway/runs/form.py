@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from services.errors import ModelRefused
-from services.gateway.answer_form import AnswerForm, answer_form
 from services.gateway.runs.lifecycle import Body
 from services.gateway.runs.search_calls import DEFINITION, NAME, is_tool_of
+from services.gateway.structured.answer_form import AnswerForm, answer_form
 from services.gateway.tools.use import Definition
 
 MAX_SEARCHES = 4

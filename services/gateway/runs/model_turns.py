@@ -8,21 +8,21 @@ from typing import Any
 
 from services.errors import ContextLengthExceeded
 from services.gateway.admission.limits import Admission, Demand, Turn
-from services.gateway.choice_output import ChoiceOutput
-from services.gateway.exchange import Exchange, open_exchange, token_in
-from services.gateway.generation import Generation, GenerationServices
+from services.gateway.answering.choice_output import ChoiceOutput
+from services.gateway.answering.generation import Generation, GenerationServices
+from services.gateway.answering.observer import AnswerObserver
+from services.gateway.answering.recorder import TimelineRecorder
+from services.gateway.answering.sequence import Accepted, FinishReason, NewTokens, SequenceRequest
 from services.gateway.models import ModelCatalog, ServedModel
-from services.gateway.observer import AnswerObserver
-from services.gateway.recorder import TimelineRecorder
 from services.gateway.runs.form import turn_form
 from services.gateway.runs.lifecycle import Body
 from services.gateway.runs.prompt import PromptBuilder, PromptRules
 from services.gateway.runs.turn_output import TurnOutput
 from services.gateway.runs.turns import TurnContext, TurnEvent, TurnPlan, TurnRequest
-from services.gateway.sequence import Accepted, FinishReason, NewTokens, SequenceRequest
 from services.gateway.text.threads import TextThreads
 from services.gateway.tools.format import CallRules
 from services.gateway.tools.use import Definition
+from services.gateway.web.exchange import Exchange, open_exchange, token_in
 from services.kv.card import ModelCard
 from services.kv.sampling import SamplingParams
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from services.errors import PeerError
 from services.gateway.jobs.held import HeldJob
-from services.gateway.merge import Pump
 from services.gateway.runs.binding import Binding
 from services.gateway.runs.job import Used
 from services.gateway.runs.turns import TurnContext, TurnEnded, TurnEvent, TurnPlan, Turns
+from services.gateway.web.merge import Pump
 from services.telemetry.clock import Clock
 
 Take = Callable[[Sequence[TurnEvent]], Awaitable[None]]

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 
-from services.gateway.choice_output import ChoiceOutput, OutputPiece
+from services.gateway.answering.choice_output import ChoiceOutput, OutputPiece
+from services.gateway.answering.sequence import FinishReason, GeneratedToken
 from services.gateway.runs.turns import Called, FullCall, Said, TurnEnded, TurnPart, Written
-from services.gateway.sequence import FinishReason, GeneratedToken
 from services.gateway.text.choice import Piece
 from services.gateway.tools.extraction import CallOpening, CallPiece
 

@@ -3,8 +3,8 @@
 from typing import Any
 
 from services.errors import InvalidRequest
-from services.gateway.problems import Problem, unsupported_value, wrong_type
 from services.gateway.search.filters import Comparison, Compound, Filter
+from services.gateway.web.problems import Problem, unsupported_value, wrong_type
 
 _COMPARISONS = ("eq", "ne", "gt", "gte", "lt", "lte", "in", "nin")
 _COMPOUNDS = ("and", "or")

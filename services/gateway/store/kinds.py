@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from services.gateway.exchange import new_token
+from services.gateway.web.exchange import new_token
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 

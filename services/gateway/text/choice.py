@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from services.gateway.sequence import GeneratedToken
+from services.gateway.answering.sequence import GeneratedToken
 from services.gateway.text.detokenizer import Detokenizer
 from services.gateway.text.stop import StopStrings
 from services.gateway.text.tokenizer import ModelTokenizer

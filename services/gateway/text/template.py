@@ -13,7 +13,7 @@ from jinja2.parser import Parser
 from services.errors import ContextLengthExceeded, InvalidRequest, ModelRefused
 from services.gateway.text.meter import Meter, RenderLimits, RenderTooLarge
 from services.gateway.text.sandbox import Sandbox
-from services.gateway.validation import MAX_DEPTH, shallow
+from services.gateway.web.validation import MAX_DEPTH, shallow
 from services.telemetry.clock import Clock
 
 _MAX_TIME_FORMAT = 256

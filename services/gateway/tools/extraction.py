@@ -4,12 +4,12 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from services.gateway.exchange import new_token
 from services.gateway.text.choice import Piece, TokenText
 from services.gateway.text.stop import StopStrings
 from services.gateway.tools.events import CallArguments, CallStarted, Text
 from services.gateway.tools.feed import Feed
 from services.gateway.tools.format import CallRules, ToolFormat
+from services.gateway.web.exchange import new_token
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import pytest
 
 from services.gateway.apis.openai.schemas import MAX_BIASES, MAX_MESSAGES, MAX_PARTS, MAX_TOOLS
 from services.gateway.structured.bounds import MAX_BYTES
-from services.gateway.validation import MAX_DEPTH
+from services.gateway.web.validation import MAX_DEPTH
 from tests.gateway.apis.test_bad_input import check_shape
 from tests.gateway.twins import CHAT_ML, World, card, chat_body, member, world
 

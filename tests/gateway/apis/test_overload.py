@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from services.errors import Draining, NoDecodeWorker, Overloaded, PoolExhausted, StateUnavailable, TandemError
-from services.gateway.errors import headers_of
-from services.gateway.replies import error_reply
+from services.gateway.web.errors import headers_of
+from services.gateway.web.replies import error_reply
 from tests.gateway.twins import END_ID, Script, World, chat_body, member, tokens, world
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from services.errors import Overloaded
-from services.gateway.answers import Answers
+from services.gateway.answering.answers import Answers
 from tests.gateway.apis.stored import refusal
 from tests.gateway.search.searching import SMALL, Library
 from tests.gateway.twins import MODEL

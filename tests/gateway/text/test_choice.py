@@ -3,7 +3,7 @@ from collections.abc import Sequence
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.gateway.sequence import GeneratedToken
+from services.gateway.answering.sequence import GeneratedToken
 from services.gateway.text.choice import ChoiceText, Piece, TokenText
 from services.gateway.text.tokenizer import ModelTokenizer
 from services.kv.sampling import SamplingParams

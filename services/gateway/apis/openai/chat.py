@@ -8,8 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from services.errors import InvalidRequest
-from services.gateway.answer_form import AnswerForm, answer_form
-from services.gateway.answers import AnswerPlan
+from services.gateway.answering.answers import AnswerPlan
 from services.gateway.apis.openai.chat_form import ChatForm
 from services.gateway.apis.openai.sampling import (
     check_stream_options,
@@ -21,7 +20,8 @@ from services.gateway.apis.openai.sampling import (
 from services.gateway.apis.openai.schemas import ChatBody, ContentPart, Message
 from services.gateway.apis.openai.service import Answering, OpenAIServices, answer_head
 from services.gateway.apis.openai.sse import ChunkStream
-from services.gateway.validation import parse_body
+from services.gateway.structured.answer_form import AnswerForm, answer_form
+from services.gateway.web.validation import parse_body
 
 
 class ChatCompletions:

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from services.gateway.answers import ChoiceEnd
+from services.gateway.answering.answers import ChoiceEnd
+from services.gateway.answering.choice_output import OutputPiece
 from services.gateway.apis.openai.collected import CollectedChoice
-from services.gateway.choice_output import OutputPiece
 from services.gateway.text.choice import Piece, TokenText
 from services.gateway.tools.extraction import CallOpening, CallPiece
 

@@ -5,9 +5,9 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
-from services.gateway.answers import AnswerEvent, AnswerPlan, ChoiceEnd, ChoicePiece
-from services.gateway.choice_output import OutputPiece
-from services.gateway.proof import proofs_json
+from services.gateway.answering.answers import AnswerEvent, AnswerPlan, ChoiceEnd, ChoicePiece
+from services.gateway.answering.choice_output import OutputPiece
+from services.gateway.answering.proof import proofs_json
 from services.gateway.text.choice import Piece, TokenText
 from services.gateway.tools.extraction import CallOpening, CallPiece
 

@@ -7,7 +7,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from services.errors import InvalidRequest
-from services.gateway.answers import AnswerPlan, ChoiceEnd
+from services.gateway.answering.answers import AnswerPlan, ChoiceEnd
+from services.gateway.answering.choice_output import OutputPiece
 from services.gateway.apis.openai.collected import CollectedChoice
 from services.gateway.apis.openai.prompts import encode_prompts, listed_prompts
 from services.gateway.apis.openai.sampling import (
@@ -20,9 +21,8 @@ from services.gateway.apis.openai.sampling import (
 from services.gateway.apis.openai.schemas import CompletionBody
 from services.gateway.apis.openai.service import Answering, OpenAIServices, answer_head
 from services.gateway.apis.openai.sse import ChunkStream
-from services.gateway.choice_output import OutputPiece
 from services.gateway.text.choice import Piece, TokenText
-from services.gateway.validation import parse_body
+from services.gateway.web.validation import parse_body
 from services.kv.sampling import MAX_LOGPROBS
 
 # The default of OpenAI's endpoint, which clients rely on.

@@ -12,11 +12,11 @@ from starlette.responses import Response
 from services.errors import ContextLengthExceeded, InvalidRequest
 from services.gateway.apis.openai.schemas import MAX_NAME_LENGTH
 from services.gateway.apis.openai.service import OpenAIServices
-from services.gateway.connection import while_connected
 from services.gateway.embeddings.models import EmbeddingModel, Vectors
-from services.gateway.problems import above_maximum, wrong_type
-from services.gateway.replies import JsonReply
-from services.gateway.validation import Body, Json, parse_body
+from services.gateway.web.connection import while_connected
+from services.gateway.web.problems import above_maximum, wrong_type
+from services.gateway.web.replies import JsonReply
+from services.gateway.web.validation import Body, Json, parse_body
 
 MAX_INPUTS = 2048
 

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from services.errors import ModelNotFound
 from services.gateway.apis.openai.service import OpenAIServices
 from services.gateway.models import ListedModel
-from services.gateway.replies import JsonReply
+from services.gateway.web.replies import JsonReply
 
 
 class Models:

@@ -9,8 +9,11 @@ from starlette.requests import Request
 
 from services.errors import InvalidRequest
 from services.gateway.apis.openai.service import OpenAIServices
-from services.gateway.exchange import Exchange
-from services.gateway.problems import (
+from services.gateway.store.kinds import Kind, Ref
+from services.gateway.store.object_store import Objects
+from services.gateway.store.records import Order, Page, Query
+from services.gateway.web.exchange import Exchange
+from services.gateway.web.problems import (
     Problem,
     above_maximum,
     below_minimum,
@@ -18,10 +21,7 @@ from services.gateway.problems import (
     wrong_prefix,
     wrong_type,
 )
-from services.gateway.store.kinds import Kind, Ref
-from services.gateway.store.object_store import Objects
-from services.gateway.store.records import Order, Page, Query
-from services.gateway.validation import BodyT, parse_body
+from services.gateway.web.validation import BodyT, parse_body
 
 DEFAULT_PAGE = 20
 MAX_PAGE = 100

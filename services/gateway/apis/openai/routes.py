@@ -13,7 +13,7 @@ from services.gateway.apis.openai.models import Models
 from services.gateway.apis.openai.responses.routes import responses_routes
 from services.gateway.apis.openai.service import OpenAIServices
 from services.gateway.apis.openai.vector_stores.routes import vector_stores_routes
-from services.gateway.replies import JsonReply
+from services.gateway.web.replies import JsonReply
 
 
 def openai_routes(services: OpenAIServices) -> APIRouter:

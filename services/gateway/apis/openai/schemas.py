@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
-from services.gateway.validation import TAG_MARK, Body, Json
+from services.gateway.web.validation import TAG_MARK, Body, Json
 
 MAX_STOPS = 16
 MAX_STOP_LENGTH = 1024

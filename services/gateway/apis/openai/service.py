@@ -7,21 +7,21 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from services.gateway.answers import AnswerPlan, Answers
+from services.gateway.answering.answers import AnswerPlan, Answers
+from services.gateway.answering.recorder import TimelineRecorder
 from services.gateway.apis.openai.collected import CollectedChoice, collect, usage_json
 from services.gateway.apis.openai.sse import DONE, ChunkStream, last_words
-from services.gateway.connection import while_connected
-from services.gateway.entrance import Entrance
-from services.gateway.exchange import Exchange
 from services.gateway.file_services import FileServices
 from services.gateway.job_services import ResponseParts, RunParts
 from services.gateway.jobs.reader import EventReader
 from services.gateway.models import ModelCatalog
-from services.gateway.recorder import TimelineRecorder
-from services.gateway.replies import JsonReply
 from services.gateway.store.object_store import ObjectStore
-from services.gateway.stream import EventStream
 from services.gateway.text.threads import TextThreads
+from services.gateway.web.connection import while_connected
+from services.gateway.web.entrance import Entrance
+from services.gateway.web.exchange import Exchange
+from services.gateway.web.replies import JsonReply
+from services.gateway.web.stream import EventStream
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from typing import Any, Protocol
 import orjson
 
 from services.errors import TandemError
-from services.gateway.answers import AnswerEvent, AnswerPlan, ChoiceEnd, ChoicePiece, Started
+from services.gateway.answering.answers import AnswerEvent, AnswerPlan, ChoiceEnd, ChoicePiece, Started
+from services.gateway.answering.choice_output import OutputPiece
 from services.gateway.apis.openai.collected import usage_json
-from services.gateway.choice_output import OutputPiece
-from services.gateway.errors import body_of
+from services.gateway.web.errors import body_of
 
 DONE = b"data: [DONE]\n\n"
 

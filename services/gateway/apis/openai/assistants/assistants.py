@@ -11,10 +11,10 @@ from services.gateway.apis.openai.assistants.stores import with_new_stores
 from services.gateway.apis.openai.assistants.tools import ResponseFormat, ToolResources, Tools, resources_json
 from services.gateway.apis.openai.objects import Metadata, ObjectEndpoint, deleted, listed
 from services.gateway.apis.openai.schemas import MAX_NAME_LENGTH
-from services.gateway.replies import JsonReply
 from services.gateway.store.changes import Create
 from services.gateway.store.kinds import ASSISTANT, Ref
-from services.gateway.validation import ClosedBody
+from services.gateway.web.replies import JsonReply
+from services.gateway.web.validation import ClosedBody
 
 MAX_INSTRUCTIONS_LENGTH = 256_000
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]

@@ -8,11 +8,11 @@ from starlette.requests import Request
 from services.errors import InvalidRequest
 from services.gateway.apis.openai.objects import included
 from services.gateway.jobs.events import Body, LogEntry
-from services.gateway.problems import unsupported_value
 from services.gateway.runs.search_calls import StepNotes
 from services.gateway.store.kinds import STEP, Ref
 from services.gateway.store.object_store import Objects
 from services.gateway.store.records import Record
+from services.gateway.web.problems import unsupported_value
 
 FOUND_CONTENT = "step_details.tool_calls[*].file_search.results[*].content"
 """What ``include[]`` calls the text that searches of files found."""

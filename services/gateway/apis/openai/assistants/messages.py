@@ -11,11 +11,11 @@ from services.errors import ObjectRefused
 from services.gateway.apis.openai.assistants.tools import CodeInterpreterTool, Id
 from services.gateway.apis.openai.objects import Metadata, ObjectEndpoint, deleted, listed
 from services.gateway.jobs.operations import RequireIdleThread
-from services.gateway.replies import JsonReply
 from services.gateway.runs.documents import RUN_LABEL
 from services.gateway.store.changes import Create, Delete, Operation
 from services.gateway.store.kinds import MESSAGE, RUN, THREAD, Ref
-from services.gateway.validation import ClosedBody, type_tag
+from services.gateway.web.replies import JsonReply
+from services.gateway.web.validation import ClosedBody, type_tag
 
 MAX_TEXT_LENGTH = 256_000
 MAX_PARTS = 1024

@@ -13,7 +13,7 @@ from services.gateway.apis.openai.assistants.tools import Id, ResponseFormat, To
 from services.gateway.apis.openai.objects import Metadata
 from services.gateway.apis.openai.schemas import MAX_MESSAGES, MAX_NAME_LENGTH
 from services.gateway.store.kinds import Ref
-from services.gateway.validation import ClosedBody, type_tag
+from services.gateway.web.validation import ClosedBody, type_tag
 
 MIN_TOKEN_LIMIT = 256
 MAX_RUN_TOOLS = 20

@@ -8,13 +8,13 @@ import orjson
 from services.errors import TandemError
 from services.gateway.apis.openai.assistants.found_content import entry_with_content
 from services.gateway.apis.openai.service import OpenAIServices
-from services.gateway.errors import body_of
 from services.gateway.jobs.events import LogEntry
 from services.gateway.jobs.feed import JobKey
 from services.gateway.runs.events import DONE, sse
 from services.gateway.store.kinds import Ref
 from services.gateway.store.object_store import Objects
-from services.gateway.stream import EventStream
+from services.gateway.web.errors import body_of
+from services.gateway.web.stream import EventStream
 
 KEEP_ALIVE = b": keep-alive\n"
 """Without an empty line: where events have ids, openai-python reads a comment with one as an event without data."""

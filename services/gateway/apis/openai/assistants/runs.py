@@ -24,11 +24,11 @@ from services.gateway.apis.openai.assistants.stores import with_thread_stores
 from services.gateway.apis.openai.assistants.threads import CreateThread, new_thread
 from services.gateway.apis.openai.objects import Call, ObjectEndpoint, listed, listed_bodies
 from services.gateway.jobs.events import PAUSES, Body
-from services.gateway.replies import JsonReply
 from services.gateway.runs.form import check_form
 from services.gateway.runs.service import NewRun
 from services.gateway.store.kinds import ASSISTANT, RUN, STEP, THREAD, Ref
 from services.gateway.store.records import Record
+from services.gateway.web.replies import JsonReply
 
 POLL_AFTER_MS = "200"
 """When to ask again for a run that is being worked on; clients that do not read it ask once a second."""

@@ -12,10 +12,10 @@ from services.gateway.apis.openai.assistants.stores import with_thread_stores
 from services.gateway.apis.openai.assistants.tools import ToolResources, resources_json
 from services.gateway.apis.openai.objects import Metadata, ObjectEndpoint, deleted
 from services.gateway.apis.openai.schemas import MAX_MESSAGES
-from services.gateway.replies import JsonReply
 from services.gateway.store.changes import Create
 from services.gateway.store.kinds import THREAD, Ref
-from services.gateway.validation import ClosedBody
+from services.gateway.web.replies import JsonReply
+from services.gateway.web.validation import ClosedBody
 
 
 class ModifyThread(ClosedBody):

@@ -7,7 +7,7 @@ from pydantic import Discriminator, Field, Tag
 from services.errors import InternalError, InvalidRequest
 from services.gateway.apis.openai.objects import Metadata
 from services.gateway.apis.openai.vector_stores.schemas import ChunkingStrategy
-from services.gateway.validation import ClosedBody, Json, type_tag
+from services.gateway.web.validation import ClosedBody, Json, type_tag
 
 MAX_TOOLS = 128
 MAX_ID_LENGTH = 256

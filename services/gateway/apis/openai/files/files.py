@@ -10,18 +10,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from services.gateway.apis.openai.objects import Call, ObjectEndpoint, listed
-from services.gateway.bytes_reply import BytesReply
 from services.gateway.files.blobs import StagedBytes
 from services.gateway.files.forms import Form, FormReader, nested
 from services.gateway.files.operations import AdoptBytes
 from services.gateway.files.storage import ProjectFiles, StoredBytes
-from services.gateway.replies import JsonReply
 from services.gateway.search.stores import file_deletion
 from services.gateway.store.changes import Create, Operation
 from services.gateway.store.expiry import ExpireAt
 from services.gateway.store.kinds import FILE, Ref
 from services.gateway.store.records import Record
-from services.gateway.validation import ClosedBody, parse_body
+from services.gateway.web.bytes_reply import BytesReply
+from services.gateway.web.replies import JsonReply
+from services.gateway.web.validation import ClosedBody, parse_body
 
 MAX_FILES_PAGE = 10_000
 MIN_LIFE_S = 3600

@@ -16,13 +16,13 @@ from services.gateway.files.blobs import adopted_names
 from services.gateway.files.endings import part_deletions
 from services.gateway.files.operations import AdoptBytes
 from services.gateway.files.storage import ProjectFiles, StoredBytes
-from services.gateway.problems import above_maximum
-from services.gateway.replies import JsonReply
 from services.gateway.store.changes import Create, Operation, Update
 from services.gateway.store.expiry import ExpireAt
 from services.gateway.store.kinds import FILE, UPLOAD, UPLOAD_PART, Ref
 from services.gateway.store.records import Record
-from services.gateway.validation import ClosedBody
+from services.gateway.web.problems import above_maximum
+from services.gateway.web.replies import JsonReply
+from services.gateway.web.validation import ClosedBody
 
 MAX_PARTS = 10_000
 UPLOAD_LIFE_S = 3600

@@ -12,7 +12,7 @@ from services.gateway.apis.openai.schemas import MAX_DESCRIPTION_LENGTH, MAX_MES
 from services.gateway.models import ModelCatalog
 from services.gateway.search.filter_json import filter_of
 from services.gateway.store.kinds import Ref
-from services.gateway.validation import TAG_MARK, Body, Json, type_tag
+from services.gateway.web.validation import TAG_MARK, Body, Json, type_tag
 
 MIN_OUTPUT_TOKENS = 16
 MAX_INSTRUCTIONS_LENGTH = 2**20

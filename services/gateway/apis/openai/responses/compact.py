@@ -12,10 +12,10 @@ from services.gateway.apis.openai.responses.bodies import (
     prompt_json,
 )
 from services.gateway.apis.openai.responses.items import input_items
-from services.gateway.connection import while_connected
-from services.gateway.replies import JsonReply
 from services.gateway.responses.documents import usage_json
 from services.gateway.store.kinds import RESPONSE
+from services.gateway.web.connection import while_connected
+from services.gateway.web.replies import JsonReply
 
 
 class CompactionEndpoint(ObjectEndpoint):

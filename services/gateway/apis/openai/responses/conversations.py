@@ -13,8 +13,6 @@ from services.gateway.apis.openai.objects import Call, Metadata, ObjectEndpoint,
 from services.gateway.apis.openai.responses.items import Item, kept_items
 from services.gateway.apis.openai.service import OpenAIServices
 from services.gateway.jobs.events import Body as ItemBody
-from services.gateway.problems import wrong_prefix
-from services.gateway.replies import JsonReply
 from services.gateway.responses.items import (
     CONVERSATION,
     conversation_json,
@@ -27,7 +25,9 @@ from services.gateway.responses.service import RequireIdleConversation
 from services.gateway.store.changes import Create, Delete
 from services.gateway.store.kinds import ITEM, MESSAGE, THREAD
 from services.gateway.store.records import Record
-from services.gateway.validation import Body
+from services.gateway.web.problems import wrong_prefix
+from services.gateway.web.replies import JsonReply
+from services.gateway.web.validation import Body
 
 MAX_ITEMS = 20
 Items = Annotated[list[Item], Field(max_length=MAX_ITEMS)]

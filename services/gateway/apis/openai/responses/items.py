@@ -19,7 +19,7 @@ from services.gateway.responses.items import (
 )
 from services.gateway.store.kinds import INPUT_ITEM, ITEM, MESSAGE, OUTPUT_ITEM
 from services.gateway.store.object_store import Objects
-from services.gateway.validation import TAG_MARK, Body, Json, type_tag
+from services.gateway.web.validation import TAG_MARK, Body, Json, type_tag
 
 MAX_TEXT_LENGTH = 10 * 2**20
 MAX_SEALED_LENGTH = 20 * 2**20

@@ -21,13 +21,13 @@ from services.gateway.apis.openai.responses.bodies import (
 from services.gateway.apis.openai.responses.conversations import conversation_named
 from services.gateway.apis.openai.responses.items import input_items
 from services.gateway.apis.openai.responses.stream import ResponseStream
-from services.gateway.connection import while_connected
 from services.gateway.jobs.events import PAUSES, Body, LogEntry
 from services.gateway.jobs.feed import JobKey
-from services.gateway.replies import JsonReply
 from services.gateway.responses.state import with_results
 from services.gateway.store.kinds import INPUT_ITEM, RESPONSE, Ref
 from services.gateway.store.records import Record
+from services.gateway.web.connection import while_connected
+from services.gateway.web.replies import JsonReply
 from services.telemetry.logs import get_logger
 
 RESULTS = "file_search_call.results"

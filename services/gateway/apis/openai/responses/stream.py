@@ -7,9 +7,9 @@ import orjson
 
 from services.errors import TandemError
 from services.gateway.apis.openai.service import OpenAIServices
-from services.gateway.errors import body_of
 from services.gateway.jobs.events import LogEntry
-from services.gateway.stream import EventStream
+from services.gateway.web.errors import body_of
+from services.gateway.web.stream import EventStream
 
 
 class ResponseStream:

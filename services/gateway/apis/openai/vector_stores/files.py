@@ -16,8 +16,6 @@ from services.gateway.apis.openai.vector_stores.schemas import (
     new_files,
 )
 from services.gateway.apis.openai.vector_stores.stores import StoreEndpoint
-from services.gateway.problems import unsupported_value
-from services.gateway.replies import JsonReply
 from services.gateway.search.index import IndexReader
 from services.gateway.search.stores import (
     BATCH_LABEL,
@@ -31,6 +29,8 @@ from services.gateway.search.stores import (
 from services.gateway.store.changes import Create
 from services.gateway.store.kinds import FILE, FILE_BATCH, STORED_FILE, VECTOR_STORE, Ref
 from services.gateway.store.records import Query, Record
+from services.gateway.web.problems import unsupported_value
+from services.gateway.web.replies import JsonReply
 
 
 class StoreFiles(StoreEndpoint):

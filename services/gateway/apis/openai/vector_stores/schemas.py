@@ -6,10 +6,10 @@ from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from services.errors import InvalidRequest
 from services.gateway.apis.openai.objects import Metadata
-from services.gateway.problems import above_maximum
 from services.gateway.search.chunks import DEFAULT_OVERLAP, DEFAULT_SIZE, Strategy
 from services.gateway.search.stores import NewStoredFile
-from services.gateway.validation import ClosedBody, Json, type_tag
+from services.gateway.web.problems import above_maximum
+from services.gateway.web.validation import ClosedBody, Json, type_tag
 
 MAX_STORE_FILES = 500
 MAX_BATCH_FILES = 2000

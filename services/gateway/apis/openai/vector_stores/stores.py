@@ -9,9 +9,6 @@ from starlette.responses import Response
 from services.errors import Conflict, InvalidRequest
 from services.gateway.apis.openai.objects import Call, ObjectEndpoint, deleted, listed_bodies
 from services.gateway.apis.openai.vector_stores.schemas import CreateStore, ModifyStore, SearchBody, new_files
-from services.gateway.connection import while_connected
-from services.gateway.problems import wrong_type
-from services.gateway.replies import JsonReply
 from services.gateway.search.filter_json import filter_of
 from services.gateway.search.searches import SearchRequest, SearchResult
 from services.gateway.search.stores import VectorStores, new_store, with_expiry
@@ -19,6 +16,9 @@ from services.gateway.store.changes import Update
 from services.gateway.store.expiry import ExpireAt
 from services.gateway.store.kinds import VECTOR_STORE, Ref
 from services.gateway.store.records import Record
+from services.gateway.web.connection import while_connected
+from services.gateway.web.problems import wrong_type
+from services.gateway.web.replies import JsonReply
 
 MAX_QUERIES = 32
 _MAX_ATTEMPTS = 20

@@ -5,7 +5,7 @@ from contextlib import aclosing
 import pytest
 
 from services.errors import IncompatiblePeer, Overloaded, PeerGone
-from services.gateway.decode_client import GrpcDecodeClient
+from services.gateway.answering.decode_client import GrpcDecodeClient
 from services.rpc import tandem_pb2 as pb
 from services.rpc.channel import WINDOW_BYTES, Channels
 from tests.gateway.decode_server import SECRET, serving

@@ -8,8 +8,8 @@ from typing import Any, Self
 
 from services.cluster.background import Background
 from services.errors import StateUnavailable
-from services.gateway.exchange import Exchange, token_in
-from services.gateway.timeline import TimelineStore
+from services.gateway.answering.timeline import TimelineStore
+from services.gateway.web.exchange import Exchange, token_in
 from services.telemetry.clock import Clock
 from services.telemetry.logs import get_logger
 from services.telemetry.timeline import TimelineRecord

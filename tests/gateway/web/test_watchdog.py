@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from services.gateway.watchdog import Watchdog
+from services.gateway.web.watchdog import Watchdog
 
 LONG_S = 60.0
 

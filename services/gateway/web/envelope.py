@@ -8,9 +8,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.errors import Draining, InternalError, Overloaded, PayloadTooLarge, TandemError
 from services.gateway.drain import Drain
-from services.gateway.exchange import new_token, request_id
-from services.gateway.replies import error_reply
-from services.gateway.stream import LAST_WORDS
+from services.gateway.web.exchange import new_token, request_id
+from services.gateway.web.replies import error_reply
+from services.gateway.web.stream import LAST_WORDS
 from services.telemetry.clock import Clock
 from services.telemetry.logs import get_logger
 from services.telemetry.metrics import GatewayMetrics

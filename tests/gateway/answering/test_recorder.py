@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from services.errors import NotFound, StateUnavailable
-from services.gateway.exchange import Exchange, new_token, open_exchange
-from services.gateway.recorder import MAX_PENDING, TimelineRecorder
-from services.gateway.timeline import MemoryTimelineStore
+from services.gateway.answering.recorder import MAX_PENDING, TimelineRecorder
+from services.gateway.answering.timeline import MemoryTimelineStore
+from services.gateway.web.exchange import Exchange, new_token, open_exchange
 from services.telemetry.clock import ManualClock
 from services.telemetry.timeline import TimelineRecord
 from tests.gateway.twins import world

@@ -7,7 +7,7 @@ from typing import Protocol, Self
 import grpc
 
 from services.errors import AuthenticationFailed, Cancelled, IncompatiblePeer, PeerGone, PeerStalled, TandemError
-from services.gateway.watchdog import Watchdog
+from services.gateway.web.watchdog import Watchdog
 from services.rpc import tandem_pb2 as pb
 from services.rpc.channel import Channels
 from services.rpc.errors import from_rpc_error

@@ -6,7 +6,7 @@ import orjson
 from starlette.responses import Response
 
 from services.errors import TandemError
-from services.gateway.errors import body_of, headers_of, http_error
+from services.gateway.web.errors import body_of, headers_of, http_error
 
 
 class JsonReply(Response):

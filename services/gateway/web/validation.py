@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from services.errors import InvalidRequest
-from services.gateway.problems import problem_of
+from services.gateway.web.problems import problem_of
 from services.rpc.errors import shortened
 
 # Alternatives of a union carry a tag with this mark, which is no part of a field's path.

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Literal
 
+from services.gateway.answering.sequence import FinishReason, GeneratedToken
 from services.gateway.models import ServedModel
-from services.gateway.sequence import FinishReason, GeneratedToken
 from services.gateway.text.choice import ChoiceText, Piece
 from services.gateway.tools.extraction import CallExtraction, CallOpening, CallPiece
 from services.gateway.tools.format import CallRules

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from services.errors import TandemError
-from services.gateway.exchange import Exchange
-from services.gateway.generation import Generation
-from services.gateway.proof import TIMING_STEPS, PathProof
-from services.gateway.sequence import FinishReason, SequenceRequest
+from services.gateway.answering.generation import Generation
+from services.gateway.answering.proof import TIMING_STEPS, PathProof
+from services.gateway.answering.sequence import FinishReason, SequenceRequest
+from services.gateway.web.exchange import Exchange
 from services.telemetry.clock import Clock
 from services.telemetry.logs import get_logger
 from services.telemetry.metrics import PATHS, GatewayMetrics

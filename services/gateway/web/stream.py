@@ -9,9 +9,9 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from services.errors import Cancelled, TandemError
-from services.gateway.connection import while_connected
-from services.gateway.exchange import request_id
-from services.gateway.watchdog import Watchdog
+from services.gateway.web.connection import while_connected
+from services.gateway.web.exchange import request_id
+from services.gateway.web.watchdog import Watchdog
 from services.telemetry.logs import get_logger
 
 LAST_WORDS = "last_words"

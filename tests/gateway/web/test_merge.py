@@ -5,7 +5,7 @@ from contextlib import aclosing
 import pytest
 
 from services.errors import PeerGone
-from services.gateway.merge import MAX_BUFFERED_ITEMS, Pump, merged
+from services.gateway.web.merge import MAX_BUFFERED_ITEMS, Pump, merged
 
 
 class Source:

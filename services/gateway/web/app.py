@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from fastapi import APIRouter, FastAPI
 from starlette.types import Scope
 
+from services.gateway.answering.observer import AnswerObserver
 from services.gateway.apis.openai.files.routes import takes_file
 from services.gateway.apis.openai.routes import openai_routes
 from services.gateway.apis.openai.service import OpenAIServices
 from services.gateway.drain import Drain
-from services.gateway.envelope import Envelope
-from services.gateway.handlers import add_error_handlers
-from services.gateway.observer import AnswerObserver
+from services.gateway.web.envelope import Envelope
+from services.gateway.web.handlers import add_error_handlers
 from services.telemetry.clock import Clock
 from services.telemetry.metrics import GatewayMetrics
 

@@ -6,15 +6,15 @@ from dataclasses import dataclass, replace
 
 from services.errors import InvalidRequest
 from services.gateway.admission.limits import Admission, Demand, Turn
-from services.gateway.choice_output import ChoiceOutput, EndReason, OutputPiece
-from services.gateway.exchange import Exchange
-from services.gateway.generation import Generation, GenerationServices
-from services.gateway.merge import merged
+from services.gateway.answering.choice_output import ChoiceOutput, EndReason, OutputPiece
+from services.gateway.answering.generation import Generation, GenerationServices
+from services.gateway.answering.observer import AnswerObserver
+from services.gateway.answering.proof import PathProof
+from services.gateway.answering.sequence import Accepted, FinishReason, NewTokens, SequenceRequest
 from services.gateway.models import ServedModel
-from services.gateway.observer import AnswerObserver
-from services.gateway.proof import PathProof
-from services.gateway.sequence import Accepted, FinishReason, NewTokens, SequenceRequest
 from services.gateway.tools.format import CallRules
+from services.gateway.web.exchange import Exchange
+from services.gateway.web.merge import merged
 from services.kv.sampling import SamplingParams
 
 

@@ -8,7 +8,7 @@ import pytest
 from uvicorn import Config
 from uvicorn.server import ServerState
 
-from services.gateway.http_protocol import bounded
+from services.gateway.web.http_protocol import bounded
 
 MAX_HEAD_BYTES = 1000
 

@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from services.gateway.errors import error_body
+from services.gateway.web.errors import error_body
 
 
 class HeadTooLarge(Exception):

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from services.cluster.registry import MemberLoad
-from services.gateway.proof import PathProof
+from services.gateway.answering.proof import PathProof
 from services.gateway.routing.candidates import Requirements
 from services.kv.sampling import SamplingParams
 from services.rpc import tandem_pb2 as pb

@@ -21,11 +21,11 @@ from services.errors import (
     TandemError,
     TokenDivergence,
 )
-from services.gateway.generation import Generation, GenerationLimits, GenerationServices
+from services.gateway.answering.generation import Generation, GenerationLimits, GenerationServices
+from services.gateway.answering.sequence import Accepted, Ended, NewTokens, SequenceEvent, SequenceRequest
 from services.gateway.routing.candidates import Requirements
 from services.gateway.routing.router import Router
 from services.gateway.routing.suspects import Suspects
-from services.gateway.sequence import Accepted, Ended, NewTokens, SequenceEvent, SequenceRequest
 from services.kv.sampling import SamplingParams
 from services.rpc import tandem_pb2 as pb
 from services.rpc.versions import PROTOCOL_VERSION

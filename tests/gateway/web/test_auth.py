@@ -3,8 +3,8 @@ import asyncio
 import pytest
 
 from services.errors import AuthenticationFailed, StateUnavailable
-from services.gateway.auth import DEFAULT_PROJECT, Authenticator, KnownKeys, key_in
 from services.gateway.keys import MemoryKeyStore
+from services.gateway.web.auth import DEFAULT_PROJECT, Authenticator, KnownKeys, key_in
 from services.telemetry.clock import ManualClock
 
 

@@ -6,8 +6,8 @@ from collections.abc import AsyncGenerator
 from starlette.requests import Request
 
 from services.errors import RequestTimeout
-from services.gateway.auth import Authenticator
-from services.gateway.exchange import Exchange, open_exchange
+from services.gateway.web.auth import Authenticator
+from services.gateway.web.exchange import Exchange, open_exchange
 from services.telemetry.clock import Clock
 
 

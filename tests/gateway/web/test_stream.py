@@ -7,7 +7,7 @@ import orjson
 from starlette.types import Message, Scope
 
 from services.gateway.apis.openai.sse import last_words
-from services.gateway.stream import KEEP_ALIVE, EventStream
+from services.gateway.web.stream import KEEP_ALIVE, EventStream
 from tests.gateway.twins import Script, card, chat_body, member, tokens, world
 
 SCOPE: Scope = {

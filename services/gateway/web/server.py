@@ -12,8 +12,8 @@ from fastapi import FastAPI
 
 from services.errors import ConfigurationError
 from services.gateway.drain import Drain
-from services.gateway.http_protocol import bounded
 from services.gateway.settings import GatewaySettings
+from services.gateway.web.http_protocol import bounded
 from services.telemetry.logs import get_logger
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)

@@ -28,10 +28,9 @@ from services.errors import (
     TokenDivergence,
     Unavailable,
 )
-from services.gateway.decode_client import DecodeClient, PacedEvents
-from services.gateway.proof import PathProof
-from services.gateway.routing.router import Flight, Route, Router, RouteRequest
-from services.gateway.sequence import (
+from services.gateway.answering.decode_client import DecodeClient, PacedEvents
+from services.gateway.answering.proof import PathProof
+from services.gateway.answering.sequence import (
     Accepted,
     Ended,
     FinishReason,
@@ -44,6 +43,7 @@ from services.gateway.sequence import (
     tokens_of,
     unknown_proof,
 )
+from services.gateway.routing.router import Flight, Route, Router, RouteRequest
 from services.kv.hash_chains import HashChains
 from services.kv.hashes import BlockHash, cache_seed
 from services.rpc import tandem_pb2 as pb

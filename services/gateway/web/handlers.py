@@ -5,9 +5,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
 from services.errors import Cancelled, TandemError
-from services.gateway.errors import SERVER_ERROR, error_body
-from services.gateway.observer import AnswerObserver
-from services.gateway.replies import JsonReply, error_reply
+from services.gateway.answering.observer import AnswerObserver
+from services.gateway.web.errors import SERVER_ERROR, error_body
+from services.gateway.web.replies import JsonReply, error_reply
 
 
 def add_error_handlers(app: FastAPI, observer: AnswerObserver) -> None:

@@ -5,7 +5,7 @@ import pytest
 
 from services import errors
 from services.errors import Draining, TandemError
-from services.gateway.errors import body_of, headers_of, http_error
+from services.gateway.web.errors import body_of, headers_of, http_error
 from services.telemetry.metrics import TOKEN_SOURCES
 from tests.gateway.twins import Script, chat_body, tokens, world
 

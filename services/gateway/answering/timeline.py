@@ -8,8 +8,8 @@ from typing import Any, Protocol
 import orjson
 
 from services.errors import NotFound
-from services.gateway.exchange import token_in
 from services.gateway.redis_state import RedisState
+from services.gateway.web.exchange import token_in
 from services.telemetry.clock import Clock
 from services.telemetry.timeline import TimelineRecord
 

@@ -1,0 +1,1 @@
+"""HTTP: the application, what surrounds every request, and how answers and errors are written."""
