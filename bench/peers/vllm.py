@@ -57,7 +57,7 @@ class Vllm:
     def half(self, port: int, side_channel_port: int, cores: Sequence[int]) -> Command:
         """Return the command of the prefill or of the decode server, which differ in nothing but their place."""
         settings = {
-            "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),
+            **_threads_on(cores),
             "VLLM_NIXL_SIDE_CHANNEL_HOST": "127.0.0.1",
             "VLLM_NIXL_SIDE_CHANNEL_PORT": str(side_channel_port),
         }
@@ -67,7 +67,7 @@ class Vllm:
         @contextmanager
         def serve(logs: Path) -> Iterator[Endpoint]:
             port, log = free_port(), logs / f"{name}.log"
-            with started(self.command(port, options), log) as process:
+            with started(self.command(port, options, settings=_threads_on(available_cpus().ids)), log) as process:
                 await_answer(f"http://127.0.0.1:{port}/health", process, log)
                 yield Endpoint(f"http://127.0.0.1:{port}", SERVED_NAME)
 
@@ -92,6 +92,11 @@ class Vllm:
                 yield Endpoint(f"http://127.0.0.1:{port}", SERVED_NAME)
 
         return System(name, serve)
+
+
+def _threads_on(cores: Sequence[int]) -> dict[str, str]:
+    """Return what makes vLLM compute on all of ``cores``; by itself it leaves one of them to other work."""
+    return {"VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores))}
 
 
 def proxy_command(port: int, prefill_url: str, decode_url: str) -> Command:
