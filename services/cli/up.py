@@ -17,7 +17,6 @@ from services.cli.settings import UpSettings
 from services.cli.state import RunningCluster, announce, log_folder, secret_path, withdraw
 from services.cli.supervisor import Exit, Supervisor
 from services.cluster.embedded_redis import EmbeddedRedis
-from services.cluster.redis_registry import RedisRegistry
 from services.cluster.secret import load_or_create_secret
 from services.config import Loaded, inherited_environment, load
 from services.errors import ConfigurationError, Unavailable
@@ -110,7 +109,7 @@ class LocalCluster:
             self._say(f"starting {worker.spec.name}: {worker.share}")
             await self._start_process(worker.spec)
         await self._start_process(plan.gateway)
-        model = await self._wait_ready(redis_url)
+        model = await self._wait_ready()
         self._is_ready = True
         announce(self._up.data_dir, RunningCluster(self.base_url, redis_url, os.getpid()))
         print(ready_text(self.base_url, model, plan, log_folder(self._up.data_dir)), flush=True)
@@ -138,15 +137,10 @@ class LocalCluster:
         if status:
             raise ConfigurationError(f"the model {preparation.model} could not be prepared; the lines above say why")
 
-    async def _wait_ready(self, redis_url: str) -> str:
-        """Return the name of the served model once every worker has joined and the gateway can serve."""
-        secret = load_or_create_secret(secret_path(self._up.data_dir))
-        registry = RedisRegistry(redis_url, secret, self._clock)
-        try:
-            async with ReadinessProbe(self.base_url, registry) as probe:
-                return await self._poll(probe)
-        finally:
-            await registry.close()
+    async def _wait_ready(self) -> str:
+        """Return the name of the served model once the gateway knows every worker and can serve."""
+        async with ReadinessProbe(self.base_url) as probe:
+            return await self._poll(probe)
 
     async def _poll(self, probe: ReadinessProbe) -> str:
         deadline_s = self._clock.now() + self._up.ready_timeout_s

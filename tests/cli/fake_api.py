@@ -30,9 +30,14 @@ class FakeApi:
     error_status: int | None = None
     breaks_off: bool = False
     is_ready: bool = True
+    members: dict[str, int] = field(default_factory=lambda: {"prefill": 1, "decode": 1, "embed": 1})
+    """How many workers it knows, by role."""
     bodies: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str | None] = field(default_factory=list)
     base_url: str = ""
+
+    def metrics(self) -> str:
+        return "".join(f'tandem_members{{role="{role}"}} {number}.0\n' for role, number in self.members.items())
 
     def chunks(self, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}
@@ -61,10 +66,9 @@ def _handler_of(api: FakeApi) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             api.keys.append(self.headers.get("Authorization"))
-            if self.path == "/readyz":
-                self._send(200 if api.is_ready else 503, {})
-            else:
-                self._send(200, {"data": [{"id": name} for name in api.models]})
+            models = json.dumps({"data": [{"id": name} for name in api.models]})
+            others = {"/readyz": (200 if api.is_ready else 503, ""), "/metrics": (200, api.metrics())}
+            self._send_text(*others.get(self.path, (200, models)))
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -83,11 +87,14 @@ def _handler_of(api: FakeApi) -> type[BaseHTTPRequestHandler]:
                 self.wfile.write(b"data: [DONE]\n\n")
 
         def _send(self, status: int, body: dict[str, Any]) -> None:
-            text = json.dumps(body).encode()
+            self._send_text(status, json.dumps(body))
+
+        def _send_text(self, status: int, text: str) -> None:
+            body = text.encode()
             self.send_response(status)
-            self.send_header("Content-Length", str(len(text)))
+            self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            self.wfile.write(text)
+            self.wfile.write(body)
 
         def log_message(self, format: str, *args: object) -> None:
             pass

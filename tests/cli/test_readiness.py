@@ -5,17 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from services.cli.readiness import ReadinessProbe
-from services.cluster.registry import Member, Role
-from services.errors import StateUnavailable
 from tests.cli.fake_api import FakeApi, serving
-from tests.cli.test_status import FixedRegistry, member
-
-BOTH = (member("p", Role.PREFILL), member("d", Role.DECODE))
-
-
-class AwayRegistry(FixedRegistry):
-    async def members(self) -> tuple[Member, ...]:
-        raise StateUnavailable("away")
 
 
 @pytest.fixture
@@ -24,20 +14,24 @@ def api() -> Iterator[FakeApi]:
         yield api
 
 
-async def served(api: FakeApi, registry: FixedRegistry) -> str | None:
-    async with ReadinessProbe(api.base_url, registry) as probe:
+async def served(api: FakeApi) -> str | None:
+    async with ReadinessProbe(api.base_url) as probe:
         return await probe.served_model(2)
 
 
-async def test_ready_when_all_workers_joined_and_the_gateway_serves_their_model(api: FakeApi) -> None:
-    assert await served(api, FixedRegistry(*BOTH)) == "smollm2"
+async def test_ready_when_the_gateway_knows_all_workers_and_serves_their_model(api: FakeApi) -> None:
+    assert await served(api) == "smollm2"
 
 
 async def test_not_ready_before_that(api: FakeApi) -> None:
-    assert await served(api, FixedRegistry(BOTH[0])) is None
-    assert await served(api, AwayRegistry()) is None
-    assert await served(FakeApi(base_url="http://127.0.0.1:1"), FixedRegistry(*BOTH)) is None
+    assert await served(FakeApi(base_url="http://127.0.0.1:1")) is None
     api.is_ready = False
-    assert await served(api, FixedRegistry(*BOTH)) is None
+    assert await served(api) is None
     api.is_ready, api.models = True, []
-    assert await served(api, FixedRegistry(*BOTH)) is None
+    assert await served(api) is None
+
+
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+async def test_not_ready_while_the_gateway_does_not_know_a_worker_yet(api: FakeApi, role: str) -> None:
+    api.members[role] = 0
+    assert await served(api) is None

@@ -282,18 +282,8 @@ class Generation:
         member_id = route.decode.member_id
         if isinstance(error, Overloaded) and not self._is_running:
             self._refusal = error
-        elif isinstance(error, Draining):
-            self._router.suspect(member_id)
-        elif isinstance(error, NoPrefillWorker | TokenDivergence) or not isinstance(
-            error, (PeerError, IntegrityError, InternalError, Unavailable, Overloaded)
-        ):
-            raise error
-        else:
-            if not isinstance(error, Overloaded):  # who gave up a stream that nobody read is well
-                self._router.suspect(member_id)
-            if len(self.replay_codes) >= self._limits.max_replays:
-                raise error
-            self.replay_codes.append(error.code)
+        elif not isinstance(error, Draining):  # who leaves failed nobody, and still gives what it has cached
+            self._count_failure(member_id, error)
         self._avoid.add(member_id)
         _log.warning(
             "sequence.moves",
@@ -302,6 +292,18 @@ class Generation:
             reason=error.code,
             emitted_tokens=len(self._output),
         )
+
+    def _count_failure(self, member_id: str, error: TandemError) -> None:
+        """Take a worker's failure for a replay, or raise it."""
+        if isinstance(error, NoPrefillWorker | TokenDivergence) or not isinstance(
+            error, (PeerError, IntegrityError, InternalError, Unavailable, Overloaded)
+        ):
+            raise error
+        if not isinstance(error, Overloaded):  # who gave up a stream that nobody read is well
+            self._router.suspect(member_id)
+        if len(self.replay_codes) >= self._limits.max_replays:
+            raise error
+        self.replay_codes.append(error.code)
 
     def _own_end(self) -> FinishReason | None:
         """Return why the sequence is over, if no worker needs to say so: one was lost after the last token."""

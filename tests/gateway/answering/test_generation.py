@@ -24,8 +24,10 @@ from services.errors import (
 from services.gateway.answering.generation import Generation, GenerationLimits, GenerationServices
 from services.gateway.answering.sequence import Accepted, Ended, NewTokens, SequenceEvent, SequenceRequest
 from services.gateway.routing.candidates import Requirements
+from services.gateway.routing.prefixes import PrefixIndex
 from services.gateway.routing.router import Router
 from services.gateway.routing.suspects import Suspects
+from services.kv.hashes import block_hashes, cache_seed
 from services.kv.sampling import SamplingParams
 from services.rpc import tandem_pb2 as pb
 from services.rpc.versions import PROTOCOL_VERSION
@@ -42,7 +44,8 @@ class Cluster:
         self.decode = DecodeTwin()
         self.decode.default = Script(OUTPUT)
         self.listed: Sequence[Member] = members
-        router = Router(self, Suspects(self.clock, 5.0), Random(1))
+        self.prefixes = PrefixIndex()
+        router = Router(self, Suspects(self.clock, 5.0), Random(1), prefixes=self.prefixes)
         limits = GenerationLimits(
             accept_timeout_s=0.05,
             first_token_timeout_s=0.05,
@@ -56,14 +59,16 @@ class Cluster:
     def members(self) -> Sequence[Member]:
         return self.listed
 
-    def generation(self, *, max_tokens: int = 100, timeout_s: float = 60.0) -> Generation:
+    def generation(
+        self, *, max_tokens: int = 100, timeout_s: float = 60.0, prompt: Sequence[int] = (1, 2, 3)
+    ) -> Generation:
         return Generation(
             SequenceRequest(
                 request_id="req_1",
                 project="team",
                 requirements=Requirements("f" * 64, PROTOCOL_VERSION),
                 block_size=16,
-                prompt_token_ids=(1, 2, 3),
+                prompt_token_ids=tuple(prompt),
                 sampling=SamplingParams(seed=7, max_tokens=max_tokens, stop_token_ids=frozenset({END_ID})),
                 deadline_s=self.clock.now() + timeout_s,
                 timings_ms={"gateway": 2.0},
@@ -209,6 +214,19 @@ async def test_a_full_worker_refuses_and_the_next_is_taken() -> None:
 
     assert token_ids(await heard(generation)) == OUTPUT
     assert generation.proof.replays == 0
+
+
+async def test_a_leaving_worker_is_not_suspected_and_gives_what_it_has_cached() -> None:
+    cluster = Cluster(member("d1"), member("d2"))
+    prompt = range(160)
+    names = block_hashes(cache_seed("f" * 64, "team"), prompt, 16)
+    cluster.prefixes.update("d1", added=names, removed=())
+    cluster.decode.scripts = {D1: [Script(refuse=Draining("leaving"))]}
+
+    assert token_ids(await heard(cluster.generation(prompt=prompt))) == OUTPUT
+    refused, taken = cluster.decode.requests
+    assert (refused.HasField("kv_source"), taken.kv_source.member_id) == (False, "d1")
+    assert cluster.services.router._suspects.now() == frozenset()
 
 
 async def test_when_all_are_full_the_request_waits_for_room() -> None:
