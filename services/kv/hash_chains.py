@@ -4,7 +4,12 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from services.kv.hashes import TOKEN_BYTES, BlockHash, byte_digests, little_endian
+from services.kv.hashes import HASH_BYTES, TOKEN_BYTES, BlockHash, byte_digests, little_endian
+
+_BYTES_PER_HASH = 33 + HASH_BYTES + 8
+"""A bytes object and its place in a list."""
+_BYTES_PER_CHAIN = 400
+"""Its objects, and what finds it."""
 
 
 @dataclass(frozen=True)
@@ -13,16 +18,21 @@ class _Chain:
     """Token ids of whole blocks."""
     hashes: list[BlockHash]
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory that it takes, about."""
+        return len(self.data) + _BYTES_PER_HASH * len(self.hashes) + _BYTES_PER_CHAIN
+
 
 class HashChains:
-    """The chains of the prompts seen last, ``max_tokens`` in all; plain Python, for one thread.
+    """The chains of the prompts seen last, in about ``max_bytes`` of memory; plain Python, for one thread.
 
     A chain is found by its hashes after 1, 2, 4, 8, ... blocks. So prompts that share a long beginning are told apart,
     and seeds, which the first hash depends on.
     """
 
-    def __init__(self, max_tokens: int) -> None:
-        self._max_bytes = max_tokens * TOKEN_BYTES
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
         self._num_bytes = 0
         self._chains: OrderedDict[BlockHash, _Chain] = OrderedDict()  # by the last hash, least recently used first
         self._by_hash: dict[BlockHash, BlockHash] = {}
@@ -50,7 +60,7 @@ class HashChains:
         if name in self._chains:
             self._forget(self._chains[name])
         self._chains[name] = chain
-        self._num_bytes += len(chain.data)
+        self._num_bytes += chain.num_bytes
         self._by_hash.update((landmark, name) for landmark in _landmarks(chain))
         while self._num_bytes > self._max_bytes:
             self._forget(next(iter(self._chains.values())))
@@ -58,7 +68,7 @@ class HashChains:
     def _forget(self, chain: _Chain) -> None:
         name = chain.hashes[-1]
         del self._chains[name]
-        self._num_bytes -= len(chain.data)
+        self._num_bytes -= chain.num_bytes
         for landmark in _landmarks(chain):
             if self._by_hash.get(landmark) == name:
                 del self._by_hash[landmark]

@@ -12,15 +12,15 @@ TURNS = st.lists(
 )
 
 
-@given(TURNS, st.integers(0, 400), st.integers(1, 5))
+@given(TURNS, st.integers(0, 8000), st.integers(1, 5))
 def test_hashes_are_those_of_the_whole_prompt(
-    turns: list[tuple[BlockHash, int, list[int]]], max_tokens: int, block_size: int
+    turns: list[tuple[BlockHash, int, list[int]]], max_bytes: int, block_size: int
 ) -> None:
-    chains, before = HashChains(max_tokens), list[int]()
+    chains, before = HashChains(max_bytes), list[int]()
     for seed, num_kept, new in turns:
         before = before[:num_kept] + new
         assert chains.block_hashes(seed, before, block_size) == block_hashes(seed, before, block_size)
-        assert chains._num_bytes == sum(len(chain.data) for chain in chains._chains.values()) <= max_tokens * 4
+        assert chains._num_bytes == sum(chain.num_bytes for chain in chains._chains.values()) <= max_bytes
         assert set(chains._by_hash.values()) <= chains._chains.keys()
 
 
@@ -31,7 +31,7 @@ def test_a_turn_hashes_no_more_than_is_new(monkeypatch: pytest.MonkeyPatch) -> N
         hashed.append(len(data) // TOKEN_BYTES)
         return byte_digests(parent, data, stride)
 
-    chains, prompt = HashChains(10_000), list(range(1600))
+    chains, prompt = HashChains(100_000), list(range(1600))
     chains.block_hashes(SEEDS[0], prompt, 16)
     monkeypatch.setattr(hash_chains, "byte_digests", counted)
     chains.block_hashes(SEEDS[0], prompt + list(range(96)), 16)

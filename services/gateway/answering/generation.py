@@ -53,7 +53,7 @@ from services.telemetry.logs import get_logger
 
 _FIRST_PAUSE_S = 0.05
 _MAX_PAUSE_S = 1.0
-_MAX_REMEMBERED_TOKENS = 4_000_000  # 16 MB of ids, and at most as much again of hashes
+_MAX_CHAIN_BYTES = 32 * 2**20  # some four million tokens of long prompts
 _REASONS: dict[int, FinishReason] = {pb.FINISH_REASON_STOP: "stop", pb.FINISH_REASON_LENGTH: "length"}
 
 _log = get_logger(__name__)
@@ -80,7 +80,7 @@ class GenerationServices:
     client: DecodeClient
     clock: Clock
     limits: GenerationLimits
-    hash_chains: HashChains = field(default_factory=lambda: HashChains(_MAX_REMEMBERED_TOKENS))
+    hash_chains: HashChains = field(default_factory=lambda: HashChains(_MAX_CHAIN_BYTES))
     """Of prompts that may come back with another turn."""
 
 

@@ -70,6 +70,13 @@ class EventStream(Response):
 
     async def _send_all(self, sender: "_Sender") -> None:
         try:
+            await self._send_chunks(sender)
+        finally:
+            sender.has_ended = True  # also if nothing was sent: no comment shall begin a stream that failed
+        await sender.end()
+
+    async def _send_chunks(self, sender: "_Sender") -> None:
+        try:
             async with aclosing(self._chunks) as chunks:
                 async for chunk in chunks:
                     await sender.send(chunk)
@@ -80,7 +87,6 @@ class EventStream(Response):
                 raise
             _log.warning("stream.failed", code=error.code, reason=error.message)
             await sender.send(self._last_words(error))
-        await sender.end()
 
     async def _break_silence(self, sender: "_Sender") -> NoReturn:
         while True:
@@ -89,7 +95,8 @@ class EventStream(Response):
             if silent_s >= longest_s:
                 await sender.send(self._keep_alive)
             else:
-                await asyncio.sleep(longest_s - silent_s)
+                # Meanwhile the stream may start, from when on less silence is long.
+                await asyncio.sleep(min(longest_s - silent_s, self._keep_alive_s))
 
     def _head(self) -> Message:
         return {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
@@ -106,13 +113,14 @@ class _Sender:
         self._watchdog = Watchdog()
         self._turn = asyncio.Lock()
         self._sent_s = self._loop.time()
-        self._has_ended = False
         self.has_started = False
+        self.has_ended = False
+        """Whether nothing comes any more, except what ends the stream."""
 
     @property
     def silent_s(self) -> float:
         """For how long nothing was said: not while something is on its way, nor after the end."""
-        return 0.0 if self._turn.locked() or self._has_ended else self._loop.time() - self._sent_s
+        return 0.0 if self._turn.locked() or self.has_ended else self._loop.time() - self._sent_s
 
     async def send(self, body: bytes) -> None:
         """Send a part.
@@ -128,7 +136,6 @@ class _Sender:
         Raises:
             Cancelled: the client did not take what was left in time.
         """
-        self._has_ended = True
         await self._say({"type": "http.response.body", "body": b"", "more_body": False})
 
     def close(self) -> None:

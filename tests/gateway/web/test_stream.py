@@ -1,11 +1,14 @@
 """Streams of server-sent events as a server sees them."""
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator
 
 import orjson
+import pytest
 from starlette.types import Message, Scope
 
+from services.errors import Overloaded
 from services.gateway.apis.openai.sse import last_words
 from services.gateway.web.stream import KEEP_ALIVE, EventStream
 from tests.gateway.twins import Script, card, chat_body, member, tokens, world
@@ -107,3 +110,49 @@ async def test_silence_is_broken_and_a_client_that_does_not_read_that_counts_as_
 
     assert is_closed.is_set()
     assert [message.get("body") for message in sent] == [None, KEEP_ALIVE, KEEP_ALIVE]
+
+
+async def never_leaves() -> Message:
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
+async def test_a_stream_that_started_is_kept_alive_sooner_than_one_that_has_not() -> None:
+    sent: list[Message] = []
+    is_kept_alive = asyncio.Event()
+
+    async def chunks() -> AsyncGenerator[bytes, None]:
+        for _ in range(5):
+            await asyncio.sleep(0)
+        yield b"data: x\n\n"
+        await is_kept_alive.wait()
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+        if message.get("body") == KEEP_ALIVE:
+            is_kept_alive.set()
+
+    stream = EventStream(chunks(), silent_start_s=600.0, keep_alive_s=0.01, send_timeout_s=60.0, last_words=last_words)
+    async with asyncio.timeout(30.0):
+        await stream({"type": "http", "state": {"token": "abc"}}, never_leaves, send)
+
+    assert [message.get("body") for message in sent][:3] == [None, b"data: x\n\n", KEEP_ALIVE]
+
+
+async def test_no_comment_begins_a_stream_that_has_failed() -> None:
+    sent: list[Message] = []
+
+    async def chunks() -> AsyncGenerator[bytes, None]:
+        await asyncio.sleep(0.005)
+        time.sleep(0.03)  # meanwhile the silence gets too long
+        raise Overloaded("full")
+        yield b""
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    stream = EventStream(chunks(), silent_start_s=0.01, keep_alive_s=0.01, send_timeout_s=60.0, last_words=last_words)
+    with pytest.raises(Overloaded):
+        await stream({"type": "http", "state": {"token": "abc"}}, never_leaves, send)
+
+    assert sent == []

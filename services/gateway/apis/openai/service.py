@@ -1,6 +1,7 @@
 """What the OpenAI endpoints work with, and how they answer: whole or as a stream."""
 
 from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,8 +93,9 @@ class Answering:
 
     async def _events(self, exchange: Exchange, plan: AnswerPlan, chunks: ChunkStream) -> AsyncGenerator[bytes, None]:
         with self._services.recorder.recording(exchange):
-            async for chunk in chunks.chunks(self._services.answers.run(plan, exchange)):
-                yield chunk
+            async with aclosing(chunks.chunks(self._services.answers.run(plan, exchange))) as stream:
+                async for chunk in stream:
+                    yield chunk
         yield DONE
 
 
