@@ -169,6 +169,9 @@ class _Summarising:
             ContextLengthExceeded: it needs too many, or one message does not fit.
         """
         plan, start = await self._plan(entries)
+        if start:  # bindings begin a prompt where an earlier one did, and may leave no room for a summary before it
+            entries = [replace(entry, binding=None) for entry in entries]
+            plan, start = await self._plan(entries)
         if not start:
             return await self._written(plan)
         if len(entries) == 1:
@@ -183,7 +186,7 @@ class _Summarising:
         """Return a summary of what is left of a conversation, whose beginning has one already."""
         item = summary_item(new_item_id("compaction"), earlier)
         lead = HistoryEntry(item["id"], (chat_message(item),))
-        plan, start = await self._plan([lead, *(replace(entry, binding=None) for entry in rest)])
+        plan, start = await self._plan([lead, *rest])
         if start:
             raise _too_long("one item has more than this model's context has room for beside a summary")
         return await self._written(plan)

@@ -133,13 +133,14 @@ class ResponseWork:
         writer = self._writer(said)
         told = writer.events([ended])
         job = replace(self._state.job, turn=used_by(plan, ended, len(said.token_ids)))
+        state = replace(self._state, job=job)  # ours only when it is written: what fails is done again from here
         if is_whole and said.calls_of("file_search_call"):
             found = await self._found(plan, said, ended)
-            self._state = replace(self._state, found={**self._state.found, **_by_item(said, found)})
+            state = replace(state, found={**state.found, **_by_item(said, found)})
             told += writer.found({index: query_of(each.arguments) for index, each in found.items()})
             if not said.calls_of("function_call"):
                 called = binding_of(plan, ended, said.token_ids)
-                state = replace(self._state, job=replace(job.next_turn(), called=called))
+                state = replace(state, job=replace(job.next_turn(), called=called))
                 await self.held.commit(Writing(told, private=state.to_bytes()))
                 self._said, self._state = said, state
                 return
@@ -149,7 +150,7 @@ class ResponseWork:
             shown = documents.completed(body, output, job.total, self.held.now)
         else:
             shown = documents.incomplete(body, output, job.total)
-        state = replace(self._state, job=job, binding=binding_of(plan, ended, said.token_ids))
+        state = replace(state, binding=binding_of(plan, ended, said.token_ids))
         await self._end(closing, shown, state, await self._additions(output, state))
 
     async def _found(self, plan: TurnPlan, said: Transcript, ended: TurnEnded) -> dict[int, Found]:
@@ -176,7 +177,7 @@ class ResponseWork:
             return []
         items = await read_items(self.held.jobs.objects, self.held.ref)
         bound = {item_id: orjson.dumps(asdict(found)) for item_id, found in state.found.items()}
-        if state.binding is not None and is_bound(output[-1]):
+        if state.binding is not None and output and is_bound(output[-1]):
             bound[output[-1]["id"]] = state.binding.to_bytes()
         added = [*items, *(item for item in output if not is_cut_call(item))]
         return [creation(item, thread, self.held.now, bound.get(item["id"])) for item in added]

@@ -87,6 +87,18 @@ async def test_workers_hold_an_answer_to_the_choice(w: World, choice: Any, names
     assert (called(response), response["tool_choice"]) == ([("now", "{}")], choice)
 
 
+async def test_what_is_cut_before_a_call_has_a_name_still_adds_its_input_to_the_conversation(w: World) -> None:
+    w.decode.default = Script(tokens('<tool_call>\n{"name": "get_w'), reason=2)
+    caller = Caller(w)
+    conversation = await caller.conversation()
+    response = await caller.create(
+        "hello", tools=TOOLS, tool_choice="required", conversation=conversation, max_output_tokens=16
+    )
+
+    assert (response["status"], response["output"]) == ("incomplete", [])
+    assert [item["content"][0]["text"] for item in await caller.items(conversation)] == ["hello"]
+
+
 @pytest.mark.parametrize(("strict", "is_held"), [({}, False), ({"strict": None}, False), ({"strict": True}, True)])
 async def test_calls_are_held_to_a_schema_only_if_the_client_says_so(
     w: World, strict: dict[str, Any], is_held: bool
