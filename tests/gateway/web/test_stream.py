@@ -27,6 +27,11 @@ SCOPE: Scope = {
 }
 
 
+async def never_leaves() -> Message:
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
 async def test_of_a_client_that_does_not_read_only_so_many_tokens_are_read() -> None:
     num_tokens, is_taken, is_gone = 4000, asyncio.Event(), asyncio.Event()
     body = orjson.dumps(chat_body(stream=True, max_tokens=num_tokens, ignore_eos=True))
@@ -74,12 +79,8 @@ async def test_a_client_that_does_not_read_counts_as_gone() -> None:
         if len(sent) > 2:
             await asyncio.Event().wait()
 
-    async def receive() -> Message:
-        await asyncio.Event().wait()
-        raise AssertionError
-
     stream = EventStream(chunks(), silent_start_s=60.0, keep_alive_s=60.0, send_timeout_s=0.01, last_words=last_words)
-    await stream({"type": "http", "state": {"token": "abc"}}, receive, send)
+    await stream({"type": "http", "state": {"token": "abc"}}, never_leaves, send)
 
     assert is_closed.is_set()
     assert [message["type"] for message in sent] == ["http.response.start", *["http.response.body"] * 2]
@@ -101,20 +102,11 @@ async def test_silence_is_broken_and_a_client_that_does_not_read_that_counts_as_
         if len(sent) > 2:
             await asyncio.Event().wait()
 
-    async def receive() -> Message:
-        await asyncio.Event().wait()
-        raise AssertionError
-
     stream = EventStream(silence(), silent_start_s=0.01, keep_alive_s=0.01, send_timeout_s=0.01, last_words=last_words)
-    await stream({"type": "http", "state": {"token": "abc"}}, receive, send)
+    await stream({"type": "http", "state": {"token": "abc"}}, never_leaves, send)
 
     assert is_closed.is_set()
     assert [message.get("body") for message in sent] == [None, KEEP_ALIVE, KEEP_ALIVE]
-
-
-async def never_leaves() -> Message:
-    await asyncio.Event().wait()
-    raise AssertionError
 
 
 async def test_a_stream_that_started_is_kept_alive_sooner_than_one_that_has_not() -> None:
