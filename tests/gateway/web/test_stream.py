@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 
 import orjson
 import pytest
-from starlette.types import Message, Scope
+from starlette.types import Message, Scope, Send
 
 from services.errors import Overloaded
 from services.gateway.apis.openai.sse import last_words
@@ -30,6 +30,17 @@ SCOPE: Scope = {
 async def never_leaves() -> Message:
     await asyncio.Event().wait()
     raise AssertionError
+
+
+def taking(number: int, sent: list[Message]) -> Send:
+    """Return how a client is sent messages that reads no more than so many."""
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+        if len(sent) > number:
+            await asyncio.Event().wait()
+
+    return send
 
 
 async def test_of_a_client_that_does_not_read_only_so_many_tokens_are_read() -> None:
@@ -74,13 +85,8 @@ async def test_a_client_that_does_not_read_counts_as_gone() -> None:
         finally:
             is_closed.set()
 
-    async def send(message: Message) -> None:
-        sent.append(message)
-        if len(sent) > 2:
-            await asyncio.Event().wait()
-
     stream = EventStream(chunks(), silent_start_s=60.0, keep_alive_s=60.0, send_timeout_s=0.01, last_words=last_words)
-    await stream({"type": "http", "state": {"token": "abc"}}, never_leaves, send)
+    await stream({"type": "http", "state": {"token": "abc"}}, never_leaves, taking(2, sent))
 
     assert is_closed.is_set()
     assert [message["type"] for message in sent] == ["http.response.start", *["http.response.body"] * 2]
@@ -97,13 +103,8 @@ async def test_silence_is_broken_and_a_client_that_does_not_read_that_counts_as_
         finally:
             is_closed.set()
 
-    async def send(message: Message) -> None:
-        sent.append(message)
-        if len(sent) > 2:
-            await asyncio.Event().wait()
-
     stream = EventStream(silence(), silent_start_s=0.01, keep_alive_s=0.01, send_timeout_s=0.01, last_words=last_words)
-    await stream({"type": "http", "state": {"token": "abc"}}, never_leaves, send)
+    await stream({"type": "http", "state": {"token": "abc"}}, never_leaves, taking(2, sent))
 
     assert is_closed.is_set()
     assert [message.get("body") for message in sent] == [None, KEEP_ALIVE, KEEP_ALIVE]
