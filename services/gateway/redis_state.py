@@ -52,7 +52,7 @@ class RedisState:
             async with asyncio.timeout(self._timeout_s):
                 yield self._waiting_client if waits else self._client
         except (RedisError, OSError, TimeoutError) as error:
-            raise StateUnavailable(f"Redis cannot be used: {error or 'no answer'}.") from error
+            raise StateUnavailable(f"Redis cannot be used: {str(error) or 'no answer'}.") from error
         # The library sends by asyncio.wait_for, which loses a cancellation that meets its end (Python 3.11).
         if task is not None and task.cancelling() > num_cancellations:
             raise asyncio.CancelledError

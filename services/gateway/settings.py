@@ -36,6 +36,9 @@ class GatewaySettings(TlsSettings):
     """Largest accepted head of a request: its first line and its headers."""
     header_timeout_s: float = Field(default=10.0, gt=0)
     """Longest wait for the whole head of a request before 408."""
+    idle_connection_s: int = Field(default=75, gt=0)
+    """How long a connection may be idle between two requests. Give more than load balancers before the gateway keep
+    theirs (many 60 s), or they send requests into connections that are being closed."""
     max_body_bytes: int = Field(default=4 * 2**20, gt=0)
     """Largest accepted request body."""
     body_timeout_s: float = Field(default=30.0, gt=0)

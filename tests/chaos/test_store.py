@@ -33,6 +33,8 @@ class Writer:
     attempted: list[str] = field(default_factory=list)
     acknowledged: list[tuple[str, str]] = field(default_factory=list)
     """Id and text of the messages that a gateway said to be written."""
+    refused: list[str] = field(default_factory=list)
+    """What the others were told, in order."""
     _num_attempts: int = 0
 
     async def make_thread(self) -> None:
@@ -55,7 +57,9 @@ class Writer:
             response = await gateway.client.post(path, json=body)
             if response.status_code == 200:
                 return response.json()
-            assert (response.status_code, response.json()["error"]["code"]) == (503, "state_unavailable")
+            error = response.json()["error"]
+            assert (response.status_code, error["code"]) == (503, "state_unavailable")
+            self.refused.append(error["message"])
             await asyncio.sleep(POLL_S)
         raise AssertionError(f"{path} was never acknowledged")
 
@@ -70,11 +74,21 @@ async def kill_redis(stored: StoredCluster) -> None:
 async def kill_again_and_again(stored: StoredCluster, writers: Sequence[Writer], kills: int) -> None:
     """Kill Redis whenever enough was acknowledged since it came back."""
     for _ in range(kills):
-        begun = sum(len(writer.acknowledged) for writer in writers)
-        async with asyncio.timeout(TIMEOUT_S):
-            while sum(len(writer.acknowledged) for writer in writers) < begun + WRITES_BETWEEN_KILLS:
-                await asyncio.sleep(0.001)
+        begun = num_acknowledged(writers)
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                while num_acknowledged(writers) < begun + WRITES_BETWEEN_KILLS:
+                    await asyncio.sleep(0.001)
+        except TimeoutError:
+            told = [(writer.name, len(writer.refused), writer.refused[-1:]) for writer in writers]
+            logs = "\n".join(gateway.process.log_tail() for gateway in writers[0].gateways)
+            num_more = num_acknowledged(writers) - begun
+            raise AssertionError(f"Only {num_more} writes since Redis came back. Refusals: {told}\n{logs}") from None
         await kill_redis(stored)
+
+
+def num_acknowledged(writers: Sequence[Writer]) -> int:
+    return sum(len(writer.acknowledged) for writer in writers)
 
 
 @pytest.mark.parametrize("kills", KILLS)
@@ -97,7 +111,7 @@ async def test_redis_dies_again_and_again_under_fifty_writers(stored: StoredClus
         for writer in writers:
             await assert_all_there(gateways, writer)
         attempted = sum(len(writer.attempted) for writer in writers)
-        acknowledged = sum(len(writer.acknowledged) for writer in writers)
+        acknowledged = num_acknowledged(writers)
         assert acknowledged >= kills * WRITES_BETWEEN_KILLS
         say(f"killed {kills + 1} times: {acknowledged} of {attempted} writes acknowledged, all of them there")
 

@@ -79,6 +79,12 @@ async def test_a_client_that_does_not_read_loses_its_work_and_its_connection(tmp
                 assert await running.process.wait() == 0  # long before the drain's time is over
 
 
+async def test_a_connection_that_is_idle_for_too_long_is_closed(tmp_path: Path) -> None:
+    async with gateway(tmp_path, "--idle-connection-s", "1") as running:
+        head = await _ask_raw(running.url)
+        assert head.startswith("HTTP/1.1 200") and "connection: close" not in head
+
+
 async def test_sigterm_lets_open_streams_end_and_takes_no_new_ones(tmp_path: Path) -> None:
     async with gateway(tmp_path) as running, httpx.AsyncClient(base_url=running.url) as client:
         running.decode.default = Script([*tokens("Paris"), END_ID], hang_after=1)

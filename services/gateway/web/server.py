@@ -46,6 +46,7 @@ class HttpServer:
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
+                timeout_keep_alive=settings.idle_connection_s,
                 timeout_graceful_shutdown=_CLOSE_TIMEOUT_S,
             )
         )
