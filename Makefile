@@ -73,7 +73,7 @@ stubs: install
 	echo "generated stubs are up to date"
 
 test: check model
-	$(BIN)/pytest --numprocesses $(TEST_PROCESSES) --dist loadfile $(ARGS)
+	$(BIN)/pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # Downloads packages once, into ~/.cache/tandem/compat; docs/testing.md.
 compat: install model

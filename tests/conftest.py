@@ -10,6 +10,9 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 CACHE_DIR = Path("~/.cache/tandem").expanduser()
 """Where set-up put the default model; tests convert and download nothing twice."""
 
+LONG_SUITES = {"e2e", "deploy"}
+"""Few tests of minutes: they come first, so that no process is alone with one of them at the end."""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
@@ -41,6 +44,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left_out = [item for item in items if item.get_closest_marker("chaos_long")]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
+    items.sort(key=lambda item: not LONG_SUITES.intersection(item.path.relative_to(config.rootpath).parts))
 
 
 def _has_long_form(item: pytest.Item) -> bool:
