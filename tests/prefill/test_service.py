@@ -112,6 +112,7 @@ class TestRun:
             call = twin.run(prompt(30))
             running.prefill.model.gate.allow(1)
             await call.read_until("progress")
+            await until(lambda: twin.ranges == [(0, 2)])
             call.cancel()
             await until(lambda: not running.prefill.node.engine._streams)
             running.prefill.model.gate.open()
