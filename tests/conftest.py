@@ -7,6 +7,7 @@ import pytest
 
 # Read when gRPC starts. Its handlers run in the child between fork and exec, and abort it when others call meanwhile.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+pytest_plugins = ["tests.jitter"]
 CACHE_DIR = Path("~/.cache/tandem").expanduser()
 """Where set-up put the default model; tests convert and download nothing twice."""
 

@@ -161,7 +161,7 @@ async def scripted_cluster(folder: Path) -> AsyncIterator[StoredCluster]:
     secret_file.chmod(0o600)
     twin.default = Script([*tokens(SAID), END_ID])
     async with EmbeddedRedis(folder) as redis, serving(twin) as address:
-        registry = RedisRegistry(redis.url, SECRET, SystemClock(), lease_s=_MEMBER_LEASE_S)
+        registry = RedisRegistry(redis.url, SECRET, SystemClock(), lease_s=_MEMBER_LEASE_S, timeout_s=30.0)
         await registry.join(replace(member("d1"), address=address), card())
         await registry.close()
         yield StoredCluster(folder, redis, secret_file, twin)

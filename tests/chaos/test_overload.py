@@ -7,7 +7,6 @@ and that accepted streams keep their rhythm.
 import re
 from collections.abc import Iterator
 
-import httpx
 import pytest
 
 from tests.chaos.conftest import Say
@@ -141,8 +140,8 @@ def test_afterwards_nothing_runs_or_waits_and_refusals_were_counted_by_reason(up
     def is_idle(text: str) -> bool:
         return all(f"\ntandem_requests_{state} 0.0\n" in text for state in ("running", "waiting"))
 
-    up.until(lambda: is_idle(httpx.get(f"{up.url}/metrics").text), "idle gateway")
-    text = httpx.get(f"{up.url}/metrics").text
+    up.until(lambda: is_idle(up.get("/metrics").text), "idle gateway")
+    text = up.get("/metrics").text
     reasons = dict(re.findall(r'tandem_admission_refusals_total\{reason="(\w+)"\} ([\d.e+]+)', text))
     assert float(reasons["project_queue_full"]) > 0
     assert float(reasons["workers_full"]) == 0

@@ -33,7 +33,7 @@ from tests.gateway.twins import END_ID, SPECIAL_TOKENS, absent_objects, card, me
 from tests.inprocess.cluster import CONTEXT_LENGTH, Cluster, cluster
 from tests.inprocess.hash_model import BLOCK_SIZE, VOCAB_SIZE
 
-DEADLINE_S = 20.0
+DEADLINE_S = 30.0
 
 
 @dataclass

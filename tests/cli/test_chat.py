@@ -23,7 +23,7 @@ def api() -> Iterator[FakeApi]:
 
 @pytest.fixture
 def client(api: FakeApi) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=api.base_url, trust_env=False) as client:
+    with httpx.Client(base_url=api.base_url, trust_env=False, timeout=60.0) as client:
         yield client
 
 

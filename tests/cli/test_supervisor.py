@@ -35,7 +35,7 @@ class Cluster:
     def child(self, name: str, code: str, **spec: float) -> ChildProcess:
         command = (sys.executable, "-c", code)
         environment = {"PATH": os.environ["PATH"]}
-        return ChildProcess(ProcessSpec(name, command, environment, stop_timeout_s=spec.get("stop_timeout_s", 10.0)),
+        return ChildProcess(ProcessSpec(name, command, environment, stop_timeout_s=spec.get("stop_timeout_s", 60.0)),
                             self.write_line)  # fmt: skip
 
     async def start(self, name: str, code: str, **spec: float) -> ChildProcess:

@@ -19,7 +19,7 @@ LEASE_S = 0.5
 
 @pytest.fixture
 async def registry(redis_server: EmbeddedRedis) -> AsyncIterator[RedisRegistry]:
-    registry = RedisRegistry(redis_server.url, SECRET, SystemClock(), LEASE_S)
+    registry = RedisRegistry(redis_server.url, SECRET, SystemClock(), LEASE_S, timeout_s=30.0)
     yield registry
     await registry.close()
 
@@ -39,7 +39,7 @@ async def test_a_worker_is_known_throughout_an_outage(
             for path in append_only_files(tmp_path):
                 path.unlink()
         await redis_server.start()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             while not await registry.members():
                 assert [listed.member_id for listed in view.members()] == ["a"]
                 await asyncio.sleep(0.01)
@@ -51,7 +51,7 @@ async def test_a_worker_is_known_throughout_an_outage(
 
 
 async def test_a_member_with_another_secret_is_not_seen(redis_server: EmbeddedRedis, registry: RedisRegistry) -> None:
-    stranger = RedisRegistry(redis_server.url, b"another secret of the same size!", ManualClock())
+    stranger = RedisRegistry(redis_server.url, b"another secret of the same size!", ManualClock(), timeout_s=30.0)
     await stranger.join(member("stranger"), CARD)
     await registry.join(member("a"), CARD)
     view = MemberView(registry, ManualClock())

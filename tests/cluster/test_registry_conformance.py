@@ -78,7 +78,7 @@ async def harness(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
         yield MemoryHarness()
         return
     async with EmbeddedRedis(tmp_path) as server, Redis.from_url(server.url) as client:
-        registry = RedisRegistry(server.url, SECRET, ManualClock())
+        registry = RedisRegistry(server.url, SECRET, ManualClock(), timeout_s=30.0)
         yield RedisHarness(server, registry, client)
         await registry.close()
 

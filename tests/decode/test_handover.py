@@ -58,13 +58,13 @@ async def let_go(worker: Worker) -> None:
         return worker.counted("sequences_handed_over") > 0
 
     while not has_left():
-        await until(lambda: has_left() or (gate.num_waiting and gate._num_allowed == 0 and engine._inbox.qsize()))
+        await until(lambda: has_left() or (gate.holds_a_step and engine._inbox.qsize()))
         gate.allow(1)
 
 
 async def commands_wait(worker: Worker, count: int) -> None:
     """Wait until so many commands wait for the end of a step that stands at the gate."""
-    await until(lambda: worker.model.gate.num_waiting and worker.node.engine._inbox.qsize() >= count)
+    await until(lambda: worker.model.gate.holds_a_step and worker.node.engine._inbox.qsize() >= count)
 
 
 def source_of(worker: Worker, answer: Answer) -> pb.KVSource:
@@ -173,7 +173,7 @@ class TestASequence:
             engine = first.node.engine
             await until(lambda: engine._inbox.qsize() or engine.load.num_waiting)  # to compute the prompt here
             gate = first.model.gate
-            await until(lambda: gate.num_waiting and gate._num_allowed == 0)
+            await until(lambda: gate.holds_a_step)
             num_commands = engine._inbox.qsize()
             draining = drain(running, first)
             await commands_wait(first, num_commands + 1)
@@ -325,9 +325,9 @@ class TestPrefixElsewhere:
             assert (answer.proof.path, answer.proof.kv_source) == ("pd", running.decode.node.member_id)
             assert (answer.proof.transferred_tokens, answer.proof.prefill_cached_tokens) == (70, 40)
             assert answer.proof.fetched_tokens == 40
+            await running.settled()
             sent = running.prefill.counted("transferred_blocks", transport="inproc", direction="sent")
             assert sent == 10 + 18 - 10  # the second time only what the decode worker did not have
-            await running.settled()
 
     async def test_a_prefill_worker_serves_its_cache_too(self) -> None:
         async with cluster() as running:

@@ -155,7 +155,7 @@ def test_its_key_is_revoked_with_those_of_killed_tests_and_no_others(
 
 async def test_its_key_is_revoked_when_the_pod_is_told_to_stop(tmp_path: Path) -> None:
     async with EmbeddedRedis(tmp_path) as redis:
-        state = RedisState(redis.url, timeout_s=5.0)
+        state = RedisState(redis.url, timeout_s=30.0)
         keys = RedisKeyStore(state, SystemClock())
         with _serving(MOVED) as twin, _process(twin, redis.url) as process:
             assert await asyncio.to_thread(twin.was_asked.wait, TIMEOUT_S)

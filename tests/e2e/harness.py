@@ -86,7 +86,7 @@ class Cluster:
         self.redis = await self._stack.enter_async_context(EmbeddedRedis(self.folder))
         self.channels = Channels(self.secret)
         self._stack.push_async_callback(self.channels.close)
-        registry = RedisRegistry(self.redis.url, self.secret, SystemClock())
+        registry = RedisRegistry(self.redis.url, self.secret, SystemClock(), timeout_s=30.0)
         self._stack.push_async_callback(registry.close)
         self.view = await self._stack.enter_async_context(MemberView(registry, SystemClock(), refresh_s=0.2))
         self._stack.push_async_callback(self._end_workers)

@@ -18,7 +18,7 @@ from services.parent_death import dying_with_parent
 REPOSITORY = Path(__file__).parents[2]
 START_TIMEOUT_S = 240.0
 """The first start of a model on a host converts it and compiles kernels."""
-STOP_TIMEOUT_S = 20.0
+STOP_TIMEOUT_S = 60.0
 POLL_S = 0.05
 _LOG_TAIL_LINES = 25
 

@@ -138,7 +138,7 @@ async def test_an_operator_lets_a_worker_leave_directly_or_by_a_note_in_redis(sc
     prefill, staying = scene.prefill, scene.staying
     assert await scene.tandem_drain(prefill.member_id) == (0, [f"{prefill.member_id}: drained"])
     assert (await scene.cluster.status(prefill)).draining
-    registry = RedisRegistry(scene.cluster.redis.url, scene.cluster.secret, SystemClock())
+    registry = RedisRegistry(scene.cluster.redis.url, scene.cluster.secret, SystemClock(), timeout_s=30.0)
     await registry.ask_to_leave(staying.member_id)
     await registry.close()
     await staying.wait_event("worker.asked_to_leave")

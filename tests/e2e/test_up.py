@@ -16,7 +16,7 @@ import openai
 import pytest
 
 from tests.e2e.processes import REPOSITORY
-from tests.e2e.up import FRANCE, MODEL, STOP_TIMEOUT_S, Up, running_up
+from tests.e2e.up import FRANCE, MODEL, REQUEST_TIMEOUT_S, STOP_TIMEOUT_S, Up, running_up
 
 FACTS = " ".join(f"Fact {number}: the house number {number * 37 % 101} is blue." for number in range(60))
 LONG: list[Any] = [{"role": "user", "content": f"{FACTS} What is the capital of France?"}]
@@ -132,15 +132,16 @@ def test_a_small_model_that_has_to_call_a_tool_calls_it_with_valid_arguments(up:
 
 
 def test_the_timeline_of_a_request_can_be_read_afterwards(up: Up) -> None:
-    answer = httpx.post(f"{up.url}/v1/chat/completions", json={"model": MODEL, "messages": FRANCE, "max_tokens": 4})
-    timeline = httpx.get(f"{up.url}/v1/requests/{answer.headers['x-request-id']}/timeline")
+    body = {"model": MODEL, "messages": FRANCE, "max_tokens": 4}
+    answer = httpx.post(f"{up.url}/v1/chat/completions", json=body, timeout=REQUEST_TIMEOUT_S)
+    timeline = up.get(f"/v1/requests/{answer.headers['x-request-id']}/timeline")
     assert timeline.status_code == 200
     assert "route" in timeline.text
 
 
 def test_readiness_and_metrics_answer_on_the_main_port(up: Up) -> None:
-    assert httpx.get(f"{up.url}/readyz").status_code == 200
-    assert 'tandem_requests_total{path="pd"}' in httpx.get(f"{up.url}/metrics").text
+    assert up.get("/readyz").status_code == 200
+    assert 'tandem_requests_total{path="pd"}' in up.get("/metrics").text
 
 
 def test_status_and_chat_talk_to_the_cluster(up: Up) -> None:
@@ -179,7 +180,7 @@ def test_without_a_decode_worker_the_answer_is_503_with_retry_after(up: Up) -> N
 
     def is_served() -> bool:
         body = {"model": MODEL, "messages": FRANCE, "max_tokens": 4}
-        answers.append(httpx.post(f"{up.url}/v1/chat/completions", json=body, timeout=60))
+        answers.append(httpx.post(f"{up.url}/v1/chat/completions", json=body, timeout=REQUEST_TIMEOUT_S))
         return answers[-1].status_code == 200
 
     up.until(is_served, "answer from the next decode worker")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 
 from tests.e2e.harness import CACHE_DIR
@@ -21,6 +22,7 @@ from tests.e2e.processes import REPOSITORY, START_TIMEOUT_S
 MODEL = "smollm2"
 STOP_TIMEOUT_S = 60.0
 RECOVERY_TIMEOUT_S = 60.0
+REQUEST_TIMEOUT_S = 60.0
 FRANCE: list[Any] = [{"role": "user", "content": "What is the capital of France?"}]
 
 
@@ -42,6 +44,9 @@ class Up:
 
     def client(self, api_key: str = "none") -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=api_key, max_retries=0)
+
+    def get(self, path: str) -> httpx.Response:
+        return httpx.get(f"{self.url}{path}", timeout=REQUEST_TIMEOUT_S)
 
     def chat(self, messages: list[Any] | None = None, **options: Any) -> Any:
         return self.caller.chat.completions.create(

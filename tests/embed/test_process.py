@@ -10,7 +10,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 import openai
 import pytest
 
@@ -58,8 +57,8 @@ async def served(folder: Path, *options: str) -> AsyncIterator[Served]:
 
 
 async def until_served(running: Running) -> None:
-    async with asyncio.timeout(WAIT_S), httpx.AsyncClient() as client:
-        while "all-minilm-l6-v2" not in (await client.get(f"{running.url}/v1/models")).text:
+    async with asyncio.timeout(WAIT_S), running.client() as client:
+        while "all-minilm-l6-v2" not in (await client.get("/v1/models")).text:
             await asyncio.sleep(0.05)
 
 

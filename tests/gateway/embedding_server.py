@@ -29,7 +29,7 @@ async def embedding_worker(redis_url: str) -> AsyncIterator[EmbeddingTwin]:
     tandem_pb2_grpc.add_EmbeddingServicer_to_server(Servicer(twin), server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    registry = RedisRegistry(redis_url, SECRET, SystemClock(), lease_s=600)
+    registry = RedisRegistry(redis_url, SECRET, SystemClock(), lease_s=600, timeout_s=30.0)
     try:
         await registry.join(replace(embedding_member(), address=f"127.0.0.1:{port}"), embedding_card())
         yield twin

@@ -77,6 +77,8 @@ class EmbeddingTwin:
         self.gate = asyncio.Event()
         self.gate.set()
         self.is_waiting = asyncio.Event()
+        self.closes_after = 0
+        """The gate closes once so many requests were answered, if that is not 0."""
 
     @property
     def num_sequences(self) -> int:
@@ -90,6 +92,8 @@ class EmbeddingTwin:
             self.is_waiting.set()
             await self.gate.wait()
         self.requests.append(request)
+        if len(self.requests) == self.closes_after:
+            self.gate.clear()
         vectors = [embedded(sequence.token_ids) for sequence in request.sequences]
         return pb.EmbedReply(dimensions=DIMENSIONS, vectors=numpy.stack(vectors).astype("<f4").tobytes())
 

@@ -19,6 +19,8 @@ from services.telemetry.clock import SystemClock
 from tests.gateway.decode_server import SECRET, serving
 from tests.gateway.twins import DecodeTwin, card, member
 
+DEADLINE_S = 60.0
+
 
 @dataclass
 class Running:
@@ -27,6 +29,10 @@ class Running:
     admin_url: str
     decode: DecodeTwin
     redis: EmbeddedRedis
+
+    def client(self) -> httpx.AsyncClient:
+        """Return a client with the patience for a busy host."""
+        return httpx.AsyncClient(base_url=self.url, timeout=DEADLINE_S)
 
 
 @asynccontextmanager
@@ -37,7 +43,7 @@ async def gateway(tmp_path: Path, *options: str, model: ModelCard | None = None)
     secret_file.chmod(0o600)
     twin = DecodeTwin()
     async with EmbeddedRedis(tmp_path) as redis, serving(twin) as address:
-        registry = RedisRegistry(redis.url, SECRET, SystemClock(), lease_s=600)
+        registry = RedisRegistry(redis.url, SECRET, SystemClock(), lease_s=600, timeout_s=30.0)
         model = model or card()
         await registry.join(replace(member("d1", model=model), address=address), model)
         await registry.close()
@@ -58,7 +64,7 @@ async def gateway(tmp_path: Path, *options: str, model: ModelCard | None = None)
 
 async def _port(process: Process, event: str) -> int:
     assert process.stderr is not None
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(DEADLINE_S):
         while line := (await process.stderr.readline()).decode():
             if event in line:
                 return int(json.loads(line)["port"]) if line.startswith("{") else int(line.rsplit("port=", 1)[1])
@@ -66,6 +72,6 @@ async def _port(process: Process, event: str) -> int:
 
 
 async def _until_ready(running: Running) -> None:
-    async with asyncio.timeout(60), httpx.AsyncClient() as client:
+    async with asyncio.timeout(DEADLINE_S), running.client() as client:
         while (await client.get(f"{running.admin_url}/readyz")).status_code != 200:
             await asyncio.sleep(0.02)

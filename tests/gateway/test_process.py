@@ -16,12 +16,12 @@ import pytest
 from services.cluster.redis_registry import RedisRegistry
 from services.telemetry.clock import SystemClock
 from tests.gateway.decode_server import SECRET
-from tests.gateway.process import gateway
+from tests.gateway.process import Running, gateway
 from tests.gateway.twins import END_ID, Script, card, chat_body, events, tokens
 
 
 async def test_a_chat_goes_through_redis_and_grpc(tmp_path: Path) -> None:
-    async with gateway(tmp_path) as running, httpx.AsyncClient(base_url=running.url) as client:
+    async with gateway(tmp_path) as running, running.client() as client:
         response = await client.post("/v1/chat/completions", json=chat_body())
         timeline = await client.get(f"/v1/requests/{response.headers['x-request-id']}/timeline")
         on_main = await client.get("/metrics")
@@ -34,7 +34,7 @@ async def test_a_chat_goes_through_redis_and_grpc(tmp_path: Path) -> None:
 async def test_with_redis_hanging_answers_do_not_wait_for_it(tmp_path: Path) -> None:
     async with (
         gateway(tmp_path, "--redis-timeout-s", "600") as running,
-        httpx.AsyncClient(base_url=running.url, timeout=60) as client,
+        running.client() as client,
     ):
         await client.post("/v1/chat/completions", json=chat_body())
         assert running.redis.pid is not None
@@ -86,13 +86,13 @@ async def test_a_connection_that_is_idle_for_too_long_is_closed(tmp_path: Path) 
 
 
 async def test_sigterm_lets_open_streams_end_and_takes_no_new_ones(tmp_path: Path) -> None:
-    async with gateway(tmp_path) as running, httpx.AsyncClient(base_url=running.url) as client:
+    async with gateway(tmp_path) as running, running.client() as client:
         running.decode.default = Script([*tokens("Paris"), END_ID], hang_after=1)
         streaming = asyncio.create_task(client.post("/v1/chat/completions", json=chat_body(stream=True)))
         await running.decode.hanging.wait()
 
         running.process.send_signal(signal.SIGTERM)
-        await _until_refused(running.url)
+        await _until_refused(running)
         assert not streaming.done()
         running.decode.release.set()
         response = await streaming
@@ -105,15 +105,15 @@ async def test_sigterm_lets_open_streams_end_and_takes_no_new_ones(tmp_path: Pat
 async def test_while_streams_run_on_every_new_request_is_told_to_go_elsewhere(tmp_path: Path) -> None:
     async with (
         gateway(tmp_path, "--drain-timeout-s", "600") as running,
-        httpx.AsyncClient(base_url=running.url) as client,
-        httpx.AsyncClient(base_url=running.url) as kept_alive,
+        running.client() as client,
+        running.client() as kept_alive,
     ):
         await kept_alive.get("/v1/models")
         running.decode.default = Script([*tokens("Paris"), END_ID], hang_after=1)
         streaming = asyncio.create_task(client.post("/v1/chat/completions", json=chat_body(stream=True)))
         await running.decode.hanging.wait()
         running.process.send_signal(signal.SIGTERM)
-        await _until_refused(running.url)
+        await _until_refused(running)
 
         on_open_connection = await kept_alive.post("/v1/chat/completions", json=chat_body())
         on_new_connections = [await _ask_raw(running.url) for _ in range(3)]
@@ -141,7 +141,7 @@ async def test_while_streams_run_on_every_new_request_is_told_to_go_elsewhere(tm
 async def test_when_the_grace_ends_the_rest_is_cut(tmp_path: Path) -> None:
     async with (
         gateway(tmp_path, "--drain-timeout-s", "0.2") as running,
-        httpx.AsyncClient(base_url=running.url) as client,
+        running.client() as client,
     ):
         running.decode.default = Script(tokens("Paris"), hang_after=1)
         streaming = asyncio.create_task(client.post("/v1/chat/completions", json=chat_body(stream=True)))
@@ -156,20 +156,20 @@ async def test_when_the_grace_ends_the_rest_is_cut(tmp_path: Path) -> None:
 
 
 async def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
-    async with gateway(tmp_path) as running, httpx.AsyncClient(base_url=running.url) as client:
+    async with gateway(tmp_path) as running, running.client() as client:
         running.decode.default = Script(tokens("Paris"), hang_after=1)
         streaming = asyncio.create_task(client.post("/v1/chat/completions", json=chat_body(stream=True)))
         await running.decode.hanging.wait()
 
         running.process.send_signal(signal.SIGTERM)
-        await _until_refused(running.url)
+        await _until_refused(running)
         running.process.send_signal(signal.SIGTERM)
         await asyncio.wait_for(running.process.wait(), 30)
         await asyncio.gather(streaming, return_exceptions=True)
 
 
 async def test_chats_work_while_redis_is_away(tmp_path: Path) -> None:
-    async with gateway(tmp_path) as running, httpx.AsyncClient(base_url=running.url) as client:
+    async with gateway(tmp_path) as running, running.client() as client:
         await client.post("/v1/chat/completions", json=chat_body())
         await running.redis.stop()
         response = await client.post("/v1/chat/completions", json=chat_body())
@@ -203,12 +203,12 @@ async def _ask_raw(url: str) -> str:
     return answer.decode().split("\r\n\r\n")[0].lower().replace("http/", "HTTP/", 1) + "\r\n"
 
 
-async def _until_refused(url: str) -> None:
+async def _until_refused(running: Running) -> None:
     async with asyncio.timeout(30):
         while True:
             try:
-                async with httpx.AsyncClient() as client:
-                    if (await client.get(f"{url}/v1/models")).status_code == 503:
+                async with running.client() as client:
+                    if (await client.get("/v1/models")).status_code == 503:
                         return
             except httpx.ConnectError:
                 return
@@ -217,9 +217,9 @@ async def _until_refused(url: str) -> None:
 
 async def test_the_channel_to_a_worker_that_left_is_closed(tmp_path: Path) -> None:
     async with gateway(tmp_path, "--members-interval-s", "0.1") as running:
-        async with httpx.AsyncClient(base_url=running.url) as client:
+        async with running.client() as client:
             await client.post("/v1/chat/completions", json=chat_body())
-        registry = RedisRegistry(running.redis.url, SECRET, SystemClock())
+        registry = RedisRegistry(running.redis.url, SECRET, SystemClock(), timeout_s=30.0)
         (left,) = await registry.members()
         await registry.leave(left.member_id)
         await registry.close()

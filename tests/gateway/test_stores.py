@@ -18,7 +18,7 @@ from services.telemetry.timeline import Timeline
 @pytest.fixture
 async def state(tmp_path: Path) -> AsyncIterator[RedisState]:
     async with EmbeddedRedis(tmp_path) as server:
-        redis = RedisState(server.url, 2.0)
+        redis = RedisState(server.url, 30.0)
         yield redis
         await redis.close()
 

@@ -40,6 +40,12 @@ class StepGate:
         self._num_allowed: int | None = None
         self.num_waiting = 0
 
+    @property
+    def holds_a_step(self) -> bool:
+        """Whether a step stands here that only ``allow`` or ``open`` lets through."""
+        with self._changed:
+            return self._num_allowed == 0 and self.num_waiting > 0
+
     def close(self) -> None:
         with self._changed:
             self._num_allowed = 0

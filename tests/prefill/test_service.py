@@ -89,17 +89,17 @@ class TestRun:
             gate = running.prefill.model.gate
             gate.close()
             first = twin.run(prompt(200, seed=1), request_id="first")
-            await until(lambda: gate.num_waiting)
+            await until(lambda: gate.holds_a_step)
             second = twin.run(prompt(30, seed=2), request_id="second")
             await until(lambda: running.prefill.node.engine._inbox.qsize())
             gate.allow(1)
             assert await second.read() == "accepted"
             reading = asyncio.create_task(second.read())
-            await until(lambda: gate.num_waiting)
+            await until(lambda: gate.holds_a_step)
             assert not reading.done()
             while not reading.done():
                 gate.allow(1)
-                await until(lambda: gate.num_waiting)
+                await until(lambda: gate.holds_a_step)
                 await asyncio.sleep(0.011)
             assert (await reading, second.events[-1].progress.computed_tokens) == ("progress", 0)
             gate.open()
@@ -112,6 +112,7 @@ class TestRun:
             call = twin.run(prompt(30))
             running.prefill.model.gate.allow(1)
             await call.read_until("progress")
+            await until(lambda: twin.ranges == [(0, 2)])
             call.cancel()
             await until(lambda: not running.prefill.node.engine._streams)
             running.prefill.model.gate.open()
@@ -134,7 +135,8 @@ class TestRun:
             assert running.prefill.model.num_computed_tokens < 30
 
     async def test_a_stalled_push_ends_the_call_and_keeps_its_blocks(self) -> None:
-        async with cluster(prefill={"push_timeout_s": 0.05}) as running, decode_twin(running) as twin:
+        settings, shape = {"push_timeout_s": 0.05}, Shape(max_step_tokens=32)
+        async with cluster(prefill=settings, shape=shape) as running, decode_twin(running) as twin:
             running.prefill.faults.plan = ALL_STALLED
             with pytest.raises(PeerStalled):
                 await twin.run(prompt(30)).finish()

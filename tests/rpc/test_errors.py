@@ -96,7 +96,7 @@ async def test_a_cancelled_call_closes_the_servicers_generator(served: tuple[Rai
     call = channels.decode(address).Generate(pb.GenerateRequest(request_id="forever"), timeout=10)
     assert isinstance(await call.read(), pb.GenerateEvent)
     call.cancel()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not servicer.closed:
             await asyncio.sleep(0.01)
     await channels.close()

@@ -21,7 +21,7 @@ from services.rpc.tls import Tls, tls_of
 from tests.rpc.authority import Authority
 
 SECRET = b"cluster secret"
-DEADLINE_S = 10.0
+DEADLINE_S = 30.0
 
 
 class Admin(tandem_pb2_grpc.AdminServicer):

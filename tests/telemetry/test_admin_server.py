@@ -24,7 +24,7 @@ class Probe:
     async def send(self, data: bytes) -> bytes:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         writer.write(data)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             reply = await reader.read()
         writer.close()
         await writer.wait_closed()
@@ -91,7 +91,7 @@ async def test_a_client_that_sends_half_a_request_is_let_go() -> None:
     await server.start("127.0.0.1", 0)
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     writer.write(b"GET /livez HTTP/1.1\r\n")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         with suppress(ConnectionResetError):
             assert await reader.read() == b""
     writer.close()
@@ -104,7 +104,7 @@ async def test_connections_are_bounded_and_others_are_served_afterwards(probe: P
         await probe.get("/livez")
     for _, writer in idle:
         writer.close()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         while await _is_refused(probe):
             await asyncio.sleep(0.01)
 
@@ -122,7 +122,7 @@ async def test_closing_ends_open_connections() -> None:
     _, writer = await asyncio.open_connection("127.0.0.1", server.port)
     writer.write(b"GET /livez")
     await asyncio.sleep(0)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         await server.close()
         await server.close()
     writer.close()

@@ -1,5 +1,6 @@
 import asyncio
 import threading
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -35,7 +36,7 @@ class FakeTransport:
     """Says what a test tells it to, and counts."""
 
     def __init__(self) -> None:
-        self.events: list[TransferEvent] = []
+        self.events = deque[TransferEvent]()
         self.errors: dict[str, Exception] = {}
         self.num_polls = 0
         self.num_pushes = 0
@@ -57,8 +58,7 @@ class FakeTransport:
     def poll(self) -> Sequence[TransferEvent]:
         self.num_polls += 1
         self._called("poll")
-        events, self.events = self.events, []
-        return events
+        return [self.events.popleft() for _ in range(len(self.events))]
 
     def close(self) -> None:
         self._called("close")
@@ -128,7 +128,7 @@ class TestPush:
             with pytest.raises(PeerStalled):
                 await thread.wait_settled("r", SOON_S)
             settling = asyncio.create_task(thread.wait_settled("r", DEADLINE_S))
-            await asyncio.sleep(0)
+            await until(lambda: fake.num_pushes == 1)
             fake.events.append(PushFailed(PushId(1), PeerGone("reset")))
             await settling
             assert not thread.is_outstanding("r")

@@ -107,6 +107,7 @@ class TestFetch:
             running.decode.model.gate.allow(6)
             await call.read_tokens(7)
             known = [*prompt(30), *call.answer.ids]
+            await until(lambda: running.decode.model.gate.holds_a_step)
             fetching = asyncio.create_task(FetchCall(twin, running.decode, names(known)).finish())
             await until(lambda: running.decode.node.engine._inbox.qsize())
             running.decode.model.gate.open()

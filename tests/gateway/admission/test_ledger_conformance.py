@@ -38,7 +38,7 @@ async def harness(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
         yield Harness(MemoryShareLedger(clock), lapse)
         return
     async with EmbeddedRedis(tmp_path) as server:
-        state = RedisState(server.url, 2.0)
+        state = RedisState(server.url, 30.0)
 
         async def age() -> None:
             async with state.reaching() as client:
@@ -137,8 +137,8 @@ async def test_a_redis_that_is_away_is_named_as_such(tmp_path: Path) -> None:
 
 async def test_leases_expire_in_redis(tmp_path: Path) -> None:
     async with EmbeddedRedis(tmp_path) as server:
-        state = RedisState(server.url, 2.0)
-        await RedisShareLedger(state, lease_s=9.0).exchange("a", {"tokens": Ask(100, 0, 0)})
+        state = RedisState(server.url, 30.0)
+        await RedisShareLedger(state, lease_s=900.0).exchange("a", {"tokens": Ask(100, 0, 0)})
         async with state.reaching() as client:
-            assert 8_000 < await client.pttl("tandem:shares:tokens") <= 9_000
+            assert 800_000 < await client.pttl("tandem:shares:tokens") <= 900_000
         await state.close()

@@ -101,6 +101,6 @@ async def all_leave(door: Door, *visitors: Visitor) -> None:
     """Everybody comes in sooner or later, and nothing is left behind."""
     for visitor in visitors:
         visitor.tell_to_leave()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await asyncio.gather(*(visitor.task for visitor in visitors))
     assert door.counts == (0, 0)

@@ -50,7 +50,7 @@ async def test_closing_cancels_the_call_on_the_worker(channels: Channels) -> Non
         async with aclosing(GrpcDecodeClient(channels).generate(address, REQUEST)) as events:
             await anext(events)
             await twin.hanging.wait()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not twin.num_closed:
                 await asyncio.sleep(0.001)
 

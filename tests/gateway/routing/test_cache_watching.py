@@ -42,7 +42,7 @@ async def watching() -> AsyncIterator[World]:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10.0):
+    async with asyncio.timeout(30):
         while not condition():
             await asyncio.sleep(0)
 

@@ -64,12 +64,9 @@ async def stopped_in_the_middle(lib: Library, first: FileServices) -> tuple[str,
 
 async def begun(lib: Library, first: FileServices) -> "asyncio.Task[int]":
     """The indexing of the only file that waits, which stands still after its first chunks."""
+    lib.embedder.closes_after = 1
     indexing = asyncio.create_task(first.ingestions.sweep())
-    async with asyncio.timeout(WAIT_S):
-        while not lib.embedder.requests:
-            await asyncio.sleep(0.005)
-        lib.embedder.gate.clear()
-        await lib.embedder.is_waiting.wait()
+    await asyncio.wait_for(lib.embedder.is_waiting.wait(), WAIT_S)
     return indexing
 
 

@@ -1,7 +1,6 @@
 """Streams of server-sent events as a server sees them."""
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator
 
 import orjson
@@ -12,6 +11,7 @@ from services.errors import Overloaded
 from services.gateway.apis.openai.sse import last_words
 from services.gateway.web.stream import KEEP_ALIVE, EventStream
 from tests.gateway.twins import Script, card, chat_body, member, tokens, world
+from tests.gateway.web.conftest import LoopTime
 
 SCOPE: Scope = {
     "type": "http",
@@ -132,12 +132,13 @@ async def test_a_stream_that_started_is_kept_alive_sooner_than_one_that_has_not(
     assert [message.get("body") for message in sent][:3] == [None, b"data: x\n\n", KEEP_ALIVE]
 
 
-async def test_no_comment_begins_a_stream_that_has_failed() -> None:
+async def test_no_comment_begins_a_stream_that_has_failed(loop_time: LoopTime) -> None:
     sent: list[Message] = []
 
     async def chunks() -> AsyncGenerator[bytes, None]:
-        await asyncio.sleep(0.005)
-        time.sleep(0.03)  # meanwhile the silence gets too long
+        for _ in range(5):
+            await asyncio.sleep(0)
+        loop_time.pass_by(0.03)  # in the same moment the silence gets too long
         raise Overloaded("full")
         yield b""
 

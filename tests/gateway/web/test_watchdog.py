@@ -6,14 +6,15 @@ from typing import Any
 import pytest
 
 from services.gateway.web.watchdog import Watchdog
+from tests.gateway.web.conftest import LoopTime
 
-LONG_S = 60.0
+LONG_S, SHORT_S = 60.0, 0.01
 
 
 async def test_a_wait_that_takes_too_long_ends() -> None:
     watchdog = Watchdog()
 
-    with pytest.raises(TimeoutError), watchdog.within(0.01):
+    with pytest.raises(TimeoutError), watchdog.within(SHORT_S):
         await asyncio.Event().wait()
 
     task = asyncio.current_task()
@@ -21,30 +22,34 @@ async def test_a_wait_that_takes_too_long_ends() -> None:
     assert task.cancelling() == 0
 
 
-async def test_each_wait_has_its_own_deadline_whatever_the_order() -> None:
+async def test_each_wait_has_its_own_deadline_whatever_the_order(loop_time: LoopTime) -> None:
     watchdog, loop = Watchdog(), asyncio.get_running_loop()
 
     with watchdog.within(LONG_S):
         await asyncio.sleep(0)
-    with pytest.raises(TimeoutError), watchdog.within(0.01):
+    with pytest.raises(TimeoutError), watchdog.within(SHORT_S):
+        loop_time.pass_by(SHORT_S)
         await asyncio.Event().wait()
-    with watchdog.within(0.01):
+    with watchdog.within(SHORT_S):
         await asyncio.sleep(0)
     with watchdog.within(LONG_S):  # the timer of the wait before goes off in this one
         done = loop.create_future()
-        loop.call_later(0.02, done.set_result, True)
+        loop.call_later(2 * SHORT_S, done.set_result, True)
+        loop_time.pass_by(3 * SHORT_S)
         assert await done
 
 
-async def test_a_timer_that_goes_off_between_two_waits_ends_none() -> None:
+async def test_a_timer_that_goes_off_between_two_waits_ends_none(loop_time: LoopTime) -> None:
     watchdog = Watchdog()
 
-    with watchdog.within(0.01):
+    with watchdog.within(SHORT_S):
         await asyncio.sleep(0)
     gone_off = asyncio.Event()
-    asyncio.get_running_loop().call_later(0.02, gone_off.set)
+    asyncio.get_running_loop().call_later(2 * SHORT_S, gone_off.set)
+    loop_time.pass_by(3 * SHORT_S)
     await gone_off.wait()
-    with pytest.raises(TimeoutError), watchdog.within(0.01):
+    with pytest.raises(TimeoutError), watchdog.within(SHORT_S):
+        loop_time.pass_by(SHORT_S)
         await asyncio.Event().wait()
 
 
