@@ -1,7 +1,6 @@
 import asyncio
 from collections.abc import Sequence
 from contextlib import aclosing
-from random import Random
 
 import pytest
 
@@ -21,69 +20,11 @@ from services.errors import (
     TandemError,
     TokenDivergence,
 )
-from services.gateway.answering.generation import Generation, GenerationLimits, GenerationServices
-from services.gateway.answering.sequence import Accepted, Ended, NewTokens, SequenceEvent, SequenceRequest
-from services.gateway.routing.candidates import Requirements
-from services.gateway.routing.prefixes import PrefixIndex
-from services.gateway.routing.router import Router
-from services.gateway.routing.suspects import Suspects
+from services.gateway.answering.sequence import Accepted, Ended, NewTokens
 from services.kv.hashes import block_hashes, cache_seed
-from services.kv.sampling import SamplingParams
 from services.rpc import tandem_pb2 as pb
-from services.rpc.versions import PROTOCOL_VERSION
-from services.telemetry.clock import ManualClock
-from tests.gateway.twins import END_ID, DecodeTwin, Script, member
-
-OUTPUT = [10, 11, 12, 13, END_ID]
-D1, D2 = "d1:1", "d2:1"
-
-
-class Cluster:
-    def __init__(self, *members: Member, max_replays: int = 3, require_prefill: bool = False) -> None:
-        self.clock = ManualClock()
-        self.decode = DecodeTwin()
-        self.decode.default = Script(OUTPUT)
-        self.listed: Sequence[Member] = members
-        self.prefixes = PrefixIndex()
-        router = Router(self, Suspects(self.clock, 5.0), Random(1), prefixes=self.prefixes)
-        limits = GenerationLimits(
-            accept_timeout_s=0.05,
-            first_token_timeout_s=0.05,
-            token_timeout_s=0.05,
-            room_timeout_s=10.0,
-            max_replays=max_replays,
-            require_prefill=require_prefill,
-        )
-        self.services = GenerationServices(router, self.decode, self.clock, limits)
-
-    def members(self) -> Sequence[Member]:
-        return self.listed
-
-    def generation(
-        self, *, max_tokens: int = 100, timeout_s: float = 60.0, prompt: Sequence[int] = (1, 2, 3)
-    ) -> Generation:
-        return Generation(
-            SequenceRequest(
-                request_id="req_1",
-                project="team",
-                requirements=Requirements("f" * 64, PROTOCOL_VERSION),
-                block_size=16,
-                prompt_token_ids=tuple(prompt),
-                sampling=SamplingParams(seed=7, max_tokens=max_tokens, stop_token_ids=frozenset({END_ID})),
-                deadline_s=self.clock.now() + timeout_s,
-                timings_ms={"gateway": 2.0},
-            ),
-            self.services,
-        )
-
-
-async def heard(generation: Generation) -> list[SequenceEvent]:
-    async with aclosing(generation.events()) as events:
-        return [event async for event in events]
-
-
-def token_ids(events: Sequence[SequenceEvent]) -> list[int]:
-    return [token.token_id for event in events if isinstance(event, NewTokens) for token in event.tokens]
+from tests.gateway.answering.generating import D1, D2, OUTPUT, Cluster, heard, token_ids
+from tests.gateway.twins import Script, member
 
 
 async def test_tokens_come_in_order_between_acceptance_and_end() -> None:
@@ -349,113 +290,3 @@ async def test_the_decode_worker_is_told_how_busy_and_how_fast_each_prefill_work
     assert (candidate.member_id, candidate.address) == ("p1", "p1:1")
     assert candidate.queued_tokens >= 700
     assert candidate.prefill_tokens_per_s == 1234.5
-
-
-@pytest.mark.parametrize("hand_over_after", range(len(OUTPUT)))
-async def test_a_sequence_that_is_handed_over_goes_on_elsewhere_with_its_kv(hand_over_after: int) -> None:
-    cluster = Cluster(member("d1"), member("d2"), max_replays=0)
-    cluster.decode.first = [Script(OUTPUT, hand_over_after=hand_over_after, kept_as="req_1")]
-    generation = cluster.generation()
-
-    events = await heard(generation)
-
-    assert token_ids(events) == OUTPUT
-    assert events.count(Accepted()) == 1
-    assert events[-1] == Ended("stop")
-    first, second = cluster.decode.addresses
-    assert {first, second} == {D1, D2}
-    request = cluster.decode.requests[1]
-    assert list(request.resumed_output_token_ids) == OUTPUT[:hand_over_after]
-    assert (request.kv_source.address, request.kv_source.kept_as) == (first, "req_1")
-    assert (generation.num_handovers, generation.replay_codes) == (1, [])
-    assert (generation.proof.handovers, generation.proof.replays) == (1, 0)
-
-
-async def test_a_worker_that_hands_over_is_avoided_but_not_suspected() -> None:
-    cluster = Cluster(member("d1"), member("d2"))
-    cluster.decode.first = [Script(OUTPUT, hand_over_after=2, kept_as="req_1")]
-    await heard(cluster.generation())
-    gone = cluster.decode.addresses[0]
-    cluster.listed = [each for each in cluster.listed if each.address == gone]
-
-    await heard(cluster.generation())
-
-    assert cluster.services.router._suspects.now() == frozenset()
-
-
-async def test_the_source_is_named_until_a_worker_takes_the_sequence() -> None:
-    cluster = Cluster(member("d1"), member("d2"), member("d3"), member("d4"))
-    cluster.decode.first = [
-        Script(OUTPUT, hand_over_after=2, kept_as="req_1"),
-        Script(refuse=PeerGone("x")),
-        Script(OUTPUT, error=PeerGone("x"), fail_after=3),
-    ]
-    generation = cluster.generation()
-
-    assert token_ids(await heard(generation)) == OUTPUT
-    sources = [request.kv_source.address for request in cluster.decode.requests]
-    first = cluster.decode.addresses[0]
-    assert sources == ["", first, first, ""]
-    assert (generation.proof.handovers, generation.proof.replays) == (1, 2)
-
-
-async def test_without_kept_blocks_it_is_an_ordinary_beginning() -> None:
-    cluster = Cluster(member("d1"), member("d2"))
-    cluster.decode.first = [Script(OUTPUT, hand_over_after=0)]
-
-    assert token_ids(await heard(cluster.generation())) == OUTPUT
-    assert not cluster.decode.requests[1].HasField("kv_source")
-
-
-async def test_a_sequence_that_was_handed_over_waits_for_a_worker_to_come() -> None:
-    cluster = Cluster(member("d1"))
-    cluster.decode.scripts = {D1: [Script(OUTPUT, hand_over_after=0)]}
-    asked = 0
-
-    def members() -> Sequence[Member]:
-        nonlocal asked
-        asked += 1
-        return [member("d1")] if asked == 1 else [] if asked < 6 else [member("d9")]
-
-    cluster.members = members  # type: ignore[method-assign]
-
-    assert token_ids(await heard(cluster.generation())) == OUTPUT
-    assert cluster.decode.addresses == [D1, "d9:1"]
-
-
-async def test_a_sequence_handed_over_after_its_last_token_is_over() -> None:
-    cluster = Cluster(member("d1"))
-    cluster.decode.scripts = {D1: [Script(OUTPUT, hand_over_after=5)]}
-
-    events = await heard(cluster.generation())
-
-    assert (token_ids(events), events[-1]) == (OUTPUT, Ended("stop"))
-    assert len(cluster.decode.requests) == 1
-
-
-async def test_a_stream_that_was_given_up_because_its_reader_was_slow_goes_on() -> None:
-    cluster = Cluster(member("d1"))
-    cluster.decode.first = [Script(OUTPUT, error=Overloaded("too far behind"), fail_after=2)]
-    events = await heard(cluster.generation())
-    assert token_ids(events) == OUTPUT
-    assert [list(request.resumed_output_token_ids) for request in cluster.decode.requests] == [[], [10, 11]]
-    assert cluster.services.router._suspects.now() == frozenset()
-
-
-async def test_a_stream_that_is_given_up_again_and_again_uses_up_its_attempts() -> None:
-    cluster = Cluster(member("d1"), max_replays=1)
-    cluster.decode.first = [Script(OUTPUT, error=Overloaded("too far behind"), fail_after=count) for count in (1, 2)]
-    with pytest.raises(Overloaded, match="too far behind"):
-        await heard(cluster.generation())
-    assert len(cluster.decode.requests) == 2
-
-
-@pytest.mark.parametrize(("path", "num_failed"), [("pd", 0), ("pd", 1), ("fallback", 2)])
-async def test_prefill_workers_that_failed_are_avoided_at_once(path: str, num_failed: int) -> None:
-    cluster = Cluster(member("d1"), *(member(f"p{number}", Role.PREFILL) for number in range(3)))
-    cluster.decode.first = [Script(OUTPUT, tell_path=True, path=path, num_failed_prefill=num_failed)]
-    await heard(cluster.generation())
-    await heard(cluster.generation())
-
-    first, second = ([each.member_id for each in request.prefill_candidates] for request in cluster.decode.requests)
-    assert set(first) - set(second) == set(first[:num_failed])
