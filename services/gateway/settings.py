@@ -7,7 +7,17 @@ from pydantic import Field, model_validator
 
 from services.rpc.tls import TlsSettings
 
-ToolFormatName = Literal["hermes", "llama", "mistral", "mistral_v11", "deepseek", "deepseek_v3"]
+ToolFormatName = Literal[
+    "hermes",
+    "qwen3_coder",
+    "glm45",
+    "glm47",
+    "llama",
+    "mistral",
+    "mistral_v11",
+    "deepseek",
+    "deepseek_v3",
+]
 
 
 class GatewaySettings(TlsSettings):

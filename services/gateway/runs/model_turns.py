@@ -3,7 +3,7 @@
 import secrets
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from services.errors import ContextLengthExceeded
@@ -77,7 +77,7 @@ class ModelTurns:
         room = model.card.context_length - len(prompt.token_ids)
         max_tokens = min(room, self._services.default_max_tokens if wanted is None else wanted)
         sampling = {**_sampling_json(run, model.card, max_tokens), "grammar": form.grammar(model)}
-        calls = None if form.calls is None else asdict(form.calls)
+        calls = None if form.calls is None else form.calls.as_json
         # What a run did not want to read is no reason for later ones to leave it out.
         budget = rules.budget if rules.last_messages is None else 0
         return prompt.plan(model.card_digest, sampling, budget, calls)
@@ -147,7 +147,7 @@ class ModelTurns:
 
 def _output(model: ServedModel, plan: TurnPlan, request: SequenceRequest) -> TurnOutput:
     """Return the output of a turn as far as it is known."""
-    calls = None if plan.calls is None else CallRules(**{**plan.calls, "names": tuple(plan.calls["names"])})
+    calls = None if plan.calls is None else CallRules.of_json(plan.calls)
     output = ChoiceOutput(model, request.sampling, (), calls)
     return TurnOutput(output, request.sampling.stop_token_ids, request.resumed_token_ids)
 

@@ -7,7 +7,8 @@ from typing import Any
 from services.gateway.models import ServedModel
 from services.gateway.structured.definition import HeldSchema, json_grammar
 from services.gateway.structured.response_format import answer_schema
-from services.gateway.structured.tool_grammar import SpecialTokens, tool_grammar
+from services.gateway.structured.terminals import SpecialTokens
+from services.gateway.structured.tool_grammar import tool_grammar
 from services.gateway.tools.format import CallRules, ToolUse
 from services.gateway.tools.use import Definition, tool_use
 

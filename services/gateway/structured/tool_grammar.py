@@ -5,28 +5,15 @@ auto       text | text trigger rest of calls           (once the trigger is ther
 auto, with a schema for the answer    answer | calls
 """
 
-import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
 
 import orjson
 
 from services.errors import InvalidRequest
+from services.gateway.structured.arguments import ArgumentWriter
 from services.gateway.structured.definition import HeldSchema
-from services.gateway.tools.format import NAME, CallSyntax, Tool, ToolUse
-
-_OPEN_OBJECTS = {"additionalProperties", "patternProperties", "$ref", "anyOf", "oneOf", "allOf", "not", "if"}
-"""Keywords by which an object says itself what else it may hold."""
-
-
-@dataclass(frozen=True)
-class SpecialTokens:
-    """A model's tokens that are no text."""
-
-    by_id: Mapping[int, str]
-    end_ids: frozenset[int]
+from services.gateway.structured.terminals import ANY, SpecialTokens, Terminals, joined, quoted
+from services.gateway.tools.format import NAME, CallSyntax, ToolUse
 
 
 def tool_grammar(
@@ -39,12 +26,12 @@ def tool_grammar(
     Raises:
         InvalidRequest: the format cannot be combined with a schema for the text.
     """
-    writer = _Writer(syntax, tokens, min(use.max_calls, syntax.max_calls))
-    rules = writer.calls(use.callable)
-    named = {
-        f"tool_{index}": HeldSchema(_closed(tool.parameters), strict=tool.strict)
-        for index, tool in enumerate(use.callable)
-    }
+    terminals = Terminals(syntax.markers, tokens)
+    arguments = ArgumentWriter(syntax.parameters, terminals)
+    expressions = {tool.name: arguments.expression(tool, f"tool_{index}") for index, tool in enumerate(use.callable)}
+    writer = _Writer(syntax, terminals, expressions, min(use.max_calls, syntax.max_calls))
+    rules = [*writer.calls(), *arguments.rules]
+    named = arguments.schemas
     if use.is_required:
         rules.append("start: calls")
     elif answer is not None:
@@ -57,7 +44,7 @@ def tool_grammar(
         rules.append("start: @answer | calls")
         named["answer"] = answer
     elif syntax.trigger is not None:
-        rules += writer.free_text(use.callable, syntax.trigger)
+        rules += writer.free_text(syntax.trigger)
     else:
         return None
     lark = {"name": "answer_or_calls", "lark_grammar": "\n".join(("%llguidance {}", *rules))}
@@ -67,99 +54,55 @@ def tool_grammar(
 
 
 class _Writer:
-    """Writes rules in Lark, as llguidance reads it (docs/syntax.md there)."""
+    """Writes the rules of calls with ``arguments`` by the names of the functions."""
 
-    def __init__(self, syntax: CallSyntax, tokens: SpecialTokens, max_calls: int) -> None:
+    def __init__(self, syntax: CallSyntax, terminals: Terminals, arguments: Mapping[str, str], max_calls: int) -> None:
         self._syntax = syntax
-        self._tokens = tokens
+        self._terminals = terminals
+        self._arguments = arguments
         self._max_calls = max_calls
-        self._ids = {text: token_id for token_id, text in tokens.by_id.items() if text in syntax.markers}
 
-    def calls(self, tools: Sequence[Tool]) -> list[str]:
+    def calls(self) -> list[str]:
         """Return the rules of a whole list of calls and of each call."""
-        syntax = self._syntax
-        calls = (self._text(syntax.opening), "call", self._more_calls(), self._text(syntax.closing))
+        calls = (self._text(self._syntax.opening), "call", self._more_calls(), self._text(self._syntax.closing))
         return [
-            f"calls: {_joined(*calls)}",
-            f"call: {' | '.join(f'call_{index}' for index in range(len(tools)))}",
-            *(f"call_{index}: {self._call(tool, index)}" for index, tool in enumerate(tools)),
+            f"calls: {joined(*calls)}",
+            f"call: {' | '.join(f'call_{index}' for index in range(len(self._arguments)))}",
+            *(f"call_{index}: {self._call(name)}" for index, name in enumerate(self._arguments)),
         ]
 
-    def free_text(self, tools: Sequence[Tool], trigger: str) -> list[str]:
+    def free_text(self, trigger: str) -> list[str]:
         """Return the rules of text that ends, or becomes calls at the first ``trigger``."""
         syntax = self._syntax
         opening = syntax.opening.removeprefix(trigger)
         if syntax.opening:
-            rest = _joined(self._text(opening), "call", self._more_calls(), self._text(syntax.closing))
+            rest = joined(self._text(opening), "call", self._more_calls(), self._text(syntax.closing))
             first: list[str] = []
         else:
-            rest = _joined("first", self._more_calls(), self._text(syntax.closing))
-            firsts = (self._call(tool, index, without=trigger) for index, tool in enumerate(tools))
+            rest = joined("first", self._more_calls(), self._text(syntax.closing))
+            firsts = (self._call(name, without=trigger) for name in self._arguments)
             first = [f"first: {' | '.join(f'({each})' for each in firsts)}"]
-        has_token = trigger in self._ids
-        special = self._special_tokens()
+        has_token = self._terminals.is_token(trigger)
+        special = self._terminals.others()
         gap = f"(TEXT? {special})*" if special else ""
         begin = f"TEXT? {self._text(trigger)}" if has_token else "lead"
         return [
-            f"start: {_joined(gap, f'(TEXT? | {begin} rest)')}",
+            f"start: {joined(gap, f'(TEXT? | {begin} rest)')}",
             f"rest: {rest}",
             *first,
-            *([] if has_token else [f"lead[lazy]: ANY {_quoted(trigger)}"]),
+            *([] if has_token else [f"lead[lazy]: ANY {quoted(trigger)}"]),
             r"TEXT: /(.|\n)+/",
-            r"ANY: /(.|\n)*/",
+            f"ANY: {ANY}",
         ]
 
-    def _call(self, tool: Tool, index: int, *, without: str = "") -> str:
-        prefix = self._syntax.prefix.replace(NAME, tool.name).removeprefix(without)
-        return _joined(self._text(prefix), f"@tool_{index}", self._text(self._syntax.suffix))
+    def _call(self, name: str, *, without: str = "") -> str:
+        prefix = self._syntax.prefix.replace(NAME, name).removeprefix(without)
+        return joined(self._text(prefix), self._arguments[name], self._text(self._syntax.suffix))
 
     def _more_calls(self) -> str:
         if self._max_calls == 1:
             return ""
-        return f"({_joined(self._text(self._syntax.separator), 'call')}){{0,{self._max_calls - 1}}}"
+        return f"({joined(self._text(self._syntax.separator), 'call')}){{0,{self._max_calls - 1}}}"
 
     def _text(self, text: str) -> str:
-        """Return ``text`` as terminals; markers that are special tokens of the model are those tokens."""
-        if not self._ids:
-            return _quoted(text)
-        pattern = "|".join(re.escape(marker) for marker in sorted(self._ids, key=len, reverse=True))
-        parts = re.split(f"({pattern})", text)
-        return _joined(*(f"<[{self._ids[part]}]>" if part in self._ids else _quoted(part) for part in parts))
-
-    def _special_tokens(self) -> str:
-        """Return the special tokens that free text may hold: all but those that mean something here."""
-        taken = self._tokens.end_ids | set(self._ids.values())
-        others = ",".join(_ranges(sorted(self._tokens.by_id.keys() - taken)))
-        return f"<[{others}]>" if others else ""
-
-
-def _closed(parameters: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the schema of an object that has only the properties it names, unless it speaks of others itself.
-
-    A small model that may add properties does.
-    """
-    if "properties" not in parameters or _OPEN_OBJECTS & parameters.keys():
-        return parameters
-    return {**parameters, "additionalProperties": False}
-
-
-def _joined(*parts: str) -> str:
-    return " ".join(filter(None, parts))
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False) if text else ""
-
-
-def _ranges(ids: Sequence[int]) -> Iterator[str]:
-    """Yield ``first-last`` for each run of neighbours."""
-    first = last = None
-    for token_id in ids:
-        if last is not None and token_id == last + 1:
-            last = token_id
-            continue
-        if first is not None:
-            yield f"{first}-{last}"
-        first = last = token_id
-    if first is not None:
-        yield f"{first}-{last}"
+        return self._terminals.text(text)

@@ -1,12 +1,13 @@
 """A call as a JSON object, which several formats share: ``{"name": "f", "arguments": {...}}``."""
 
 from services.gateway.tools.feed import Feed, Taking
+from services.gateway.tools.format import Schemas
 
 _ARGUMENTS = ("arguments", "parameters")
 
 
-def take_call(feed: Feed, names: frozenset[str]) -> Taking[bool]:
-    """Take a call of one of ``names``, its arguments as they come; return False if that is not what comes.
+def take_call(feed: Feed, schemas: Schemas) -> Taking[bool]:
+    """Take a call of one of ``schemas``, its arguments as they come; return False if that is not what comes.
 
     A call that began and is cut short or malformed stays one, as far as it came.
     """
@@ -16,7 +17,7 @@ def take_call(feed: Feed, names: frozenset[str]) -> Taking[bool]:
     while (key := (yield from _next_key(feed))) is not None:
         if key == "name" and not call.is_started:
             name = yield from feed.take_string()
-            if name not in names:
+            if name is None or name not in schemas:
                 return False
             call.start(name)
         elif key in _ARGUMENTS:

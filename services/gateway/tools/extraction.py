@@ -37,7 +37,7 @@ class CallExtraction:
 
     def __init__(self, tool_format: ToolFormat, rules: CallRules, stops: Sequence[str]) -> None:
         self._feed = Feed()
-        self._reading = tool_format.read(self._feed, frozenset(rules.names))
+        self._reading = tool_format.read(self._feed, rules.schemas)
         self._rules = rules
         self._stops = StopStrings(stops)
         self._space: list[Text] = []

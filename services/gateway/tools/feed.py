@@ -94,6 +94,14 @@ class Feed:
         self.take(len(text))
         return True
 
+    def comes(self, *texts: str) -> Taking[bool]:
+        """Return whether one of ``texts`` comes next, without taking it."""
+        while not any(self._buffer.startswith(text, self._next) for text in texts):
+            if self.is_over or not any(self._is_beginning_of(text) for text in texts):
+                return False
+            yield
+        return True
+
     def skip(self, text: str) -> Reading:
         """Take ``text`` if it comes next, or what there is of it at the end of the output."""
         if not (yield from self.follows(text)) and self.is_over and self._is_beginning_of(text):
@@ -123,6 +131,31 @@ class Feed:
         text = self.take(start - self._next)
         self.take(len(marker))
         return text
+
+    def take_word(self) -> Taking[str]:
+        """Take white space and the letters, digits, underscores and hyphens that come next."""
+        yield from self.skip_space()
+        taken = []
+        while (char := (yield from self.peek())) and (char.isalnum() or char in "_-"):
+            taken.append(self.take())
+        return "".join(taken)
+
+    def hand_until(self, marker: str, emit: Callable[[str], None]) -> Taking[bool]:
+        """Take text up to ``marker``, handing it on as it comes, and the marker; return whether that came."""
+        while (start := self._buffer.find(marker, self._next)) < 0:
+            keep = overlap(self._buffer[self._next :], marker)
+            emit(self.take(self._num_left - keep))
+            if self.is_over:
+                self.skip_rest()
+                return False
+            yield
+        emit(self.take(start - self._next))
+        self.take(len(marker))
+        return True
+
+    def skip_rest(self) -> None:
+        """Take all that is left."""
+        self.take(self._num_left)
 
     def show_rest(self) -> Reading:
         """Show everything to the end of the output."""

@@ -10,14 +10,19 @@ from services.gateway.tools.feed import Feed
 MAX_PARALLEL_CALLS = 16
 """Calls of one answer: a small model that may call on and on does so."""
 
+Schema = Mapping[str, Any]
+"""A JSON schema."""
+Schemas = Mapping[str, Schema]
+"""Functions that may be called, by name: the schema of their arguments, an object."""
+
 
 @dataclass(frozen=True)
 class Tool:
     """A function that the model may call."""
 
     name: str
-    parameters: Mapping[str, Any]
-    """JSON schema of the arguments, an object."""
+    parameters: Schema
+    """Of the arguments, an object."""
     strict: bool = False
     """Whether keywords that cannot be enforced are refused; else they are ignored."""
 
@@ -26,10 +31,21 @@ class Tool:
 class CallRules:
     """What of an output is a call."""
 
-    names: tuple[str, ...]
-    """Functions that may be called."""
+    schemas: Schemas
     is_required: bool
     max_calls: int
+
+    @property
+    def as_json(self) -> dict[str, Any]:
+        """The rules as plain values."""
+        return {"names": dict(self.schemas), "is_required": self.is_required, "max_calls": self.max_calls}
+
+    @classmethod
+    def of_json(cls, values: Mapping[str, Any]) -> "CallRules":
+        """Read what ``as_json`` returned; older versions kept the names alone."""
+        names = values["names"]
+        schemas = names if isinstance(names, Mapping) else {name: {} for name in names}
+        return cls(schemas, values["is_required"], values["max_calls"])
 
 
 @dataclass(frozen=True)
@@ -46,7 +62,22 @@ class ToolUse:
     @property
     def rules(self) -> CallRules:
         """What it takes to read the answer."""
-        return CallRules(tuple(tool.name for tool in self.callable), self.is_required, self.max_calls)
+        schemas = {tool.name: tool.parameters for tool in self.callable}
+        return CallRules(schemas, self.is_required, self.max_calls)
+
+
+@dataclass(frozen=True)
+class ParameterSyntax:
+    """How arguments are written that are no JSON object but follow one another, each text as it is::
+
+    prefix value suffix separator  prefix value suffix separator
+    """
+
+    prefix: str
+    """``NAME`` stands for the parameter's name."""
+    suffix: str
+    """Ends a value: no text holds it."""
+    separator: str = ""
 
 
 @dataclass(frozen=True)
@@ -59,6 +90,8 @@ class CallSyntax:
     prefix: str
     """Before the arguments; ``NAME`` stands for the function's name."""
     suffix: str
+    parameters: ParameterSyntax | None = None
+    """How the arguments are written; None for a JSON object."""
     opening: str = ""
     separator: str = ""
     closing: str = ""
@@ -88,5 +121,5 @@ class ToolFormat(Protocol):
     def is_used_by(self, template: str) -> bool:
         """Whether a chat template asks for this format."""
 
-    def read(self, feed: Feed, names: frozenset[str]) -> Reading:
-        """Turn the whole output in ``feed`` into its events; calls of other functions than ``names`` are text."""
+    def read(self, feed: Feed, schemas: Schemas) -> Reading:
+        """Turn the whole output in ``feed`` into its events; calls of other functions than these are text."""

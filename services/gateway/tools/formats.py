@@ -2,13 +2,25 @@
 
 from services.gateway.tools.deepseek import DEEPSEEK, DEEPSEEK_V3
 from services.gateway.tools.format import ToolFormat
+from services.gateway.tools.glm import GLM_45, GLM_47
 from services.gateway.tools.hermes import Hermes
 from services.gateway.tools.llama import Llama
 from services.gateway.tools.mistral import Mistral
 from services.gateway.tools.mistral_named import MISTRAL_NAMED
+from services.gateway.tools.qwen_coder import QWEN_CODER
 
 DEFAULT: ToolFormat = Hermes()
-FORMATS: tuple[ToolFormat, ...] = (DEFAULT, Mistral(), MISTRAL_NAMED, DEEPSEEK, DEEPSEEK_V3, Llama())
+FORMATS: tuple[ToolFormat, ...] = (
+    DEFAULT,
+    QWEN_CODER,
+    GLM_45,
+    GLM_47,
+    Mistral(),
+    MISTRAL_NAMED,
+    DEEPSEEK,
+    DEEPSEEK_V3,
+    Llama(),
+)
 
 
 def format_named(name: str) -> ToolFormat:

@@ -10,7 +10,7 @@ Also what models are asked for whose own template knows no tools.
 from services.gateway.tools.call_object import take_call
 from services.gateway.tools.events import Reading
 from services.gateway.tools.feed import Feed
-from services.gateway.tools.format import CallSyntax
+from services.gateway.tools.format import CallSyntax, Schemas
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 _OTHERS = ("<function=", "<arg_key>")
@@ -33,11 +33,11 @@ class Hermes:
         """Look for the tag."""
         return OPEN in template and not any(other in template for other in _OTHERS)
 
-    def read(self, feed: Feed, names: frozenset[str]) -> Reading:
+    def read(self, feed: Feed, schemas: Schemas) -> Reading:
         """Find the tags."""
         while (yield from feed.show_until(OPEN)):
             yield from feed.skip_space()
-            if not (yield from take_call(feed, names)):
+            if not (yield from take_call(feed, schemas)):
                 feed.give_back()
                 continue
             yield from feed.skip_space()

@@ -6,7 +6,7 @@
 from services.gateway.tools.call_object import take_call
 from services.gateway.tools.events import Reading
 from services.gateway.tools.feed import Feed
-from services.gateway.tools.format import CallSyntax
+from services.gateway.tools.format import CallSyntax, Schemas
 
 _TAG = "<|python_tag|>"
 
@@ -22,13 +22,13 @@ class Llama:
         """Look for the tag of built-in tools, or for what the template says of others."""
         return _TAG in template or '"parameters": dictionary of argument name' in template
 
-    def read(self, feed: Feed, names: frozenset[str]) -> Reading:
+    def read(self, feed: Feed, schemas: Schemas) -> Reading:
         """Read calls from the beginning on, with semicolons between them; anything else is text."""
         feed.mark()
         yield from feed.skip_space()
         yield from feed.skip(_TAG)
         yield from feed.skip_space()
-        while (yield from take_call(feed, names)):
+        while (yield from take_call(feed, schemas)):
             feed.mark()
             yield from feed.skip_space()
             if not (yield from feed.follows(";")):

@@ -6,7 +6,7 @@
 from services.gateway.tools.call_object import take_call
 from services.gateway.tools.events import Reading
 from services.gateway.tools.feed import Feed
-from services.gateway.tools.format import CallSyntax
+from services.gateway.tools.format import CallSyntax, Schemas
 
 TAG, ARGUMENTS_TAG = "[TOOL_CALLS]", "[ARGS]"
 
@@ -30,14 +30,14 @@ class Mistral:
         """Look for the token, without that of later versions."""
         return TAG in template and ARGUMENTS_TAG not in template
 
-    def read(self, feed: Feed, names: frozenset[str]) -> Reading:
+    def read(self, feed: Feed, schemas: Schemas) -> Reading:
         """Find the token."""
         while (yield from feed.show_until(TAG)):
             yield from feed.skip_space()
             has_more = yield from feed.follows("[")
             while has_more:
                 yield from feed.skip_space()
-                if not (yield from take_call(feed, names)):
+                if not (yield from take_call(feed, schemas)):
                     break
                 feed.mark()
                 yield from feed.skip_space()

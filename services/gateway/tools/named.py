@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from services.gateway.tools.events import Reading
 from services.gateway.tools.feed import Feed, Taking
-from services.gateway.tools.format import NAME, CallSyntax
+from services.gateway.tools.format import NAME, CallSyntax, Schemas
 
 _MAX_NAME_LENGTH = 128
 
@@ -24,14 +24,14 @@ class NamedCalls:
         """Look for the signs."""
         return all(sign in template for sign in self.signs) and not any(other in template for other in self.others)
 
-    def read(self, feed: Feed, names: frozenset[str]) -> Reading:
+    def read(self, feed: Feed, schemas: Schemas) -> Reading:
         """Find the opening, or the first call where there is none; then calls until something else comes."""
         opening, before = self.syntax.opening, self._parts[0]
         while (yield from feed.show_until(opening or before)):
             if opening and not (yield from feed.follows(before)):
                 feed.give_back()
                 continue
-            while (yield from self._take_call(feed, names)):
+            while (yield from self._take_call(feed, schemas)):
                 feed.mark()
                 yield from feed.skip_space()
                 if not (yield from feed.follows(before)):
@@ -40,9 +40,9 @@ class NamedCalls:
                     break
             feed.give_back()
 
-    def _take_call(self, feed: Feed, names: frozenset[str]) -> Taking[bool]:
+    def _take_call(self, feed: Feed, schemas: Schemas) -> Taking[bool]:
         name = yield from feed.take_until(self._parts[1], max_length=_MAX_NAME_LENGTH)
-        if name is None or name.strip() not in names:
+        if name is None or name.strip() not in schemas:
             return False
         feed.start_call(name.strip())
         yield from feed.skip_space()

@@ -1,5 +1,6 @@
 """Tools in chat completions: what workers are asked, and the exact form of calls, whole and streamed."""
 
+import json
 from typing import Any
 
 import orjson
@@ -207,6 +208,27 @@ async def test_a_setting_names_the_format_of_a_model() -> None:
         (choice,) = (await w.chat(tools=TOOLS)).json()["choices"]
     assert choice["message"]["tool_calls"][0]["function"]["name"] == "now"
     assert not w.decode.requests[0].sampling.HasField("grammar")
+
+
+async def test_arguments_that_are_written_one_by_one_are_streamed_as_json() -> None:
+    template = CHAT_ML + "{{ tools }}<tool_call>\n<function=f>\n<parameter=a>"
+    properties = {"city": {"type": "string"}, "days": {"type": "integer"}, "flag": {"type": "boolean"}}
+    tool = {"type": "function", "function": {"name": "get_weather", "parameters": {"properties": properties}}}
+    wanted = {"city": 'St. "Paul"\n', "days": 3, "flag": True}
+    async with world(model=card(context_length=8192, chat_template=template)) as w:
+        w.decode.default = script(Call("get_weather", wanted), NOON, lead="So:\n", name="qwen3_coder")
+        chunks = events(await w.chat(tools=[tool, NOW], stream=True))
+        (choice,) = (await w.chat(tools=[tool, NOW])).json()["choices"]
+    parts = [part["tool_calls"][0] for part in deltas(chunks) if "tool_calls" in part]
+    pieces = [part["function"]["arguments"] for part in parts if part["index"] == 0]
+    assert json.loads("".join(pieces)) == wanted
+    assert len(pieces) > 5
+    assert "".join(part["function"]["arguments"] for part in parts if part["index"] == 1) == "{}"
+    assert [json.loads(call["function"]["arguments"]) for call in choice["message"]["tool_calls"]] == [wanted, {}]
+    assert (choice["message"]["content"], choice["finish_reason"]) == ("So:", "tool_calls")
+    lark, *schemas = orjson.loads(w.decode.requests[0].sampling.grammar)["grammars"]
+    assert "<parameter=" in lark["lark_grammar"]
+    assert [each["json_schema"]["type"] for each in schemas] == ["integer", "boolean"]
 
 
 @pytest.mark.parametrize("content", [None, "", "Let me see."])

@@ -13,7 +13,8 @@ from services.engine.grammar import Grammar
 from services.engine.llguidance_grammar import LLGuidanceGrammars
 from services.errors import InvalidRequest, TandemError
 from services.gateway.structured.definition import HeldSchema
-from services.gateway.structured.tool_grammar import SpecialTokens, tool_grammar
+from services.gateway.structured.terminals import SpecialTokens
+from services.gateway.structured.tool_grammar import tool_grammar
 from services.gateway.tools.format import Tool, ToolFormat, ToolUse
 from services.gateway.tools.formats import FORMATS, format_named
 from tests.gateway.tools.samples import Call, calls_of, read, text_of, written

@@ -7,9 +7,21 @@ from typing import Any
 
 from services.gateway.tools.events import CallArguments, CallEvent, CallStarted, Text
 from services.gateway.tools.feed import Feed
-from services.gateway.tools.format import NAME, CallSyntax, ToolFormat
+from services.gateway.tools.format import NAME, CallSyntax, ParameterSyntax, ToolFormat
 
-NAMES = frozenset(["get_weather", "add", "now"])
+SCHEMAS: dict[str, dict[str, Any]] = {
+    "get_weather": {
+        "type": "object",
+        "properties": {
+            "city": {"type": "string"},
+            "unit": {"enum": ["celsius", "fahrenheit"]},
+            "days": {"type": ["integer", "null"]},
+        },
+    },
+    "add": {"type": "object", "additionalProperties": {"type": ["array", "integer", "null"]}},
+    "now": {"type": "object", "properties": {}},
+}
+NAMES = frozenset(SCHEMAS)
 
 
 @dataclass(frozen=True)
@@ -21,15 +33,26 @@ class Call:
 def written(syntax: CallSyntax, calls: Sequence[Call]) -> str:
     """Return calls as a model that was trained on the format writes them."""
     each = (
-        syntax.prefix.replace(NAME, call.name) + json.dumps(call.arguments, ensure_ascii=False) + syntax.suffix
-        for call in calls
+        syntax.prefix.replace(NAME, call.name) + _arguments(syntax.parameters, call) + syntax.suffix for call in calls
     )
     return syntax.opening + syntax.separator.join(each) + syntax.closing
 
 
+def _arguments(syntax: ParameterSyntax | None, call: Call) -> str:
+    if syntax is None:
+        return json.dumps(call.arguments, ensure_ascii=False)
+    return "".join(
+        syntax.prefix.replace(NAME, name)
+        + (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+        + syntax.suffix
+        + syntax.separator
+        for name, value in call.arguments.items()
+    )
+
+
 def read(tool_format: ToolFormat, *pieces: str) -> list[CallEvent]:
     feed = Feed()
-    reading = tool_format.read(feed, NAMES)
+    reading = tool_format.read(feed, SCHEMAS)
     events: list[CallEvent] = []
     for piece in pieces:
         feed.add(piece)

@@ -12,7 +12,7 @@ from services.gateway.tools.format import CallRules
 from services.gateway.tools.formats import DEFAULT, format_named
 
 CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
-USE = CallRules(("add", "now"), is_required=False, max_calls=16)
+USE = CallRules({"add": {}, "now": {}}, is_required=False, max_calls=16)
 
 
 @dataclass

@@ -17,7 +17,21 @@ json_values: st.SearchStrategy[Any] = (
     st.integers(-9, 9) | st.text(max_size=6) | st.sampled_from(['"', "\\", "}", "</tool_call>", [{}], None])
 )
 arguments = st.dictionaries(st.text(max_size=4), json_values, max_size=2)
-calls = st.lists(st.builds(Call, st.sampled_from(sorted(NAMES)), arguments), max_size=3)
+named_calls = st.builds(Call, st.sampled_from(sorted(NAMES)), arguments)
+texts = st.text('ab\n <"\\}é', max_size=8) | st.sampled_from(["1", "null", '"a"', "</tool_call>", "<parameter=x>"])
+values = st.integers(-9, 9) | st.none() | st.lists(st.none() | st.sampled_from(['"', "</parameter>", "</arg_value>"]))
+typed_calls = (
+    st.builds(Call, st.just("get_weather"), st.fixed_dictionaries({"city": texts}, optional={"days": st.none()}))
+    | st.builds(Call, st.just("add"), st.dictionaries(st.text("ab .é", min_size=1, max_size=4), values, max_size=3))
+    | st.builds(Call, st.just("now"), st.just({}))
+)
+"""Without quotes, only the schema tells what a value is."""
+
+
+def calls_in(name: str) -> st.SearchStrategy[list[Call]]:
+    return st.lists(named_calls if BY_NAME[name].syntax.parameters is None else typed_calls, max_size=3)
+
+
 pieces_of_syntax = sorted(
     {each.syntax.opening or each.syntax.prefix for each in FORMATS} | {"<tool_call>", "[ARGS]", "]"}
 )
@@ -31,11 +45,9 @@ def cut(data: st.DataObject, text: str) -> list[str]:
 
 @pytest.mark.parametrize("name", BY_NAME)
 @settings(deadline=None, max_examples=25)
-@given(data=st.data(), wanted=calls, lead=st.text(alphabet="ab <[{\n", max_size=10))
-def test_what_is_written_is_read_wherever_it_is_cut(
-    name: str, data: st.DataObject, wanted: list[Call], lead: str
-) -> None:
-    tool_format = BY_NAME[name]
+@given(data=st.data(), lead=st.text(alphabet="ab <[{\n", max_size=10))
+def test_what_is_written_is_read_wherever_it_is_cut(name: str, data: st.DataObject, lead: str) -> None:
+    tool_format, wanted = BY_NAME[name], data.draw(calls_in(name))
     if tool_format.syntax.trigger is None:
         lead, wanted = "", wanted[:1]
     output = lead + (written(tool_format.syntax, wanted) if wanted else "")
@@ -58,11 +70,10 @@ def test_anything_is_read_the_same_wherever_it_is_cut(name: str, data: st.DataOb
 
 @pytest.mark.parametrize("name", BY_NAME)
 @settings(deadline=None, max_examples=25)
-@given(data=st.data(), wanted=calls.filter(bool))
-def test_an_output_that_is_cut_short_has_the_beginning_of_its_calls(
-    name: str, data: st.DataObject, wanted: list[Call]
-) -> None:
-    tool_format, wanted = BY_NAME[name], wanted[: BY_NAME[name].syntax.max_calls]
+@given(data=st.data())
+def test_an_output_that_is_cut_short_has_the_beginning_of_its_calls(name: str, data: st.DataObject) -> None:
+    tool_format = BY_NAME[name]
+    wanted = data.draw(calls_in(name).filter(bool))[: tool_format.syntax.max_calls]
     output = written(tool_format.syntax, wanted)
     end = data.draw(st.integers(0, len(output)))
     started, whole = (
@@ -109,8 +120,10 @@ def test_variants_that_models_write_are_read(name: str, output: str, wanted: lis
 
 TEMPLATES: list[tuple[str, str | None]] = [
     ("{{ '<tool_call>' }}", "hermes"),
+    ("<tool_call>\n<function=example>\n<parameter=a>", "qwen3_coder"),
     ("<tool_call>\n<function=", None),
-    ("<tool_call>{{ name }}<arg_key>", None),
+    ("<tool_call>{function-name}\n<arg_key>{arg-key-1}</arg_key>", "glm45"),
+    ("<tool_call>{function-name}<arg_key>{arg-key-1}</arg_key>", "glm47"),
     ("<|python_tag|>", "llama"),
     ('{"name": function name, "parameters": dictionary of argument name and its value}', "llama"),
     ("[AVAILABLE_TOOLS][TOOL_CALLS][", "mistral"),
@@ -134,7 +147,7 @@ def test_settings_know_every_format_by_name() -> None:
 
 def test_markers_and_triggers_stand_in_what_is_written() -> None:
     for each in FORMATS:
-        output = written(each.syntax, [Call("now", {})])
+        output = written(each.syntax, [Call("add", {"a": 1})])
         assert each.syntax.trigger is None or output.startswith(each.syntax.trigger)
         assert json.loads(output) if each.syntax.trigger is None else all(m in output for m in each.syntax.markers)
 
@@ -162,7 +175,7 @@ class Copied(str):
 @pytest.mark.parametrize("name", BY_NAME)
 def test_a_long_call_is_copied_a_few_times_and_not_once_for_each_character(name: str) -> None:
     tool_format = format_named(name)
-    call = Call("add", {"text": "x" * 20_000})
+    call = Call("get_weather", {"city": "x" * 20_000})
     text = Copied(written(tool_format.syntax, [call]))
     Copied.num_copied = 0
 

@@ -1,15 +1,20 @@
 """How models are told of tools: by their own template, or in plain messages."""
 
+import json
 from typing import Any
+
+import pytest
 
 from services.gateway.models import ServedModel
 from services.gateway.routing.candidates import Requirements
 from services.gateway.text.meter import RenderLimits
 from services.gateway.text.template import ChatTemplate
 from services.gateway.text.tokenizer import ModelTokenizer
+from services.gateway.tools.feed import Feed
 from services.gateway.tools.format import ToolFormat
 from services.gateway.tools.formats import DEFAULT, format_named, format_of
 from services.telemetry.clock import ManualClock
+from tests.gateway.tools.samples import Call, calls_of, merged
 from tests.gateway.twins import CHAT_ML, END_ID, card, raw_tokenizer
 
 ADD = {"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": {"type": "object"}}}
@@ -111,3 +116,40 @@ def test_a_setting_may_name_the_format() -> None:
     template = CHAT_ML + "{{ tools | tojson if tools }}"
     assert "# Tools" in prompt(template, USER, tools=[ADD])
     assert "# Tools" not in prompt(template, USER, tools=[ADD], tool_format=format_named("llama"))
+
+
+QWEN_CODER_CALLS = """
+{%- for call in messages[-1].tool_calls %}{% set call = call.function %}
+    {{- '\n<tool_call>\n<function=' + call.name + '>\n' }}
+    {%- for name, value in call.arguments | items %}
+        {{- '<parameter=' + name + '>\n' }}
+        {%- set is_json = value is mapping or (value is sequence and value is not string) %}
+        {{- value | tojson if is_json else value | string }}
+        {{- '\n</parameter>\n' }}
+    {%- endfor %}
+    {{- '</function>\n</tool_call>' }}
+{%- endfor %}{{ tools }}"""
+GLM_CALLS = """
+{%- for call in messages[-1].tool_calls %}{% set call = call.function %}
+{{ '\n<tool_call>' + call.name }}
+{% for name, value in call.arguments.items() %}<arg_key>{{ name }}</arg_key>
+<arg_value>{{ value if value is string else value | tojson(ensure_ascii=False) }}</arg_value>
+{% endfor %}</tool_call>
+{%- endfor %}{{ tools }}"""
+
+
+@pytest.mark.parametrize(("template", "name"), [(QWEN_CODER_CALLS, "qwen3_coder"), (GLM_CALLS, "glm45")])
+def test_calls_in_the_history_are_what_is_read_from_answers(template: str, name: str) -> None:
+    arguments = {"text": "a\n5", "count": 5, "flag": True, "nothing": None, "tags": ["x"], "at": {"y": 1.5}}
+    schema = {"properties": {"text": {"type": "string"}}}
+    message = called("add", "now")
+    message["tool_calls"][0]["function"]["arguments"] = json.dumps(arguments)
+
+    text = prompt(template, USER, message, tools=[ADD])
+
+    tool_format = format_of(template)
+    assert tool_format is format_named(name)
+    feed = Feed()
+    feed.add(text)
+    next(tool_format.read(feed, {"add": schema, "now": {}}), None)
+    assert calls_of(merged(feed.events())) == [Call("add", arguments), Call("now", {"a": 1})]
