@@ -57,14 +57,14 @@ class ProjectFiles:
         self.objects = objects
         self.blobs = Blobs(state, project)
 
-    async def expired(self, now_ms: int, limit: int) -> list[tuple[str, str]]:
-        """Return kind and id of objects whose time is over, the longest first."""
-        return await self.due("expiring", now_ms, limit)
+    async def expired(self, now_ms: int, limit: int, *, start: int = 0) -> list[tuple[str, str]]:
+        """Return kind and id of objects whose time is over, the longest first, behind the ``start`` longest."""
+        return await self.due("expiring", now_ms, limit, start=start)
 
-    async def due(self, name: str, now_ms: int, limit: int) -> list[tuple[str, str]]:
+    async def due(self, name: str, now_ms: int, limit: int, *, start: int = 0) -> list[tuple[str, str]]:
         """Return kind and id of what stands in a sorted set of the project up to a time."""
         async with self.state.reaching() as client:
             key = project_prefix(self.project) + name
-            members: Any = await client.zrangebyscore(key, "-inf", now_ms, start=0, num=limit)
+            members: Any = await client.zrangebyscore(key, "-inf", now_ms, start=start, num=limit)
         pairs = [member.decode().partition(":") for member in members]
         return [(kind, object_id) for kind, _, object_id in pairs]

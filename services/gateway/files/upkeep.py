@@ -9,6 +9,7 @@ from services.errors import Conflict, ObjectNotFound, StateUnavailable
 from services.gateway.files.storage import FileStorage, ProjectFiles
 from services.gateway.store.expiry import ForgetExpiry, RequireDue
 from services.gateway.store.kinds import Kind
+from services.gateway.store.passed import Passed
 from services.telemetry.clock import Clock
 from services.telemetry.logs import get_logger
 
@@ -32,6 +33,7 @@ class Upkeep:
         self._clock = clock
         self._random = random
         self._outage = Outage("upkeep", _log)
+        self._passed = Passed()
 
     async def follow(self, interval_s: float) -> None:
         """Look about every ``interval_s`` until cancelled."""
@@ -59,14 +61,18 @@ class Upkeep:
             await self._purge(files)
 
     async def _end_page(self, files: ProjectFiles, now_ms: int) -> bool:
-        """End some of what is due; return whether there may be more that can be ended now."""
-        due = await files.expired(now_ms, PAGE)
+        """End some of what is due; return whether there may be more that can be ended now.
+
+        What cannot be ended here is left, and the next page begins behind it.
+        """
+        due = await files.expired(now_ms, PAGE, start=self._passed.of(files.project))
         self._random.shuffle(due)  # gateways that have the same page share it
         num_gone = 0
         for kind_name, object_id in due:
             if kind_name in self._ends:  # others are of gateways of another version
                 kind, end = self._ends[kind_name]
                 num_gone += await self._end(files, RequireDue(kind.ref(object_id), now_ms), end)
+        self._passed.looked(files.project, num_left=len(due) - num_gone, is_at_end=len(due) < PAGE)
         return len(due) == PAGE and num_gone > 0
 
     async def _purge(self, files: ProjectFiles) -> None:

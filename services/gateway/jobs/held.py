@@ -93,6 +93,7 @@ class HeldJob:
     ref: Ref
     body: Body
     private: bytes | None
+    """What its kind keeps with it; None if that cannot be read, and the job can only be ended."""
     fence: int
     last_event: int
     expires_ms: int

@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from services.cluster.background import end_all
-from services.errors import Conflict, InternalError, JobEnded, LeaseLost, ObjectNotFound, StateUnavailable, TandemError
+from services.errors import Conflict, InternalError, JobEnded, LeaseLost, ObjectNotFound, StateUnavailable
 from services.gateway.jobs.events import ENDS, Body, Event, numbered
-from services.gateway.jobs.execution import Ending, Execution, Failed, JobKind, Work
+from services.gateway.jobs.execution import Ending, Execution, Expired, Failed, JobKind, Work
 from services.gateway.jobs.feed import Feed, JobKey
 from services.gateway.jobs.held import HeldJob, LeaseTerms
 from services.gateway.jobs.operations import QUEUE, ClaimThread, WriteJob
@@ -150,8 +150,15 @@ class Jobs:
         )
 
     def work(self, held: HeldJob) -> Work:
-        """Return what is to be done with a job; nothing is done yet."""
-        return self._kinds[held.ref.kind].work(held)
+        """Return what is to be done with a job; nothing is done yet.
+
+        Raises:
+            InternalError: its private state cannot be read: a defect or a newer version wrote it.
+        """
+        try:
+            return self._kinds[held.ref.kind].work(held)
+        except Exception as error:
+            raise InternalError(f"The state of the {held.ref.kind.noun} '{held.ref.id}' cannot be read.") from error
 
     def work_on(self, work: Work) -> None:
         """Begin to work on a job that is held."""
@@ -169,7 +176,8 @@ class Jobs:
     async def work_on_due(self, project: str, job: Ref) -> None:
         """Take a job whose gateway is gone and go on with it; leave it alone if somebody else was faster.
 
-        One that cannot be read is left until its lease ends: another gateway may be able to.
+        One that cannot be read is left until its lease ends, as another gateway may be able to, but not for longer than
+        its time.
 
         Raises:
             StateUnavailable: Redis cannot be reached.
@@ -177,16 +185,17 @@ class Jobs:
         """
         try:
             held = await self.take(project, job)
-            work = self.work(held)
         except (LeaseLost, JobEnded):
             return
         except ObjectNotFound:
             await self._storage.of(project).objects.apply([ForgetLease(QUEUE, job)])
             return
-        except TandemError:
-            raise
-        except Exception as error:  # the jobs behind it must not wait for it
+        try:
+            work = self.work(held)
+        except InternalError as error:
             _log.failure("job.unreadable", error, job=job.id)
+            if held.is_overdue:
+                self._mend((project, job), Expired())
             return
         self._on_taken()
         _log.event("job.taken", job=job.id, fence=held.fence, status=held.body["status"])
@@ -244,20 +253,31 @@ class Jobs:
             self._feed.publish(key, ())  # readers look for another gateway
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.failure("job.defect", error, job=key[1].id)
-            mending = asyncio.create_task(self._fail(key))
-            self._mending.add(mending)
-            mending.add_done_callback(self._mending.discard)
+            self._mend(key, Failed(InternalError(f"The server had an error while working on this {key[1].kind.noun}.")))
 
-    async def _fail(self, key: JobKey) -> None:
-        """End a job whose work has a defect; if that fails too, it expires."""
-        error = InternalError(f"The server had an error while working on this {key[1].kind.noun}.")
+    def _mend(self, key: JobKey, ending: Ending) -> None:
+        """Begin to end a job on which nobody can work."""
+        mending = asyncio.create_task(self._mended(key, ending))
+        self._mending.add(mending)
+        mending.add_done_callback(self._mending.discard)
+
+    async def _mended(self, key: JobKey, ending: Ending) -> None:
+        """End a job on which nobody can work; if that fails too, the next one who takes it tries again."""
         try:
-            await self._end(await self.take(*key, is_forced=True), Failed(error))
+            held = await self.take(*key, is_forced=True)
+            await self._end(held, ending)
+            await self._inherit(held)
         except (Conflict, ObjectNotFound, StateUnavailable) as failure:
-            _log.warning("job.not_failed", job=key[1].id, reason=failure.message)
+            _log.warning("job.not_ended", job=key[1].id, reason=failure.message)
 
     async def _end(self, held: HeldJob, ending: Ending, *, is_patient: bool = True) -> None:
-        work = self.work(held)
+        """End a job as it stands; of one whose private state cannot be read, only what its log and object show."""
+        try:
+            work = self.work(held)
+        except InternalError as error:
+            _log.failure("job.unreadable", error, job=held.ref.id)
+            held.private = None
+            work = self.work(held)
         await work.resume()
         await work.end(ending, is_patient=is_patient)
 

@@ -12,9 +12,12 @@ from services.gateway.redis_state import RedisState
 from services.gateway.store.keys import attached_key, project_prefix, record_key
 from services.gateway.store.kinds import Kind, Ref
 from services.gateway.store.object_store import Objects, ObjectStore
+from services.gateway.store.passed import Passed
 
 MAX_READ = 1000
 """Entries of a log that are read at once."""
+MAX_LOOKED = 256
+"""Jobs of one project that are looked at for those that this gateway knows."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class JobStorage:
     def __init__(self, objects: ObjectStore, kinds: Iterable[Kind]) -> None:
         self._objects = objects
         self._kinds = {kind.name: kind for kind in kinds}
+        self._passed = Passed()
 
     def of(self, project: str) -> "ProjectJobs":
         """Return the jobs of one project."""
@@ -46,19 +50,35 @@ class JobStorage:
         return None if kind is None else kind.ref(job_id)
 
     async def due(self, now_ms: int, limit: int) -> list[tuple[str, Ref]]:
-        """Return projects and jobs that any gateway may take; of each project the longest due, at most ``limit``."""
+        """Return projects and jobs that any gateway may take; of each project the longest due, at most ``limit``.
+
+        Jobs of kinds that only other gateways know are passed over, ``MAX_LOOKED`` at a time.
+        """
         projects = await self._objects.projects()
         async with self._objects.state.reaching() as client:
             pipeline = client.pipeline(transaction=False)
             for project in projects:
-                pipeline.zrangebyscore(_queue_key(project), "-inf", now_ms, start=0, num=limit)
+                start = self._passed.of(project)
+                pipeline.zrangebyscore(_queue_key(project), "-inf", now_ms, start=start, num=MAX_LOOKED)
             found = await pipeline.execute() if projects else []
         return [
             (project, job)
             for project, members in zip(projects, found, strict=True)
-            for member in members
-            if (job := self.ref(member.decode())) is not None
+            for job in self._known(project, [member.decode() for member in members], limit)
         ]
+
+    def _known(self, project: str, keys: Sequence[str], limit: int) -> list[Ref]:
+        """Return the first jobs that this gateway knows; the next look begins behind the others."""
+        jobs, num_looked = list[Ref](), 0
+        for key in keys:
+            if len(jobs) == limit:
+                break
+            num_looked += 1
+            if (job := self.ref(key)) is not None:
+                jobs.append(job)
+        is_at_end = num_looked == len(keys) < MAX_LOOKED
+        self._passed.looked(project, num_left=num_looked - len(jobs), is_at_end=is_at_end)
+        return jobs
 
     async def register(self, project: str) -> None:
         """Let sweepers know of a project; before its first job, so that none is overlooked."""

@@ -69,13 +69,18 @@ class RunWork:
         return THREAD.ref(self.held.body["thread_id"])
 
     async def resume(self) -> None:
-        """Read what the open turn has said, and learn the versions of its open objects."""
-        held = self.held
-        if self._job.plan is None:
+        """Read what the open turn has said, and learn the versions of its open objects.
+
+        Of a run whose private state cannot be read it is not known where the turn begins: its open step is read.
+        """
+        held, is_unknown = self.held, self.held.private is None
+        if self._job.plan is None and not is_unknown:
             return
         position = self._job.first_event - 1
         while entries := await held.jobs.read(held.ref, position):
             for entry in entries:
+                if is_unknown and entry.name == "thread.run.step.created":
+                    self._said = Transcript()
                 self._said.apply(entry.event)
             position = entries[-1].number
         for kind, body in ((STEP, self._said.step), (MESSAGE, self._said.message)):

@@ -15,7 +15,7 @@ from services.gateway.jobs.feed import Feed
 from services.gateway.jobs.held import HeldJob, LeaseTerms, Writing
 from services.gateway.jobs.operations import WriteJob
 from services.gateway.jobs.service import Jobs, JobServices
-from services.gateway.jobs.storage import JobStorage
+from services.gateway.jobs.storage import MAX_LOOKED, JobStorage
 from services.gateway.jobs.sweeper import Sweeper
 from services.gateway.redis_state import RedisState
 from services.gateway.store.changes import Create
@@ -94,6 +94,29 @@ async def test_a_job_that_cannot_be_read_does_not_stop_the_others(
     assert swept.taken.count(UNREADABLE) == 2
     defects = [record for record in caplog.records if record.exc_info]
     assert [record.getMessage() for record in defects] == ["job.unreadable"] * 2
+
+
+async def test_jobs_of_kinds_that_are_not_known_here_hide_none_behind_them(swept: Swept) -> None:
+    jobs, sweeper = swept.sweeper(swept.work)
+    objects, now_ms = swept.storage.of("team").objects, round(1e3 * swept.clock.wall())
+    for place in range(MAX_LOOKED):
+        ref = RESPONSE.ref(f"resp_old_{place}")
+        write = WriteJob(ref, 1, 0, now_ms - 1000, now_ms, [LogEntry(1, "e", b"{}")], retention_s=60)
+        await objects.apply([Create(ref, {}), write])
+
+    await sweeper.sweep()
+    first = list(swept.taken)
+    await sweeper.sweep()
+    await jobs.close()
+
+    assert (first, swept.taken) == ([], [UNREADABLE, READABLE])
+
+
+async def test_a_look_begins_where_the_last_one_found_enough(swept: Swept) -> None:
+    now_ms = round(1e3 * swept.clock.wall())
+    looks = [[job for _, job in await swept.storage.due(now_ms, limit)] for limit in (1, 9, 9)]
+
+    assert looks == [[UNREADABLE], [UNREADABLE, READABLE], [UNREADABLE, READABLE]]
 
 
 async def test_a_job_of_a_kind_that_is_not_known_here_is_left_to_others(swept: Swept) -> None:

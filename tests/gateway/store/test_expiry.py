@@ -67,6 +67,18 @@ async def test_objects_of_kinds_that_are_not_known_here_are_left_to_others(store
     assert len(await files.expired(LATER_S, 10)) == 2
 
 
+async def test_objects_that_cannot_be_ended_here_hide_none_behind_them(store: ObjectStore) -> None:
+    files, file = await expired(store, "team", PAGE + 1), FILE.new_ref()
+    await files.objects.apply([Create(file, BODY), ExpireAt(file, int(ManualClock().wall()))])
+    upkeep = Upkeep(FileStorage(store), {FILE: end_file}, ManualClock(), Random(0))
+    left = []
+    for _ in range(2):
+        await upkeep.sweep()
+        left.append(len(await files.expired(LATER_S, PAGE + 10)))
+
+    assert left == [PAGE + 2, PAGE + 1]
+
+
 @pytest.mark.parametrize(
     ("kind", "end"), [(FILE, end_file), (UPLOAD, end_upload), (VECTOR_STORE, end_store), (RESPONSE, end_response)]
 )
