@@ -22,7 +22,7 @@ from services.gateway.runs.history_places import MAX_HISTORIES, HistoryPlaces
 from services.gateway.runs.service import Runs
 from services.gateway.runs.turn_log import TurnLog
 from services.gateway.runs.turns import Turns
-from services.gateway.runs.work import RunWork
+from services.gateway.runs.work import RunServices, RunWork
 from services.gateway.sealing import Sealer
 from services.gateway.search.attachments import Attachments
 from services.gateway.settings import GatewaySettings
@@ -93,8 +93,10 @@ def build_jobs(
     places = HistoryPlaces(MAX_HISTORIES, settings.queue_timeout_s)
     compacting = HistoryPlaces(MAX_HISTORIES, settings.queue_timeout_s)  # much longer than for a prompt
 
+    run_services = RunServices(turn_log, around.catalog, search, around.attachments, places, contexts.read_by_runs)
+
     def run_work(held: HeldJob) -> RunWork:
-        return RunWork(held, turn_log, around.catalog, search, around.attachments, places)
+        return RunWork(held, run_services)
 
     kinds = [
         JobKind(RUN, run_work),

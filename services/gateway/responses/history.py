@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import orjson
@@ -145,12 +146,7 @@ class ContextReader:
             ObjectNotFound: there is no such conversation.
             ModelNotFound: there is no such model.
         """
-
-        def plain(item: Body) -> Body:
-            if item["type"] != "compaction":
-                return item
-            return summary_item(item["id"], self._sealer.opened(project, item["encrypted_content"]))
-
+        plain = partial(self._plain, project)
         objects, builder = self._objects.of(project), HistoryBuilder()
         reader = TailReader(objects, max(least_characters, await self._max_characters(response["model"])))
         thread, previous = thread_behind(response), response["previous_response_id"]
@@ -164,6 +160,22 @@ class ContextReader:
         for item in items:
             builder.add(plain(item))
         return replace(context, entries=builder.entries(), is_cut=reader.is_cut)
+
+    def read_by_runs(self, project: str, item: Body) -> HistoryEntry | None:
+        """Return what a run reads of an item that its thread does not show; None if the item was not said.
+
+        Raises:
+            InvalidRequest: models of text cannot read it.
+        """
+        is_said = item["type"] == "message" and item["role"] in ("developer", "system")
+        if not is_said and item["type"] != "compaction":
+            return None
+        return HistoryEntry(item["id"], (chat_message(self._plain(project, item)),))
+
+    def _plain(self, project: str, item: Body) -> Body:
+        if item["type"] != "compaction":
+            return item
+        return summary_item(item["id"], self._sealer.opened(project, item["encrypted_content"]))
 
     async def _max_characters(self, model: str) -> int:
         try:

@@ -1,6 +1,6 @@
-"""Reads a thread as a conversation: its messages, and what the present run has done so far."""
+"""Reads a thread as a conversation: its messages, what is beside them, and what the present run has done so far."""
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from services.gateway.runs.lifecycle import Body
 from services.gateway.runs.search_calls import NAME, Found, StepNotes
 from services.gateway.runs.tails import TailReader
 from services.gateway.runs.turns import ChatMessage, HistoryEntry, is_text_of_model
-from services.gateway.store.kinds import MESSAGE, STEP, Ref
+from services.gateway.store.kinds import ITEM, MESSAGE, STEP, Ref
 from services.gateway.store.object_store import Objects
 from services.gateway.store.records import Query, Record
 
@@ -21,18 +21,33 @@ _SAID_IN = "message_id"
 SAID_NOTHING: ChatMessage = {"role": "assistant", "content": ""}
 """A turn that only calls."""
 
+ReadItem = Callable[[Body], HistoryEntry | None]
+"""Returns what a run reads of an item that its thread does not show; None if it reads nothing of it."""
 
-async def read_history(objects: Objects, run: Ref, thread: Ref, *, max_characters: int) -> list[HistoryEntry]:
+
+async def read_history(
+    objects: Objects, run: Ref, thread: Ref, read_item: ReadItem, *, max_characters: int
+) -> list[HistoryEntry]:
     """Return the thread in its order; what lies further back than about ``max_characters`` is left out.
 
     Raises:
-        InvalidRequest: a message has something that models of text cannot read.
+        InvalidRequest: a message or an item has something that models of text cannot read.
         ObjectNotFound: the thread was deleted.
     """
-    query = Query(MESSAGE, thread, limit=_PAGE, with_private=True)
+    query = Query(MESSAGE, thread, limit=_PAGE, with_private=True, also=(ITEM,))
     entries: list[HistoryEntry] = []
-    for record in await TailReader(objects, max_characters).read(query, said_in):
-        if record.body["run_id"] != run.id and record.body["content"]:
+    beside: dict[Ref, HistoryEntry | None] = {}
+
+    def said(record: Record) -> Any:
+        if record.ref.kind is MESSAGE:
+            return said_in(record)
+        entry = beside[record.ref] = read_item(record.body)
+        return () if entry is None else entry.messages
+
+    for record in await TailReader(objects, max_characters).read(query, said):
+        if record.ref.kind is ITEM:
+            entries += filter(None, [beside[record.ref]])
+        elif record.body["run_id"] != run.id and record.body["content"]:
             add_message(entries, record)
     own = await own_work(objects, run, thread)
     return [*entries, *([own.entry] if own.messages else [])]

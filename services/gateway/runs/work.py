@@ -8,12 +8,13 @@ Everything that decides the rest is in Redis before a client sees it, so another
 place reads the plan and the log, and continues with the next token.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 
 from services.errors import InternalError, ObjectNotFound, ObjectRefused
-from services.gateway.jobs.events import Event
+from services.gateway.jobs.events import Body, Event
 from services.gateway.jobs.execution import Cancelled, Ending, Expired
 from services.gateway.jobs.held import HeldJob
 from services.gateway.models import ModelCatalog
@@ -28,7 +29,7 @@ from services.gateway.runs.job import Job
 from services.gateway.runs.search_calls import Found, Search, StepNotes
 from services.gateway.runs.transcript import Transcript, TranscriptWriter
 from services.gateway.runs.turn_log import TurnLog, binding_of, used_by
-from services.gateway.runs.turns import FullCall, TurnEnded, TurnEvent, TurnPlan, TurnRequest
+from services.gateway.runs.turns import FullCall, HistoryEntry, TurnEnded, TurnEvent, TurnPlan, TurnRequest
 from services.gateway.runs.writing import new_message_creations, run_writing
 from services.gateway.search.attachments import Attachments
 from services.gateway.store.changes import Operation
@@ -38,24 +39,25 @@ from services.telemetry.logs import get_logger
 _log = get_logger(__name__)
 
 
+@dataclass(frozen=True)
+class RunServices:
+    """Finished collaborators."""
+
+    turn_log: TurnLog
+    catalog: ModelCatalog
+    search: FileSearch
+    attachments: Attachments
+    places: HistoryPlaces
+    read_item: Callable[[str, Body], HistoryEntry | None]
+    """Returns what runs of a project read of an item beside the messages of a thread."""
+
+
 class RunWork:
     """The work on one run."""
 
-    def __init__(
-        self,
-        held: HeldJob,
-        turn_log: TurnLog,
-        catalog: ModelCatalog,
-        search: FileSearch,
-        attachments: Attachments,
-        places: HistoryPlaces,
-    ) -> None:
+    def __init__(self, held: HeldJob, services: RunServices) -> None:
         self._held = held
-        self._places = places
-        self._attachments = attachments
-        self._catalog = catalog
-        self._search = search
-        self._turn_log = turn_log
+        self._services = services
         self._job = Job.from_bytes(held.private)
         self._said = Transcript()
 
@@ -91,11 +93,11 @@ class RunWork:
         """Make a turn: the run is complete then, met a limit, or waits for the outputs of its calls."""
         plan = self._job.plan
         if plan is None:
-            async with self._places.place():
+            async with self._services.places.place():
                 plan = await self._begin()
         if plan is None:
             return
-        ended = await self._turn_log.write(self.held, plan, self._said.token_ids, self._take)
+        ended = await self._services.turn_log.write(self.held, plan, self._said.token_ids, self._take)
         await self._finish(plan, ended)
 
     async def end(self, ending: Ending, *, is_patient: bool = True) -> None:
@@ -128,15 +130,18 @@ class RunWork:
         if limit is not None and job.used.completion_tokens >= limit:
             await self._end_incomplete("max_completion_tokens")
             return None
-        model = await self._catalog.resolve(held.body["model"])
+        model = await self._services.catalog.resolve(held.body["model"])
         max_characters = model.tokenizer.max_characters
-        history = await read_history(held.jobs.objects, held.ref, self._thread, max_characters=max_characters)
+        read_item = partial(self._services.read_item, held.jobs.project)
+        history = await read_history(
+            held.jobs.objects, held.ref, self._thread, read_item, max_characters=max_characters
+        )
         called: list[str] = []
         if history and history[-1].message_id is None:
             history[-1], called = replace(history[-1], binding=job.called), called_by(history[-1])
         used = job.used
         request = TurnRequest(held.body, history, used.prompt_tokens, used.completion_tokens, called)
-        plan = await self._turn_log.turns.plan(request)
+        plan = await self._services.turn_log.turns.plan(request)
         if plan is None:
             await self._end_incomplete("max_prompt_tokens")
             return None
@@ -157,7 +162,7 @@ class RunWork:
             await held.commit(run_writing(held, (), job, further=[*creations, *attaching]))
 
         try:
-            await self._attachments.bring(held.jobs.project, self._thread, bodies, make)
+            await self._services.attachments.bring(held.jobs.project, self._thread, bodies, make)
         except ObjectNotFound as error:
             raise ObjectRefused(f"The messages cannot be added: {error.message}") from error
         self._job = job
@@ -196,8 +201,8 @@ class RunWork:
         first = next_search(self._job.sources)
         searches = [Search(calls[index].arguments, first + place) for place, index in enumerate(wanted)]
         own = await own_work(held.jobs.objects, held.ref, self._thread)
-        scope = await self._search.scope_of(held.jobs.project, held.body)
-        found = await self._search.find(held.jobs.project, scope, plan.card_digest, searches, own.found)
+        scope = await self._services.search.scope_of(held.jobs.project, held.body)
+        found = await self._services.search.find(held.jobs.project, scope, plan.card_digest, searches, own.found)
         return dict(zip(wanted, found, strict=True))
 
     async def _commit_calls(

@@ -12,6 +12,7 @@ from services.gateway.apis.openai.responses.items import MAX_SEALED_LENGTH
 from services.gateway.responses.compaction import MAX_PARTS, MIN_SUMMARY_TOKENS
 from tests.gateway.apis.stored import refusal, stored_world
 from tests.gateway.responses.client import Caller, said
+from tests.gateway.runs.client import Caller as Assistants
 from tests.gateway.runs.fake_turns import FakeTurns, calls, text
 from tests.gateway.runs.live import live
 from tests.gateway.runs.pair import pair
@@ -203,6 +204,18 @@ async def test_a_conversation_has_a_compaction_among_its_items(w: World) -> None
     for path in ("/v1/conversations", f"/v1/conversations/{conversation}/items"):
         assert (await refused(w, path, items=[changed]))[:2] == (400, "invalid_encrypted_content")
     assert len(await caller.items(conversation)) == len(output) + 2
+
+
+async def test_a_run_reads_what_a_compaction_stands_for(w: World) -> None:
+    caller, assistants = Caller(w), Assistants(w)
+    conversation = await caller.conversation(*(await compact(w, TALK))["output"])
+    thread = conversation.replace("conv_", "thread_")
+    await assistants.post(f"/v1/threads/{thread}/messages", role="user", content="And now?")
+    await assistants.stream(thread, await assistants.assistant())
+
+    assert prompt(w).endswith(
+        f"<|im_start|>system\n{LEAD}{SUMMARY}<|im_end|>\n<|im_start|>user\nAnd now?<|im_end|>\n<|im_start|>assistant\n"
+    )
 
 
 async def test_what_was_changed_is_refused_wherever_it_is_sent(w: World) -> None:

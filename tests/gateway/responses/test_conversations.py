@@ -161,6 +161,54 @@ async def test_a_thread_is_a_conversation_with_the_same_end_of_its_id(w: World) 
     assert response["usage"]["thread_kv"] == "hit"
 
 
+async def test_a_run_reads_words_of_the_developer_where_they_stand(w: World) -> None:
+    assistants, caller = Assistants(w), Caller(w)
+    conversation = await caller.conversation(
+        user("hello"),
+        {"type": "message", "role": "developer", "content": "Be short."},
+        {"type": "message", "role": "system", "content": [{"type": "input_text", "text": "Be kind."}]},
+        {"type": "function_call", "call_id": "call_a", "name": "f", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "call_a", "output": "x"},
+        user("What is the capital of France?"),
+    )
+    thread = conversation.replace("conv_", "thread_")
+    await assistants.stream(thread, await assistants.assistant(instructions="Be quick."))
+
+    assert raw_tokenizer().decode(w.decode.requests[0].prompt_token_ids, skip_special_tokens=False) == (
+        "<|im_start|>system\nBe quick.<|im_end|>\n<|im_start|>user\nhello<|im_end|>\n"
+        "<|im_start|>system\nBe short.<|im_end|>\n<|im_start|>system\nBe kind.<|im_end|>\n"
+        "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert (await assistants.texts(thread))[-1] == ("assistant", "Paris")
+
+
+async def test_a_run_goes_on_from_what_a_response_read(w: World) -> None:
+    spelled = [token_id for character in "Paris" for token_id in tokens(character)]
+    w.decode.default = Script([*spelled, END_ID])
+    assistants, caller = Assistants(w), Caller(w)
+    conversation = await caller.conversation(user("hello"))
+    await caller.create(
+        [{"type": "message", "role": "developer", "content": "Be short."}, user("world")], conversation=conversation
+    )
+    thread = conversation.replace("conv_", "thread_")
+    await assistants.stream(thread, await assistants.assistant())
+
+    before, after = (list(request.prompt_token_ids) for request in w.decode.requests)
+    assert after[: len(before) + len(spelled)] == [*before, *spelled]
+
+
+async def test_words_of_the_developer_that_models_cannot_read_fail_the_run(w: World) -> None:
+    assistants, caller = Assistants(w), Caller(w)
+    picture = {"type": "input_image", "image_url": "https://example.invalid/a.png", "detail": "auto"}
+    conversation = await caller.conversation({"type": "message", "role": "developer", "content": [picture]})
+    thread = conversation.replace("conv_", "thread_")
+    run = await assistants.run(thread, await assistants.assistant())
+    ended = await assistants.settled(thread, run["id"])
+
+    assert (ended["status"], ended["last_error"]["code"]) == ("failed", "invalid_prompt")
+    assert "this model reads text only" in ended["last_error"]["message"]
+
+
 async def test_a_conversation_has_one_response_or_run_at_a_time(w: World) -> None:
     w.decode.first = [Script(tokens("Paris"), hang_after=1)]
     caller, assistants = Caller(w), Assistants(w)

@@ -38,7 +38,7 @@ async def test_many_short_messages_are_not_read_to_their_beginning(objects: Obje
     messages = [message(number, "ok") for number in range(300)]
     await objects.apply([Create(THREAD_REF, {}), Create(RUN_REF, {}, THREAD_REF), *messages])
 
-    entries = await read_history(objects, RUN_REF, THREAD_REF, max_characters=4000)
+    entries = await read_history(objects, RUN_REF, THREAD_REF, lambda item: None, max_characters=4000)
     assert [entry.message_id for entry in entries] == [f"msg_{number}" for number in range(182, 300)]
 
 
