@@ -17,6 +17,7 @@ ToolFormatName = Literal[
     "mistral_v11",
     "deepseek",
     "deepseek_v3",
+    "harmony",
 ]
 
 

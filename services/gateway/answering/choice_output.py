@@ -20,7 +20,8 @@ class ChoiceOutput:
     def __init__(
         self, model: ServedModel, sampling: SamplingParams, stops: Sequence[str], calls: CallRules | None
     ) -> None:
-        shown = model.tool_format.syntax.markers if calls is not None else ()
+        syntax = model.tool_format.syntax
+        shown = (*syntax.markers, *syntax.framing) if calls is not None else ()
         self._text = ChoiceText(model.tokenizer, sampling, stops if calls is None else (), shown=shown)
         self._calls = None if calls is None else CallExtraction(model.tool_format, calls, stops)
 

@@ -77,10 +77,10 @@ class ModelTurns:
         room = model.card.context_length - len(prompt.token_ids)
         max_tokens = min(room, self._services.default_max_tokens if wanted is None else wanted)
         sampling = {**_sampling_json(run, model.card, max_tokens), "grammar": form.grammar(model)}
-        calls = None if form.calls is None else form.calls.as_json
+        calls = form.calls(model)
         # What a run did not want to read is no reason for later ones to leave it out.
         budget = rules.budget if rules.last_messages is None else 0
-        return prompt.plan(model.card_digest, sampling, budget, calls)
+        return prompt.plan(model.card_digest, sampling, budget, None if calls is None else calls.as_json)
 
     async def write(
         self, context: TurnContext, plan: TurnPlan, known_token_ids: Sequence[int]

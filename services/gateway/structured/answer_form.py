@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from services.gateway.models import ServedModel
-from services.gateway.structured.definition import HeldSchema, json_grammar
+from services.gateway.structured.definition import HeldSchema
 from services.gateway.structured.response_format import answer_schema
 from services.gateway.structured.terminals import SpecialTokens
-from services.gateway.structured.tool_grammar import tool_grammar
+from services.gateway.structured.tool_grammar import answer_grammar, tool_grammar
 from services.gateway.tools.format import CallRules, ToolUse
 from services.gateway.tools.use import Definition, tool_use
 
@@ -25,10 +25,11 @@ class AnswerForm:
         """The tools that the prompt tells of."""
         return () if self.tools is None else self.tools.definitions
 
-    @property
-    def calls(self) -> CallRules | None:
-        """What of the output is a call; None if nothing is."""
-        return None if self.tools is None or not self.tools.callable else self.tools.rules
+    def calls(self, model: ServedModel) -> CallRules | None:
+        """Return what of the output is a call; None if all of it is text."""
+        if self.tools is not None and self.tools.callable:
+            return self.tools.rules
+        return CallRules.of_none() if model.tool_format.syntax.framing else None
 
     def without_calls(self, names: Collection[str]) -> "AnswerForm":
         """Return the form of an answer that calls none of ``names``, of which the prompt tells all the same."""
@@ -44,10 +45,11 @@ class AnswerForm:
         Raises:
             InvalidRequest: the model cannot have tools and a schema at once.
         """
+        syntax = model.tool_format.syntax
+        tokens = SpecialTokens(model.tokenizer.special, frozenset(model.card.eos_token_ids))
         if self.tools is not None and self.tools.callable:
-            tokens = SpecialTokens(model.tokenizer.special, frozenset(model.card.eos_token_ids))
-            return tool_grammar(model.tool_format.syntax, self.tools, tokens, self.schema)
-        return None if self.schema is None else json_grammar(self.schema)
+            return tool_grammar(syntax, self.tools, tokens, self.schema)
+        return None if self.schema is None else answer_grammar(syntax, tokens, self.schema)
 
 
 def answer_form(

@@ -5,6 +5,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from services.gateway.tools.format import CallSyntax
+
 ANY = r"/(.|\n)*/"
 """Any text as a terminal."""
 
@@ -18,10 +20,12 @@ class SpecialTokens:
 
 
 class Terminals:
-    """Writes texts as terminals; of ``markers``, those that are special tokens of the model are those tokens."""
+    """Writes texts as terminals; of the markers of a format, special tokens of the model are those tokens."""
 
-    def __init__(self, markers: Sequence[str], tokens: SpecialTokens) -> None:
+    def __init__(self, syntax: CallSyntax, tokens: SpecialTokens) -> None:
+        markers = (*syntax.markers, *syntax.framing)
         self._tokens = tokens
+        self._framing = syntax.framing
         self._ids = {text: token_id for token_id, text in tokens.by_id.items() if text in markers}
 
     def is_token(self, text: str) -> bool:
@@ -38,7 +42,7 @@ class Terminals:
 
     def others(self) -> str:
         """Return the special tokens that free text may hold: all but those that mean something here."""
-        taken = self._tokens.end_ids | set(self._ids.values())
+        taken = self._tokens.end_ids | {each for text, each in self._ids.items() if text not in self._framing}
         others = ",".join(_ranges(sorted(self._tokens.by_id.keys() - taken)))
         return f"<[{others}]>" if others else ""
 

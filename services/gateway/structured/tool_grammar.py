@@ -5,13 +5,13 @@ auto       text | text trigger rest of calls           (once the trigger is ther
 auto, with a schema for the answer    answer | calls
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import orjson
 
 from services.errors import InvalidRequest
 from services.gateway.structured.arguments import ArgumentWriter
-from services.gateway.structured.definition import HeldSchema
+from services.gateway.structured.definition import HeldSchema, json_grammar
 from services.gateway.structured.terminals import ANY, SpecialTokens, Terminals, joined, quoted
 from services.gateway.tools.format import NAME, CallSyntax, ToolUse
 
@@ -26,7 +26,7 @@ def tool_grammar(
     Raises:
         InvalidRequest: the format cannot be combined with a schema for the text.
     """
-    terminals = Terminals(syntax.markers, tokens)
+    terminals = Terminals(syntax, tokens)
     arguments = ArgumentWriter(syntax.parameters, terminals)
     expressions = {tool.name: arguments.expression(tool, f"tool_{index}") for index, tool in enumerate(use.callable)}
     writer = _Writer(syntax, terminals, expressions, min(use.max_calls, syntax.max_calls))
@@ -41,12 +41,23 @@ def tool_grammar(
                 "'response_format', not both.",
                 param="response_format",
             )
-        rules.append("start: @answer | calls")
+        rules.append(f"start: {joined(terminals.text(syntax.answer), '@answer')} | calls")
         named["answer"] = answer
     elif syntax.trigger is not None:
         rules += writer.free_text(syntax.trigger)
     else:
         return None
+    return _encoded(rules, named)
+
+
+def answer_grammar(syntax: CallSyntax, tokens: SpecialTokens, answer: HeldSchema) -> str:
+    """Return the grammar of an answer that calls nothing and has a schema."""
+    if not syntax.answer:
+        return json_grammar(answer)
+    return _encoded([f"start: {Terminals(syntax, tokens).text(syntax.answer)} @answer"], {"answer": answer})
+
+
+def _encoded(rules: Sequence[str], named: Mapping[str, HeldSchema]) -> str:
     lark = {"name": "answer_or_calls", "lark_grammar": "\n".join(("%llguidance {}", *rules))}
     return orjson.dumps(
         {"grammars": [lark, *({"name": name, "json_schema": held.guided} for name, held in named.items())]}
@@ -74,7 +85,7 @@ class _Writer:
     def free_text(self, trigger: str) -> list[str]:
         """Return the rules of text that ends, or becomes calls at the first ``trigger``."""
         syntax = self._syntax
-        opening = syntax.opening.removeprefix(trigger)
+        opening = syntax.opening.partition(trigger)[2]
         if syntax.opening:
             rest = joined(self._text(opening), "call", self._more_calls(), self._text(syntax.closing))
             first: list[str] = []
@@ -96,7 +107,8 @@ class _Writer:
         ]
 
     def _call(self, name: str, *, without: str = "") -> str:
-        prefix = self._syntax.prefix.replace(NAME, name).removeprefix(without)
+        prefix = self._syntax.prefix.replace(NAME, name)
+        prefix = prefix.partition(without)[2] if without else prefix
         return joined(self._text(prefix), self._arguments[name], self._text(self._syntax.suffix))
 
     def _more_calls(self) -> str:

@@ -35,6 +35,11 @@ class CallRules:
     is_required: bool
     max_calls: int
 
+    @classmethod
+    def of_none(cls) -> "CallRules":
+        """Return the rules of an answer that cannot call, and is to be read nevertheless."""
+        return cls({}, is_required=False, max_calls=0)
+
     @property
     def as_json(self) -> dict[str, Any]:
         """The rules as plain values."""
@@ -97,8 +102,12 @@ class CallSyntax:
     closing: str = ""
     markers: tuple[str, ...] = ()
     """Texts in it that are single tokens of the models that use the format; special ones are written as such."""
+    framing: tuple[str, ...] = ()
+    """The same of texts that every answer has around its parts, whether it calls or not."""
+    answer: str = ""
+    """What stands before an answer that does not call."""
     trigger: str | None = None
-    """What calls begin with and other text does not hold; None if there is no such thing."""
+    """What calls begin with, or what of their beginning other text does not hold; None if there is no such thing."""
     max_calls: int = MAX_PARALLEL_CALLS
     id_length: int | None = None
     """Letters and digits of a call's id, where the models' templates insist on a number."""

@@ -3,6 +3,7 @@
 from services.gateway.tools.deepseek import DEEPSEEK, DEEPSEEK_V3
 from services.gateway.tools.format import ToolFormat
 from services.gateway.tools.glm import GLM_45, GLM_47
+from services.gateway.tools.harmony import Harmony
 from services.gateway.tools.hermes import Hermes
 from services.gateway.tools.llama import Llama
 from services.gateway.tools.mistral import Mistral
@@ -20,6 +21,7 @@ FORMATS: tuple[ToolFormat, ...] = (
     DEEPSEEK,
     DEEPSEEK_V3,
     Llama(),
+    Harmony(),
 )
 
 

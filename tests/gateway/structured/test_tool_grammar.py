@@ -31,7 +31,7 @@ WEATHER = Tool(
 NOW = Tool("now", {"type": "object", "properties": {}})
 PARIS = Call("get_weather", {"city": "Paris", "unit": "celsius"})
 FORMAT_NAMES = [each.name for each in FORMATS]
-SPECIAL = sorted({marker for each in FORMATS for marker in each.syntax.markers})
+SPECIAL = sorted({marker for each in FORMATS for marker in (*each.syntax.markers, *each.syntax.framing)})
 
 
 def use(*, is_required: bool, max_calls: int = 16) -> ToolUse:
@@ -128,8 +128,10 @@ def test_an_answer_that_may_call_is_free_until_it_does(judged: Judge, name: str)
     call = written(tool_format.syntax, [PARIS])
     for text in ("", "Paris is <tool", "a\n\nb {[<|im_start|>] c", "<|endoftext|>"):
         assert judged.takes(grammar, text)
-    for text in (call, f"Let me see.\n{call}", written(tool_format.syntax, [PARIS, Call("now", {})])):
+    for text in (call, f"Let me see.\n{call}"):
         assert judged.takes(grammar, text)
+    many = written(tool_format.syntax, [PARIS, Call("now", {})])
+    assert judged.takes(grammar, many) == (tool_format.syntax.max_calls > 1)
     for text in (
         written(tool_format.syntax, [Call("rm", {})]),
         f"{tool_format.syntax.trigger} is a marker",
@@ -156,7 +158,7 @@ def test_an_answer_with_a_schema_is_that_or_calls(judged: Judge) -> None:
             continue
         grammar = judged.definition(each, use(is_required=False), answer)
         assert grammar is not None
-        assert judged.takes(grammar, '{"a": 1}')
+        assert judged.takes(grammar, each.syntax.answer + '{"a": 1}')
         assert judged.takes(grammar, written(each.syntax, [PARIS]))
         assert not judged.takes(grammar, "Paris")
 

@@ -73,7 +73,7 @@ class ChatCompletions:
             stops=tuple(body.stop or ()),
             priority=body.priority or 0,
             grammar_param="response_format" if form.tools is None else "tools",
-            calls=form.calls,
+            calls=form.calls(model),
         )
 
 
