@@ -108,7 +108,10 @@ class _Parameters:
         others = whole.get("additionalProperties", True)
         if others is not False:
             parts.append(f"({self._other(properties, others)}){{0,{MAX_OTHER_PARAMETERS}}}")
-        return joined(*parts)
+        if not parts:
+            return ""
+        self._writer.rules.append(f"{self._name}: {joined(*parts)}")
+        return self._name
 
     def _parameter(self, name: str, schema: Any) -> str:
         """Return a parameter.
