@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from bench.front import measure as front
 from bench.row import Figures, Goal, Row
-from bench.rows import cache_events, hashing, int4, routing, scheduler_step, speculation, transfer
+from bench.rows import cache_events, hashing, int4, routing, scheduler_step, speculation, start, transfer
 
 TANDEM, TANDEM_PD, TANDEM_LOCAL = "tandem", "tandem-pd", "tandem-local"
 """Our systems: as it comes, which is the one that is judged; with every prompt prefilled by a peer; with none."""
@@ -54,6 +54,11 @@ def _transfer() -> Figures:
     return {"transfer_share": figures.share, "transfer_ms": figures.blocks_ms}
 
 
+def _speculation() -> Figures:
+    figures = speculation.measure()
+    return {"speculation": figures.speedup, "speculation_same": figures.same_tokens}
+
+
 def _front() -> Figures:
     full, paced = front.measure(), front.measure(max_tokens=60, interval_s=PACED_INTERVAL_S)
     return {
@@ -81,6 +86,10 @@ PARTS = (
         lambda: {"hashing": hashing.measure()},
     ),
     Part(
+        (Row("turn_hashed", "a turn of 100 tokens after 2,000, hashed at the gateway", "tokens", (Goal(116, True),)),),
+        lambda: {"turn_hashed": hashing.count_of_turn()},
+    ),
+    Part(
         (Row("cache_events", "block events applied, one core", "events/s", (Goal(20_000),)),),
         lambda: {"cache_events": cache_events.measure()},
     ),
@@ -96,8 +105,11 @@ PARTS = (
         lambda: {"digests_ms": transfer.measure_digests()},
     ),
     Part(
-        (Row("speculation", "prompt lookup on a summary, decode rate over the same without", "x", (Goal(1.5),)),),
-        lambda: {"speculation": speculation.measure()},
+        (
+            Row("speculation", "prompt lookup on a summary, decode rate over the same without", "x", (Goal(1.5),)),
+            Row("speculation_same", "the same, tokens that are as without", "%", (Goal(100),)),
+        ),
+        _speculation,
     ),
     Part(INT4_ROWS, lambda: int4.measure(int4.work()).by_row()),
     Part(
@@ -107,6 +119,10 @@ PARTS = (
             Row("front_latency", "front, added latency p50 at 20 steps/s", "ms", (Goal(2, True),)),
         ),
         _front,
+    ),
+    Part(
+        (Row("start", "`tandem up`, second start, to the first token", "s", (Goal(10, True),)),),
+        lambda: {"start": start.measure()},
     ),
 )
 
@@ -120,6 +136,7 @@ LOADS = (
         "prompt_tok_s",
     ),
     Load(Row("prefill_ttft", "prompts of ~2,000 tokens, TTFT p50", "ms"), "prefill", "ttft_p50_ms"),
+    Load(Row("kv_wait", "prompts of ~2,000 tokens, wait for KV p50", "ms"), "prefill", "kv_wait_p50_ms"),
     Load(Row("mixed_itl_p50", "mixed: ITL p50", "ms"), "mixed", "itl_p50_ms"),
     Load(Row("mixed_itl_p99", "mixed: ITL p99", "ms", (Goal(0.2, True, CHUNKED),)), "mixed", "itl_p99_ms"),
     Load(Row("mixed_steady", "mixed: steady streams", "tok/s", (Goal(1.3, peer=WHOLE),)), "mixed", "steady_tok_s"),
@@ -151,6 +168,11 @@ DIFFERENCES = (
         Row("digest_share", "payload digests, of TTFT at ~2,000 tokens", "%", (Goal(1, True),)),
         ((TANDEM, "digests_ms"), (TANDEM, "prefill_ttft")),
         lambda digests_ms, ttft_ms: 100 * digests_ms / ttft_ms,
+    ),
+    Difference(
+        Row("kv_wait_share", "KV transfer that is waited for, of TTFT at ~2,000 tokens", "%", (Goal(1, True),)),
+        ((TANDEM, "kv_wait"), (TANDEM, "prefill_ttft")),
+        lambda wait_ms, ttft_ms: 100 * wait_ms / ttft_ms,
     ),
 )
 

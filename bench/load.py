@@ -57,6 +57,12 @@ class Answer:
         return self.stamps[0] if self.stamps else self.total
 
     @property
+    def kv_wait_ms(self) -> float | None:
+        """How long nothing but KV was waited for, by the answer's proof of path; None unless a peer computed it."""
+        timings: dict[str, float] = self.usage.get("tandem", {}).get("timings_ms", {})
+        return timings.get("transfer")
+
+    @property
     def gaps(self) -> list[float]:
         return [later - earlier for earlier, later in pairwise(self.stamps)]
 
@@ -150,10 +156,12 @@ async def prefill(client: Client) -> Figures:
     answers = [await client.chat(user(client.prompt(LONG_PROMPT_WORDS, 1000 + i)), 1) for i in range(6)][1:]
     seconds = [answer.total for answer in answers]
     tokens = sum(answer.usage["prompt_tokens"] for answer in answers)
+    waits_ms = [answer.kv_wait_ms for answer in answers if answer.kv_wait_ms is not None]
     return {
         "prompt_tok_s": round(tokens / sum(seconds), 1),
         "ttft_p50_ms": ms(statistics.median(seconds)),
         "prompt_tokens": tokens // len(answers),
+        **({"kv_wait_p50_ms": statistics.median(waits_ms)} if waits_ms else {}),
     }
 
 

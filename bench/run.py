@@ -85,7 +85,8 @@ def measure_system(results: Results, system: System, loads: Sequence[Load], turn
 async def _measure_loads(results: Results, name: str, endpoint: Endpoint, loads: Sequence[Load], turn: int) -> None:
     workloads = [*dict.fromkeys(each.workload for each in loads)]
     async for workload, figures in run(endpoint.base_url, endpoint.model, workloads, turn):
-        results.add(name, {each.row.name: figures[each.figure] for each in loads if each.workload == workload})
+        told = [each for each in loads if each.workload == workload and each.figure in figures]
+        results.add(name, {each.row.name: figures[each.figure] for each in told})
 
 
 def _note(results: Results, system: str, error: SystemFailed) -> None:

@@ -32,6 +32,8 @@ class HashChains:
     """
 
     def __init__(self, max_bytes: int) -> None:
+        self.num_hashed_blocks = 0
+        """Blocks whose hash was computed, and not found, since the start."""
         self._max_bytes = max_bytes
         self._num_bytes = 0
         self._chains: OrderedDict[BlockHash, _Chain] = OrderedDict()  # by the last hash, least recently used first
@@ -45,6 +47,7 @@ class HashChains:
             end = min(1 << num_known.bit_length(), num_blocks)
             parent = hashes[-1] if hashes else seed
             hashes += byte_digests(parent, data[num_known * stride : end * stride], stride)
+            self.num_hashed_blocks += end - num_known
             chain = self._chains.get(self._by_hash.get(hashes[-1], b""))
             if chain is not None:
                 num_same = _num_same(chain.data, data, end * stride) // stride

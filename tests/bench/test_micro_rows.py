@@ -15,6 +15,10 @@ def test_every_whole_block_is_hashed() -> None:
     assert len(hashing.hashes(hashing.prompt(100))) == 100 // hashing.BLOCK_SIZE
 
 
+def test_a_turn_hashes_what_is_new_and_at_most_a_block_more() -> None:
+    assert hashing.count_of_turn(1600, 160) == 176
+
+
 def test_a_prompt_is_routed_among_workers_of_both_roles_by_what_they_have_cached() -> None:
     route = routing.Fleet(16, 1600).route()
 
@@ -42,6 +46,11 @@ def test_guesses_do_not_change_a_summary() -> None:
 
     assert len(plain.token_ids) == 24
     assert guessed.token_ids == plain.token_ids
+
+
+def test_tokens_are_the_same_where_both_answers_have_them() -> None:
+    assert speculation.share_of_same([1, 2, 3, 4], [1, 2, 3, 4]) == 1
+    assert speculation.share_of_same([1, 2, 3, 4], [1, 5, 3]) == 0.5
 
 
 def test_a_rate_or_a_time_comes_out() -> None:

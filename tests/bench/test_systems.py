@@ -16,7 +16,10 @@ from bench.systems import Endpoint, System, running
 
 
 class Chat(BaseHTTPRequestHandler):
-    """Streams as many tokens as it is asked for; the model ``broken`` refuses what is not a greeting."""
+    """Streams as many tokens as it is asked for.
+
+    The model ``broken`` refuses what is not a greeting, ``proving`` says how long it waited for KV.
+    """
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -24,7 +27,9 @@ class Chat(BaseHTTPRequestHandler):
         self.send_response(500 if body["model"] == "broken" and not is_greeting else 200)
         self.end_headers()
         chunks = [{"choices": [{"delta": {"content": "word "}}]}] * body["max_tokens"]
-        usage = {"completion_tokens": body["max_tokens"], "prompt_tokens": 7}
+        usage: dict[str, object] = {"completion_tokens": body["max_tokens"], "prompt_tokens": 7}
+        if body["model"] == "proving":
+            usage["tandem"] = {"timings_ms": {"transfer": 1.5}}
         for chunk in (*chunks, {"choices": [], "usage": usage}):
             self.wfile.write(f"data: {json.dumps(chunk)}\n\n".encode())
         self.wfile.write(b"data: [DONE]\n\n")
@@ -78,6 +83,16 @@ def test_systems_run_one_after_the_other_and_only_for_rows_that_are_needed(base_
         TANDEM: {"one": 2, "short_ttft": 2},
         "peer": {"one": 2, "short_ttft": 2},
     }
+
+
+def test_figures_that_only_our_answers_tell_are_left_out_of_others(base_url: str, tmp_path: Path) -> None:
+    made = Results()
+
+    measure_systems(made, [system("peer", Endpoint(base_url, "good"), [])], with_needs(["kv_wait"]), [0], tmp_path)
+    assert made.to_json() == {"peer": {}}
+
+    measure_systems(made, [system(TANDEM, Endpoint(base_url, "proving"), [])], with_needs(["kv_wait"]), [0], tmp_path)
+    assert made.to_json()[TANDEM] == {"kv_wait": [1.5]}
 
 
 def test_a_system_that_does_not_start_or_refuses_work_leaves_the_others_their_turn(

@@ -80,6 +80,16 @@ def test_what_disaggregation_costs_follows_from_both_systems() -> None:
     assert made.median(TANDEM, "pd_cost_long") == pytest.approx(2.0)
 
 
+def test_the_visible_share_of_the_transfer_is_the_wait_over_the_time_to_the_first_token() -> None:
+    made = results()
+    made.add(TANDEM, {"kv_wait": 8.5, "prefill_ttft": 3400.0})
+
+    add_differences(made)
+
+    assert made.median(TANDEM, "kv_wait_share") == pytest.approx(0.25)
+    assert lines(table(made, ["kv_wait_share"]))[2][1:5] == ["%", "<= 1", "yes", "0.25"]
+
+
 def test_a_difference_needs_the_rows_that_it_is_computed_from() -> None:
     assert with_needs(["pd_cost_short"]) == {
         (TANDEM, "pd_cost_short"),
