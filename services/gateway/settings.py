@@ -130,8 +130,9 @@ class GatewaySettings(TlsSettings):
     it said so."""
     prefill_candidates: int = Field(default=3, gt=0)
     """How many prefill workers are suggested to the decode worker."""
-    min_fetch_tokens: int = Field(default=64, ge=1)
-    """How much more of a prompt's KV another worker must have for the decode worker to fetch it there."""
+    min_fetch_tokens: int = Field(default=16, ge=1)
+    """How much more of a prompt's KV another worker must have for the decode worker to fetch it there. A fetch takes
+    some milliseconds: give what a worker computes in that time, one block on a CPU."""
     require_prefill: bool = False
     """Answer 503 instead of prefilling on the decode worker when no prefill worker can."""
 

@@ -13,8 +13,6 @@ from tests.e2e.up import MODEL, Up, running_up
 
 BLOCK = 16
 """Tokens that are cached together."""
-SETTINGS = {"TANDEM_MIN_FETCH_TOKENS": "1"}
-"""By default a worker that lacks only a few blocks of what another one has computes them: that takes less time."""
 
 
 def expected_kinds(choice: Any) -> list[str]:
@@ -49,7 +47,7 @@ class Moving:
 @pytest.mark.timeout(500)
 def test_the_tutor_of_the_examples(tmp_path: Path) -> None:
     """The second half of the lesson lands on other workers than the first."""
-    with running_up(tmp_path, SETTINGS, num_embed=1, num_pairs=2) as up:
+    with running_up(tmp_path, {}, num_embed=1, num_pairs=2) as up:
         moving = Moving(up, before_turn=6)
         turns, reports = tutor.teach(up.caller, MODEL, moving.say)
         [taker] = [worker for worker in up.workers("decode") if worker["member_id"] not in moving.left]

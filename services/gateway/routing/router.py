@@ -87,7 +87,7 @@ class Router:
         *,
         prefixes: PrefixIndex | None = None,
         num_prefill_candidates: int = 3,
-        min_fetch_tokens: int = 64,
+        min_fetch_tokens: int = 16,
         require_prefill: bool = False,
     ) -> None:
         self._members = members
