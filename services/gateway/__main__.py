@@ -19,7 +19,7 @@ from services.cluster.registry import Role
 from services.cluster.secret import load_or_create_secret
 from services.cluster.view import MemberView, tell_addresses
 from services.config import load
-from services.errors import ConfigurationError
+from services.errors import ConfigurationError, DeadlineExceeded
 from services.gateway.admin import Readiness, admin_routes
 from services.gateway.admission.capacity import MemberCapacity
 from services.gateway.admission.front import FairAdmission
@@ -57,6 +57,7 @@ from services.gateway.sealing import Sealer
 from services.gateway.settings import GatewaySettings
 from services.gateway.store.object_store import ObjectStore
 from services.gateway.store.quota import Quota
+from services.gateway.store.schema import Schema
 from services.gateway.text.threads import TextThreads
 from services.gateway.web.app import AppParts, create_app
 from services.gateway.web.auth import Authenticator, KnownKeys
@@ -313,7 +314,8 @@ async def run(settings: GatewaySettings) -> None:
     """Serve until told to leave.
 
     Raises:
-        ConfigurationError: an address cannot be used, or the secret cannot be read.
+        ConfigurationError: an address cannot be used, the secret cannot be read, or Redis has another layout of keys.
+        DeadlineExceeded: another gateway brings the keys up to date, for too long.
     """
     clock = SystemClock()
     secret = load_or_create_secret(settings.secret_file)
@@ -321,10 +323,12 @@ async def run(settings: GatewaySettings) -> None:
     count_defects(prometheus)
     metrics = GatewayMetrics(prometheus)
     async with AsyncExitStack() as stack:
-        registry = _registry(settings, secret, clock, metrics)
+        url, timeout_s = settings.redis_url, settings.redis_timeout_s
+        registry = RedisRegistry(url, secret, clock, timeout_s=timeout_s, on_ignored=metrics.members_ignored.inc)
         stack.push_async_callback(registry.close)
-        state = RedisState(settings.redis_url, settings.redis_timeout_s)
+        state = RedisState(url, timeout_s)
         stack.push_async_callback(state.close)
+        await stack.enter_async_context(Schema(state, clock).prepared())
         channels = Channels(secret, tls_of(settings))
         stack.push_async_callback(channels.close)
         view = await stack.enter_async_context(MemberView(registry, clock, settings.members_interval_s))
@@ -358,11 +362,6 @@ async def run(settings: GatewaySettings) -> None:
         await HttpServer(gateway.app, settings, gateway.drain).run()
 
 
-def _registry(settings: GatewaySettings, secret: bytes, clock: Clock, metrics: GatewayMetrics) -> RedisRegistry:
-    ignored = metrics.members_ignored.inc
-    return RedisRegistry(settings.redis_url, secret, clock, timeout_s=settings.redis_timeout_s, on_ignored=ignored)
-
-
 def _start(followers: Sequence[Follower], stack: AsyncExitStack, clock: Clock) -> None:
     """Run something beside the server until ``stack`` is left."""
     for name, follow in followers:
@@ -390,9 +389,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         configure_logging(level=settings.log_level, as_json=settings.log_json, process="gateway")
         with asyncio.Runner(loop_factory=uvicorn.Config("", log_config=None).get_loop_factory()) as runner:
             runner.run(run(settings))
-    except ConfigurationError as error:
+    except (ConfigurationError, DeadlineExceeded) as error:
         sys.stderr.write(f"{error.message}\n")
-        return 2
+        return 2 if isinstance(error, ConfigurationError) else 1
     return 0
 
 

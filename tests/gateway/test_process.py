@@ -12,7 +12,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+from redis.asyncio import Redis
 
+from services.cluster.embedded_redis import EmbeddedRedis
 from services.cluster.redis_registry import RedisRegistry
 from services.telemetry.clock import SystemClock
 from tests.gateway.decode_server import SECRET
@@ -189,6 +191,19 @@ async def test_a_wrong_setting_ends_it_with_a_sentence(tmp_path: Path, options: 
     _, stderr = await asyncio.wait_for(process.communicate(), 60)
 
     assert process.returncode == 2
+    assert b"Traceback" not in stderr
+
+
+async def test_a_redis_of_a_newer_version_ends_it_with_a_sentence(tmp_path: Path) -> None:
+    async with EmbeddedRedis(tmp_path) as redis, Redis.from_url(redis.url) as client:
+        await client.set("tandem:schema", 99)
+        command = [sys.executable, "-m", "services.gateway", "--secret-file", str(tmp_path / "secret")]
+        command += ["--port", "0", "--admin-port", "0", "--redis-url", redis.url]
+        process = await asyncio.create_subprocess_exec(*command, stderr=PIPE)
+        _, stderr = await asyncio.wait_for(process.communicate(), 60)
+
+    assert process.returncode == 2
+    assert b"have version 99 and this Tandem knows" in stderr
     assert b"Traceback" not in stderr
 
 
