@@ -38,6 +38,12 @@ def _word(name: str) -> str:
     return name.lstrip("-").removeprefix(ENVIRONMENT_PREFIX)
 
 
+def split_words(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the words of a command line and its options, which come last; ``-`` alone is a word."""
+    first_option = next((index for index, word in enumerate(argv) if word.startswith("-") and word != "-"), len(argv))
+    return list(argv[:first_option]), list(argv[first_option:])
+
+
 def parse_options(settings_class: type[BaseModel], argv: Sequence[str], *, prog: str) -> dict[str, Any]:
     """Return the options that were given, by field; ``config`` holds the path of ``--config``.
 

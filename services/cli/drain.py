@@ -11,7 +11,7 @@ from services.cli.state import find_redis_url, secret_path
 from services.cluster.redis_registry import RedisRegistry
 from services.cluster.registry import DrainRequests, Member, Registry
 from services.cluster.secret import load_secret
-from services.command_line import nearest
+from services.command_line import nearest, split_words
 from services.config import load
 from services.errors import ConfigurationError, PeerGone, PeerStalled, TandemError
 from services.rpc import tandem_pb2 as pb
@@ -60,8 +60,7 @@ class Cluster(Registry, DrainRequests, Protocol):
 
 def main(argv: Sequence[str]) -> int:
     """Drain workers; the status is 0 if none of them had anything left."""
-    first_option = next((index for index, word in enumerate(argv) if word.startswith("-")), len(argv))
-    names, options = argv[:first_option], argv[first_option:]
+    names, options = split_words(argv)
     settings = load(DrainSettings, options, prog="tandem drain").settings
     if (bool(names) + bool(settings.role) + bool(settings.address)) != 1 and "-h" not in options:
         raise ConfigurationError(f"expected {USAGE}")

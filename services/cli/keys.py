@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from services.cli.settings import KeysSettings
 from services.cli.state import find_redis_url
 from services.cli.table import table
+from services.command_line import split_words
 from services.config import load
 from services.errors import ConfigurationError
 from services.gateway.keys import ApiKey, KeyStore, RedisKeyStore
@@ -18,19 +19,13 @@ USAGE = "tandem keys create --project NAME | list | revoke ID"
 
 def main(argv: Sequence[str]) -> int:
     """Run one action on the keys; what it answers goes to standard output."""
-    action, arguments, options = split_words(argv)
+    words, options = split_words(argv)
+    action, *arguments = words or [""]
     settings = load(KeysSettings, options, prog=f"tandem keys {action}".strip()).settings
     run = _action(action, arguments, settings)
     redis_url = find_redis_url(settings.data_dir, settings.redis_url)
     print(asyncio.run(_with_store(redis_url, settings.timeout_s, run)))
     return 0
-
-
-def split_words(argv: Sequence[str]) -> tuple[str, list[str], list[str]]:
-    """Return the action, its arguments, and the options, which come last."""
-    first_option = next((index for index, word in enumerate(argv) if word.startswith("-")), len(argv))
-    words = list(argv[:first_option])
-    return (words[0] if words else "", words[1:], list(argv[first_option:]))
 
 
 def keys_table(keys: Sequence[ApiKey]) -> str:

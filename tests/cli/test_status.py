@@ -3,9 +3,10 @@
 import grpc
 import pytest
 
-from services.cli.keys import keys_table, split_words
+from services.cli.keys import keys_table
 from services.cli.status import read_statuses, status_table
 from services.cluster.registry import Member, MemberLoad, Role
+from services.command_line import split_words
 from services.gateway.keys import ApiKey
 from services.kv.card import ModelCard
 from services.rpc import tandem_pb2 as pb
@@ -75,10 +76,11 @@ def test_keys_are_listed_without_the_keys() -> None:
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["create", "--project", "p"], ("create", [], ["--project", "p"])),
-        (["revoke", "key_1", "--timeout-s", "1"], ("revoke", ["key_1"], ["--timeout-s", "1"])),
-        ([], ("", [], [])),
+        (["create", "--project", "p"], (["create"], ["--project", "p"])),
+        (["revoke", "key_1", "--timeout-s", "1"], (["revoke", "key_1"], ["--timeout-s", "1"])),
+        (["-", "--project", "p"], (["-"], ["--project", "p"])),
+        ([], ([], [])),
     ],
 )
-def test_words_come_before_options(argv: list[str], words: tuple[str, list[str], list[str]]) -> None:
+def test_words_come_before_options(argv: list[str], words: tuple[list[str], list[str]]) -> None:
     assert split_words(argv) == words

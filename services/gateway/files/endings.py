@@ -27,14 +27,7 @@ async def end_upload(files: ProjectFiles, due: RequireDue) -> None:
 
 async def part_deletions(objects: Objects, upload: Ref) -> list[Operation]:
     """Return the deletion of all parts of an upload."""
-    found: list[Operation] = []
-    after: str | None = None
-    while True:
-        page = await objects.list(Query(UPLOAD_PART, upload, limit=_PAGE, order="asc", after=after))
-        found += [Delete(part.ref) for part in page.records]
-        if not page.has_more:
-            return found
-        after = page.records[-1].ref.id
+    return [Delete(part.ref) async for part in objects.each(Query(UPLOAD_PART, upload, limit=_PAGE, order="asc"))]
 
 
 async def end_response(files: ProjectFiles, due: RequireDue) -> None:

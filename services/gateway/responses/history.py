@@ -186,14 +186,7 @@ class ContextReader:
 
 async def read_items(objects: Objects, response: Ref) -> list[Body]:
     """Return the input of a response, in its order."""
-    items: list[Body] = []
-    after = None
-    while True:
-        page = await objects.list(Query(INPUT_ITEM, response, limit=_PAGE, order="asc", after=after))
-        items += (record.body for record in page.records)
-        if not page.has_more:
-            return items
-        after = page.records[-1].ref.id
+    return [item.body async for item in objects.each(Query(INPUT_ITEM, response, limit=_PAGE, order="asc"))]
 
 
 async def _read_thread(builder: HistoryBuilder, reader: TailReader, thread: Ref, plain: Plain) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from services.errors import InvalidRequest
 from services.gateway.runs.binding import Binding
-from services.gateway.runs.documents import text_of
+from services.gateway.runs.documents import TEXT_PARTS, text_of
 from services.gateway.runs.lifecycle import Body
 from services.gateway.runs.search_calls import NAME, Found, StepNotes
 from services.gateway.runs.tails import TailReader
@@ -87,7 +87,7 @@ async def own_work(objects: Objects, run: Ref, thread: Ref) -> OwnWork:
     """Return what a run has done so far; a text and the calls behind it are one message, as one turn said them."""
     messages: list[ChatMessage] = []
     found: list[Found] = []
-    for record in await _steps(objects, run):
+    async for record in objects.each(Query(STEP, run, limit=_PAGE, order="asc", with_private=True)):
         step = record.body
         if step["status"] != "completed":
             continue
@@ -113,17 +113,6 @@ def with_calls(said: ChatMessage, calls: Iterable[Body]) -> ChatMessage:
     return {**said, "tool_calls": [*said.get("tool_calls", ()), *asked]}
 
 
-async def _steps(objects: Objects, run: Ref) -> list[Record]:
-    steps: list[Record] = []
-    after = None
-    while True:
-        page = await objects.list(Query(STEP, run, limit=_PAGE, order="asc", after=after, with_private=True))
-        steps += page.records
-        if not page.has_more:
-            return steps
-        after = page.records[-1].ref.id
-
-
 def said_in(message: Record) -> Sequence[Any]:
     """Return the texts that models read of a message of a thread, and of what led to it."""
     binding = Binding.from_bytes(message.private) if message.private is not None else None
@@ -137,7 +126,7 @@ def add_message(entries: list[HistoryEntry], record: Record) -> None:
         InvalidRequest: it has something that models of text cannot read.
     """
     for part in record.body["content"]:
-        if part["type"] != "text":
+        if part["type"] not in TEXT_PARTS:
             raise InvalidRequest(
                 f"The message '{record.ref.id}' has content of type '{part['type']}', and this model reads text only."
             )

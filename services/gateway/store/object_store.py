@@ -1,8 +1,8 @@
 """API objects in Redis: read, listed and changed, each change whole or not at all."""
 
 import secrets
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
@@ -125,6 +125,21 @@ class Objects:
         kinds = {kind.name: kind for kind in query.kinds}
         records = (_record(kinds[kind.decode()].ref(name.decode()), values) for kind, name, *values in reply[2:])
         return Page(tuple(records), has_more=bool(detail))
+
+    async def each(self, query: Query) -> AsyncGenerator[Record, None]:
+        """Yield all objects of a list from the page of ``query`` on, page by page.
+
+        Raises:
+            ObjectNotFound: the parent does not exist, or does not any more.
+            InvalidRequest: a cursor names no object of the list.
+        """
+        page = await self.list(query)
+        while True:
+            for record in page.records:
+                yield record
+            if not page.has_more:
+                return
+            page = await self.list(replace(query, after=page.records[-1].ref.id))
 
     async def last_child(self, ref: Ref) -> int:
         """Return the highest number that an object gave to one beneath it; 0 if it had none.
