@@ -36,6 +36,8 @@ SETTINGS_CLASSES: Mapping[str, str] = {
     "embed": "services.embed.settings:EmbedSettings",
     "chat": "services.cli.settings:ChatSettings",
     "keys": "services.cli.settings:KeysSettings",
+    "export": "services.cli.settings:ExportSettings",
+    "import": "services.cli.settings:ImportSettings",
     "status": "services.cli.settings:StatusSettings",
     "drain": "services.cli.settings:DrainSettings",
 }

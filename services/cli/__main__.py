@@ -18,6 +18,8 @@ COMMANDS = {
     "chat": ("services.cli.chat", "chat with a model over the API"),
     "config": ("services.cli.show_config", "show every setting of a process and where it came from"),
     "keys": ("services.cli.keys", "create, list and revoke API keys"),
+    "export": ("services.cli.export", "write the objects of a project as JSON lines"),
+    "import": ("services.cli.restore", "read such lines, or objects of OpenAI's API, into a project"),
     "status": ("services.cli.status", "show workers, load and block ledgers"),
     "drain": ("services.cli.drain", "let workers leave, without an error for anybody"),
 }

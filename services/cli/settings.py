@@ -1,4 +1,4 @@
-"""Settings of the commands that are not services: up, chat, keys, status and drain."""
+"""Settings of the commands that are not services: up, chat, keys, export, import, status and drain."""
 
 from pathlib import Path
 from typing import Literal
@@ -92,6 +92,47 @@ class KeysSettings(ClusterSettings):
     """Project that the new key belongs to."""
     timeout_s: float = Field(default=5.0, gt=0)
     """Longest wait for Redis."""
+
+
+class ExportSettings(ClusterSettings):
+    """Write the objects of a project as JSON lines: assistants, files, vector stores, threads, responses.
+
+    docs/moving.md says what is in them.
+    """
+
+    project: str = "default"
+    """Project whose objects are written."""
+    output: Path = Path("-")
+    """File to write; `-` is standard output."""
+    files_folder: Path | None = None
+    """Folder for the bytes of files; the one called like the output and `.files` if not given."""
+    timeout_s: float = Field(default=30.0, gt=0)
+    """Longest wait for one answer of Redis."""
+
+
+class ImportSettings(ClusterSettings):
+    """Read objects into a project: `tandem import FILE`, where `-` is standard input.
+
+    FILE has one JSON object a line: what `tandem export` wrote, or assistants, threads and messages as OpenAI's API
+    returned them.
+    """
+
+    project: str = "default"
+    """Project that gets the objects."""
+    files_folder: Path | None = None
+    """Folder with the bytes of files, each under its id or name; the one called like FILE and `.files` if not given."""
+    on_conflict: Literal["fail", "skip"] = "fail"
+    """What happens if the project has another object of the same id: the line fails, or the object stays as it is."""
+    keep_going: bool = False
+    """Tell each line that cannot be imported and go on with the next one, instead of ending there."""
+    response_retention_s: int = Field(default=7 * 86400, gt=0)
+    """How long a response is kept whose line does not say when it ends."""
+    max_project_objects: int = Field(default=1_000_000, ge=0)
+    """Most objects that the project may keep, as of its gateways; 0 means no limit."""
+    max_project_file_bytes: int = Field(default=4 * 2**30, ge=0)
+    """Most bytes of files that the project may keep, as of its gateways; 0 means no limit."""
+    timeout_s: float = Field(default=30.0, gt=0)
+    """Longest wait for one answer of Redis."""
 
 
 class StatusSettings(ClusterSettings, TlsSettings):

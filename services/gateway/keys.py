@@ -64,10 +64,19 @@ def new_key(project: str, clock: Clock) -> tuple[str, ApiKey]:
     Raises:
         InvalidRequest: not a project name.
     """
-    if not project or len(project) > 64 or not project.isprintable() or project != project.strip():
-        raise InvalidRequest("A project name has 1 to 64 printable characters.", param="project")
+    check_project(project)
     key = KEY_PREFIX + secrets.token_urlsafe(32)
     return key, ApiKey(f"key_{key_digest(key)[:12]}", project, int(clock.wall()), key[-4:])
+
+
+def check_project(project: str) -> None:
+    """Refuse what is no name of a project.
+
+    Raises:
+        InvalidRequest: it is none.
+    """
+    if not project or len(project) > 64 or not project.isprintable() or project != project.strip():
+        raise InvalidRequest("A project name has 1 to 64 printable characters.", param="project")
 
 
 class MemoryKeyStore:

@@ -8,8 +8,12 @@ import orjson
 from services.gateway.files.blobs import Blobs
 from services.gateway.redis_state import RedisState
 from services.gateway.store.keys import project_prefix
+from services.gateway.store.kinds import Ref
 from services.gateway.store.object_store import Objects, ObjectStore
 from services.gateway.store.private import known_fields
+
+EXPIRING = "expiring"
+"""The objects of a project that end at a time of their own."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,13 @@ class ProjectFiles:
 
     async def expired(self, now_ms: int, limit: int, *, start: int = 0) -> list[tuple[str, str]]:
         """Return kind and id of objects whose time is over, the longest first, behind the ``start`` longest."""
-        return await self.due("expiring", now_ms, limit, start=start)
+        return await self.due(EXPIRING, now_ms, limit, start=start)
+
+    async def ends_at(self, ref: Ref) -> int | None:
+        """Return when an object's time is over, in seconds since the Unix epoch; None if it stays."""
+        async with self.state.reaching() as client:
+            at_ms = await client.zscore(project_prefix(self.project) + EXPIRING, ref.key)
+        return None if at_ms is None else int(at_ms) // 1000
 
     async def due(self, name: str, now_ms: int, limit: int, *, start: int = 0) -> list[tuple[str, str]]:
         """Return kind and id of what stands in a sorted set of the project up to a time."""

@@ -7,6 +7,7 @@ from services.errors import InvalidRequest, ObjectNotFound, StateUnavailable
 from services.gateway.jobs.events import PAUSES, LogEntry
 from services.gateway.jobs.feed import Feed, JobKey, Subscription
 from services.gateway.jobs.storage import MAX_READ, JobStorage, ProjectJobs
+from services.gateway.store.kinds import Ref
 
 _PAUSE_S = 0.5
 _MAX_ATTEMPTS = 60
@@ -78,8 +79,8 @@ class EventReader:
     async def _check_position(self, jobs: ProjectJobs, key: JobKey, after: int, first_number: int) -> None:
         record = await jobs.objects.get(key[1])
         state = await jobs.state(key[1])
-        if state is None:
-            raise ObjectNotFound(key[1].absent_text)
+        if state is None:  # it came from elsewhere, without its log
+            raise _not_kept(key[1])
         if after > state.last_event:
             last = state.last_event - 1 + first_number
             raise InvalidRequest(
@@ -87,4 +88,8 @@ class EventReader:
                 param="starting_after",
             )
         if after < state.last_event and record.body["status"] in PAUSES and not await jobs.read(key[1], after):
-            raise ObjectNotFound(f"The events of the {key[1].kind.noun} '{key[1].id}' are not kept any more.")
+            raise _not_kept(key[1])
+
+
+def _not_kept(job: Ref) -> ObjectNotFound:
+    return ObjectNotFound(f"The events of the {job.kind.noun} '{job.id}' are not kept any more.")

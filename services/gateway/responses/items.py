@@ -155,7 +155,10 @@ def _part_of(part: Body, role: str) -> Body:
         text = part["text"]["value"]
         if role != "assistant":
             return {"type": "input_text", "text": text}
-        return output_text(text, [file_citation(each, {}) for each in part["text"]["annotations"]])
+        cited = [each for each in part["text"]["annotations"] if each["type"] == "file_citation"]
+        return output_text(text, [file_citation(each, {}) for each in cited])
+    if part["type"] == "refusal":
+        return {"type": "refusal", "refusal": part["refusal"]}
     image = part[part["type"]]
     return {"type": "input_image", "detail": "auto", **_IMAGE_SOURCES[part["type"]](image)}
 

@@ -60,6 +60,11 @@ class Binding:
             return None
 
     @classmethod
+    def without_ids(cls, lead: Sequence[Mapping[str, Any]], sources: Mapping[str, str]) -> "Binding":
+        """Return what is known of an answer that came from elsewhere: what led to it, but not the ids of any model."""
+        return cls("", None, (), (), 0, "", None, 0, tuple(lead), sources)
+
+    @classmethod
     def of_json(cls, values: Mapping[str, Any]) -> "Binding":
         """Return the binding of its plain values; what only a newer version knows is left out."""
         lists = {name: tuple(values[name]) for name in ("tail_ids", "output_ids", "lead")}

@@ -13,6 +13,9 @@ from services.gateway.store.kinds import Ref
 RUN_LABEL = "run_id"
 """Label of the messages that a run wrote."""
 
+TEXT_PARTS = ("text", "refusal")
+"""Parts of a message's content that models of text can read."""
+
 StepEnd = Literal["completed", "failed", "cancelled", "expired"]
 IncompleteReason = Literal["max_tokens", "run_cancelled", "run_expired", "run_failed"]
 
@@ -111,8 +114,12 @@ def search_part(index: int, *, call_id: str | None = None, found: Body | None = 
 
 
 def text_of(message: Body) -> str:
-    """Return the text of a message, its parts one after the other."""
-    return "".join(part["text"]["value"] for part in message["content"] if part["type"] == "text")
+    """Return the text of a message, its parts one after the other; a refusal is one, too."""
+    return "".join(
+        part["text"]["value"] if part["type"] == "text" else part["refusal"]
+        for part in message["content"]
+        if part["type"] in TEXT_PARTS
+    )
 
 
 def _content(text: str, annotations: Sequence[Body]) -> list[Body]:

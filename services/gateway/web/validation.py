@@ -1,6 +1,6 @@
 """Request bodies: JSON to typed values, mistakes as one sentence about one field."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, TypeVar
 
 import orjson
@@ -72,6 +72,15 @@ def parse_body(kind: type[BodyT], body: bytes) -> BodyT:
         raise InvalidRequest(f"The body of the request is not valid JSON: {error}.") from error
     if not isinstance(values, dict):
         raise InvalidRequest("The body of the request must be a JSON object.")
+    return typed(kind, values)
+
+
+def typed(kind: type[BodyT], values: Mapping[str, Any]) -> BodyT:
+    """Return JSON values as a typed body.
+
+    Raises:
+        InvalidRequest: they are not of this kind; ``param`` is the path of the first wrong field.
+    """
     try:
         return kind.model_validate(values)
     except ValidationError as error:

@@ -71,7 +71,8 @@ class Assistants(ObjectEndpoint):
         call = await self._call(request)
         body, stores = await with_new_stores(self._services, call, await self._body(request, CreateAssistant))
         ref = ASSISTANT.new_ref()
-        shown = assistant_json(ref, call.exchange.created, self._named_fields(body))
+        fields = named_fields(body, is_lenient=self._services.is_lenient)
+        shown = assistant_json(ref, call.exchange.created, fields)
         await call.objects.apply([*stores, Create(ref, shown)])
         self._services.files.ingestions.wake()
         return JsonReply(shown)
@@ -92,7 +93,7 @@ class Assistants(ObjectEndpoint):
         call = await self._call(request)
         ref = self._ref(request, ASSISTANT)
         body, stores = await with_new_stores(self._services, call, await self._body(request, ModifyAssistant))
-        fields = self._named_fields(body)
+        fields = named_fields(body, is_lenient=self._services.is_lenient)
         record = await call.objects.edit(ref, lambda body: {**body, **fields}, also=stores)
         self._services.files.ingestions.wake()
         return JsonReply(record.body)
@@ -104,12 +105,17 @@ class Assistants(ObjectEndpoint):
         await call.objects.delete(ref)
         return JsonReply(deleted(ref, "assistant"))
 
-    def _named_fields(self, body: AssistantFields) -> dict[str, Any]:
-        """Return the fields that the client named, as assistants show them."""
-        given = body.model_dump(exclude_unset=True, by_alias=True)
-        if body.tool_resources is not None:
-            given["tool_resources"] = resources_json(body.tool_resources, is_lenient=self._services.is_lenient)
-        return {name: _DEFAULTS[name] if value is None else value for name, value in given.items()}
+
+def named_fields(body: AssistantFields, *, is_lenient: bool = False) -> dict[str, Any]:
+    """Return the fields that a client named, as assistants show them.
+
+    Raises:
+        InvalidRequest: vector stores are named and asked for at once.
+    """
+    given = body.model_dump(exclude_unset=True, by_alias=True)
+    if body.tool_resources is not None:
+        given["tool_resources"] = resources_json(body.tool_resources, is_lenient=is_lenient)
+    return {name: _DEFAULTS[name] if value is None else value for name, value in given.items()}
 
 
 def assistant_json(ref: Ref, created: int, fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -173,7 +173,10 @@ async def kept_items(objects: Objects, items: Sequence[Item]) -> list[ItemBody]:
     Raises:
         InvalidRequest: a reference names nothing.
     """
-    return [await _referenced(objects, item) if isinstance(item, ItemReference) else _kept(item) for item in items]
+    return [
+        await _referenced(objects, item) if isinstance(item, ItemReference) else kept_item(item, new_item_id(item.type))
+        for item in items
+    ]
 
 
 async def input_items(objects: Objects, given: str | Sequence[Item] | None) -> list[ItemBody]:
@@ -190,8 +193,10 @@ def user_item(text: str) -> ItemBody:
     return message_item(new_item_id("message"), "user", [{"type": "input_text", "text": text}])
 
 
-def _kept(item: MessageItem | CallItem | CallOutputItem | SearchItem | ReasoningItem | CompactionItem) -> ItemBody:
-    item_id = new_item_id(item.type)
+def kept_item(
+    item: MessageItem | CallItem | CallOutputItem | SearchItem | ReasoningItem | CompactionItem, item_id: str
+) -> ItemBody:
+    """Return an item as it is kept."""
     match item:
         case MessageItem():
             return message_item(item_id, item.role, _parts(item.content, item.role), item.status or "completed")
