@@ -94,15 +94,19 @@ def summary(restored: Restored) -> str:
 
 @contextmanager
 def _reading(path: Path) -> Generator[BinaryIO, None, None]:
+    """Hand out what is read from.
+
+    Raises:
+        ConfigurationError: it, or a file that belongs to it, cannot be read.
+    """
     if path == STANDARD:
         yield sys.stdin.buffer
         return
     try:
-        source = path.open("rb")
+        with path.open("rb") as source:
+            yield source
     except OSError as error:
-        raise ConfigurationError(f"the lines cannot be read: {error}") from error
-    with source:
-        yield source
+        raise ConfigurationError(f"what is to be imported cannot be read: {error}") from error
 
 
 def _tell_progress(restored: Restored) -> None:

@@ -94,13 +94,17 @@ class KeysSettings(ClusterSettings):
     """Longest wait for Redis."""
 
 
+DEFAULT_PROJECT = "default"
+"""The project of local callers without an API key."""
+
+
 class ExportSettings(ClusterSettings):
     """Write the objects of a project as JSON lines: assistants, files, vector stores, threads, responses.
 
     docs/moving.md says what is in them.
     """
 
-    project: str = "default"
+    project: str = DEFAULT_PROJECT
     """Project whose objects are written."""
     output: Path = Path("-")
     """File to write; `-` is standard output."""
@@ -117,7 +121,7 @@ class ImportSettings(ClusterSettings):
     returned them.
     """
 
-    project: str = "default"
+    project: str = DEFAULT_PROJECT
     """Project that gets the objects."""
     files_folder: Path | None = None
     """Folder with the bytes of files, each under its id or name; the one called like FILE and `.files` if not given."""

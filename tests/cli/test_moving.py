@@ -6,6 +6,7 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import httpx
 import orjson
 import pytest
 from redis.asyncio import Redis
@@ -14,6 +15,7 @@ from services.cli.__main__ import main
 from services.cli.failures import EXIT_FAILED, EXIT_REFUSED
 from services.cluster.embedded_redis import EmbeddedRedis
 from tests.gateway.moving.test_openai_objects import ANSWERED, ASKED, ASSISTANT, FILE, THREAD
+from tests.gateway.process import gateway
 
 BYTES = b"trains and ships move people."
 
@@ -58,6 +60,8 @@ async def test_a_project_moves_by_files(url: str, tmp_path: Path, capsys: pytest
     again = tmp_path / "two.jsonl"
     assert await tandem("export", "--project", "two", "--output", again, "--redis-url", url) == 0
     assert again.read_bytes().split(b"\n")[1:] == exported.read_bytes().split(b"\n")[1:]
+    async with Redis.from_url(url) as client:
+        assert await client.smembers("tandem:projects") == {b"one", b"two"}  # which gateways look after
     told = capsys.readouterr()
     assert told.out == ""
     assert told.err.splitlines() == [
@@ -140,7 +144,7 @@ async def test_an_export_that_was_cut_is_told(url: str, tmp_path: Path, capsys: 
     [
         (["import"], "tandem import: expected tandem import FILE|- [--project NAME]"),
         (["import", "a", "b"], "tandem import: expected tandem import FILE|- [--project NAME]"),
-        (["import", "/nonexistent"], "tandem import: the lines cannot be read: "),
+        (["import", "/nonexistent"], "tandem import: what is to be imported cannot be read: "),
         (["export", "--output", "/proc/none/x"], "tandem export: the export cannot be written: "),
         (["export", "--project", " x"], "tandem export: A project name has 1 to 64 printable characters."),
     ],
@@ -150,6 +154,17 @@ async def test_mistakes_are_one_line(
 ) -> None:
     assert await tandem(*words, "--redis-url", url) in (EXIT_FAILED, EXIT_REFUSED)
     assert capsys.readouterr().err.startswith(message)
+
+
+async def test_clients_of_a_running_gateway_see_what_was_imported(tmp_path: Path) -> None:
+    path = write(tmp_path / "lines", ASSISTANT, THREAD, ASKED)
+    async with gateway(tmp_path) as running, httpx.AsyncClient(base_url=running.url) as client:
+        assert await tandem("import", path, "--redis-url", running.redis.url) == 0
+        assistant = await client.get("/v1/assistants/asst_abc123")
+        messages = await client.get("/v1/threads/thread_abc123/messages")
+
+    assert assistant.json() == ASSISTANT
+    assert [each["id"] for each in messages.json()["data"]] == ["msg_abc123"]
 
 
 async def test_an_empty_project_is_said_to_be_empty(url: str, capsys: pytest.CaptureFixture[str]) -> None:

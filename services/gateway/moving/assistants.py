@@ -67,7 +67,7 @@ async def restore_message(line: Line, into: Destination) -> bool:
     kept = typed(KeptOfMessage, line.kept)
     private = Binding.without_ids(kept.lead, kept.sources).to_bytes() if kept.lead or kept.sources else None
     create = Create(ref, {**plain, **_given(shown.model_dump(exclude_unset=True))}, thread, labels, private)
-    return await into.make(create, before=[RequireIdleThread(thread)])
+    return await into.make(create, after=[RequireIdleThread(thread)])
 
 
 async def restore_run(line: Line, into: Destination) -> bool:

@@ -29,20 +29,12 @@ class Destination:
     retention_s: int
     """How long a response is kept that does not say it."""
 
-    async def make(
-        self,
-        create: Create,
-        *,
-        before: Sequence[Operation] = (),
-        after: Sequence[Operation] = (),
-        ignored: Collection[str] = (),
-    ) -> bool:
+    async def make(self, create: Create, *, after: Sequence[Operation] = (), ignored: Collection[str] = ()) -> bool:
         """Make an object in one change with further operations; return False if it was there already.
 
         Args:
             create: the object.
-            before: what the same change does first.
-            after: what it does at the end.
+            after: what the same change does behind it.
             ignored: fields in which the one that is there may differ: they change by themselves.
 
         Raises:
@@ -51,7 +43,7 @@ class Destination:
             TandemError: what an operation of the change says that it cannot be done.
         """
         try:
-            await self.files.objects.apply([*before, create, *after])
+            await self.files.objects.apply([create, *after])
         except Conflict as conflict:
             try:
                 record = await self.files.objects.get(create.ref, parent=create.parent)

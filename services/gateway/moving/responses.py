@@ -56,7 +56,7 @@ async def restore_item(line: Line, into: Destination) -> bool:
         raise InvalidRequest("Only a search of files has 'found'.", param="kept.found")
     private = None if found is None else orjson.dumps(found_json(found))
     create = creation(item, thread, record.body["created_at"], private)
-    return await into.make(create, before=[RequireIdleConversation(thread)])
+    return await into.make(create, after=[RequireIdleConversation(thread)])
 
 
 async def restore_response(line: Line, into: Destination) -> bool:

@@ -161,11 +161,13 @@ async def test_nothing_comes_into_a_thread_that_a_run_works_on(lib: Library) -> 
 
     with pytest.raises(InvalidRequest, match=r"Can't add messages to .* while a run .* is active"):
         await imported(lib.w, lines({**ASKED, "thread_id": thread}))
-    order = kinds(await exported(lib.w, None))
+    data = await exported(lib.w, None)
+    again = await imported(lib.w, data)
     decode.release.set()
     await caller.settled(thread, run["id"])
 
-    assert order == ["tandem.export", "assistant", "thread", "thread.message", "tandem.end"]
+    assert kinds(data) == ["tandem.export", "assistant", "thread", "thread.message", "tandem.end"]
+    assert (again.made.total(), again.present.total()) == (0, 3)
 
 
 async def test_files_need_a_folder_to_be_exported_to(lib: Library) -> None:
