@@ -66,7 +66,12 @@ async def restore_message(line: Line, into: Destination) -> bool:
     plain = message_json(ref, thread, shown.created_at, shown.role, [])
     kept = typed(KeptOfMessage, line.kept)
     private = Binding.without_ids(kept.lead, kept.sources).to_bytes() if kept.lead or kept.sources else None
-    create = Create(ref, {**plain, **_given(shown.model_dump(exclude_unset=True))}, thread, labels, private)
+    given = {
+        **shown.model_dump(exclude_unset=True),
+        "content": [part.model_dump(exclude_none=True) for part in shown.content],
+        "attachments": [each.model_dump() for each in shown.attachments or ()],
+    }
+    create = Create(ref, {**plain, **_given(given)}, thread, labels, private)
     return await into.make(create, after=[RequireIdleThread(thread)])
 
 

@@ -234,6 +234,20 @@ async def test_assistants_threads_and_messages_are_what_they_were(w: World) -> N
     assert step == {**STEP, "metadata": {}}
 
 
+async def test_what_older_messages_left_out_has_its_default(w: World) -> None:
+    picture = {"type": "image_file", "image_file": {"file_id": "file-p"}}
+    content = [picture, {"type": "text", "text": {"value": "x"}}]
+    bare = {name: ASKED[name] for name in ("id", "object", "created_at", "thread_id", "role")}
+    await imported(w, lines(THREAD, {**bare, "content": content, "attachments": [{"file_id": "file-a"}]}))
+
+    [shown] = await Reader(w).data("/v1/threads/thread_abc123/messages")
+    assert shown["content"] == [
+        {"type": "image_file", "image_file": {"file_id": "file-p", "detail": "auto"}},
+        {"type": "text", "text": {"value": "x", "annotations": []}},
+    ]
+    assert (shown["attachments"], shown["metadata"]) == ([{"file_id": "file-a", "tools": []}], {})
+
+
 async def test_files_get_their_bytes_from_the_folder_and_are_found_again(lib: Library, tmp_path: Path) -> None:
     (tmp_path / "trains.txt").write_text("trains and ships move people.")
     await imported(lib.w, lines(FILE, STORE, STORED_FILE), tmp_path)
