@@ -76,12 +76,10 @@ class Importer:
         on_failure: Callable[[str], None] | None = None,
         on_line: Callable[[Restored], None] = lambda restored: None,
     ) -> None:
-        """
-        Args:
-            into: where objects go.
-            keeps_others: leave an object alone that has the id of one in the lines, instead of failing.
-            on_failure: told of each line that cannot be imported; without it the first one ends the import.
-            on_line: told after each line.
+        """With ``keeps_others`` an object that has the id of one in the lines stays as it is; otherwise the line fails.
+
+        ``on_failure`` is told of each line that cannot be imported; without it the first one ends the import.
+        ``on_line`` is told after each line.
         """
         self._into = into
         self._keeps_others = keeps_others
@@ -120,6 +118,10 @@ class Importer:
     async def _take(self, line: Line) -> None:
         if line.kind == BEGIN:
             check_begin(line)
+            if self._began_at is not None:
+                raise InvalidRequest(
+                    "An export begins before the one before it has ended, which was cut: export again."
+                )
             self._began_at = self.restored.num_objects
         elif line.kind == END:
             self._check_end(line)

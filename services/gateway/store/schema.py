@@ -9,10 +9,10 @@ raises ``SCHEMA_VERSION`` and adds to ``MIGRATIONS`` what makes keys of the vers
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
 
-from services.cluster.background import Outage
+from services.cluster.background import Outage, end_all
 from services.errors import ConfigurationError, DeadlineExceeded, LeaseLost, StateUnavailable
 from services.gateway.redis_state import RedisState
 from services.telemetry.clock import Clock
@@ -21,7 +21,7 @@ from services.telemetry.logs import get_logger
 SCHEMA_VERSION = 1
 FIRST_VERSION = 1
 
-Migration = Callable[[RedisState], Awaitable[None]]
+Migration = Callable[[RedisState], Coroutine[None, None, None]]
 """Makes keys of one version into keys of the next. Another gateway may begin it again, even beside one that has lost
 its lease without noticing: each of its steps is atomic, and does nothing the second time."""
 
@@ -181,7 +181,7 @@ class Schema:
 
     async def _run(self, found: int, migrate: Migration) -> None:
         _log.event("schema.migrating", version=found, to=found + 1)
-        migrating = asyncio.ensure_future(migrate(self._state))
+        migrating = asyncio.create_task(migrate(self._state))
         renewing = asyncio.create_task(self._renew())
         try:
             await asyncio.wait([migrating, renewing], return_when=asyncio.FIRST_COMPLETED)
@@ -189,9 +189,7 @@ class Schema:
                 await renewing
             await migrating
         finally:
-            migrating.cancel()
-            renewing.cancel()
-            await asyncio.wait([migrating, renewing])
+            await end_all([migrating, renewing])
         if not await self._under_lease(lease_ms=round(1e3 * LEASE_S), version=found + 1):
             raise _lost()
         _log.event("schema.migrated", version=found + 1)

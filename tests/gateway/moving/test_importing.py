@@ -107,6 +107,8 @@ async def test_an_export_that_lacks_lines_is_noticed(w: World) -> None:
     assert cut.is_cut
     with pytest.raises(InvalidRequest, match="The export had 3 objects, and 1 came before its end"):
         await imported(w, lines(BEGIN, THREAD, end(3)))
+    with pytest.raises(InvalidRequest, match="An export begins before the one before it has ended"):
+        await imported(w, lines(BEGIN, THREAD, BEGIN))
 
 
 async def test_an_export_of_a_newer_version_is_refused(w: World) -> None:
