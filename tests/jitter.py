@@ -101,7 +101,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def _shake(jitter: Jitter, patches: pytest.MonkeyPatch) -> None:
-    from redis.asyncio.connection import AbstractConnection
+    from redis.asyncio.connection import DefaultParser
 
     from services.rpc import server
     from services.transfer.loop import TransferThread
@@ -124,7 +124,7 @@ def _shake(jitter: Jitter, patches: pytest.MonkeyPatch) -> None:
         before(owner, name, lambda *arguments: jitter.pause())
     before(asyncio.BaseEventLoop, "_run_once", lambda loop: jitter.pause_loop())
     before(asyncio.BaseEventLoop, "call_soon_threadsafe", lambda loop, *rest: jitter.pause_other_thread(loop))
-    before_async(AbstractConnection, "read_response")
+    before_async(DefaultParser, "read_response")
     before_async(server._Gate, "intercept_service")
     patches.setattr(server, "_writer", _with_late_messages(jitter, server._writer))
     patches.setattr(subprocess.Popen, "__init__", _with_late_begin(jitter, subprocess.Popen.__init__))

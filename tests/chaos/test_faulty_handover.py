@@ -65,7 +65,7 @@ async def leaves_with(step: str, action: Action, side: str, patience_s: float) -
         caller = gateway(running, limits(patience_s), busy=others)
         first.model.gate.close()
         asking = asyncio.create_task(caller.ask(caller.generation(PROMPT, PARAMS)))
-        await until(lambda: first.model.gate.num_waiting)
+        await until(lambda: first.model.gate.num_waiting or asking.done())  # or it went elsewhere: impatient
         slow = [SLOW_NOTICES] if step == "kv.Fetch.sends.pushed" else []
         plan = FaultPlan.model_validate({"faults": [{"step": step, "action": action}, *slow]})
         sides = [caller.steps] if side == GATEWAY else [worker.steps for worker in running.decodes]

@@ -1,5 +1,6 @@
 """The small kubelet itself: what it reports of pods that do not end in time."""
 
+import asyncio
 import signal
 from pathlib import Path
 
@@ -34,8 +35,11 @@ async def test_a_hook_that_outlasts_the_grace_period_leaves_no_time_for_the_proc
 
 async def test_a_process_that_does_not_end_is_killed(tmp_path: Path) -> None:
     ignores = ["sh", "-c", "trap '' TERM; touch ignores; while true; do sleep 0.1; done"]
-    pod = _pod(tmp_path, hook=["sh", "-c", "until [ -e ignores ]; do sleep 0.1; done"], command=ignores, grace_s=4)
+    pod = _pod(tmp_path, hook=["true"], command=ignores, grace_s=4)
     await pod.start()
+    async with asyncio.timeout(30):
+        while not (tmp_path / "ignores").exists():
+            await asyncio.sleep(0.01)
 
     ending = await pod.terminate()
 

@@ -92,7 +92,7 @@ async def replace_a_prefill_worker(running: Cluster, after_s: float) -> None:
 async def test_nobody_gets_a_wrong_token_and_nothing_is_left_behind(seed: int) -> None:
     randomness = random.Random(seed)
     shape = Shape(num_blocks=48, max_step_tokens=16)
-    decode = {"prefill_step_timeout_s": 0.25, "local_prefill_tokens": 8, "reserve_timeout_s": 20.0}
+    decode = {"prefill_step_timeout_s": 2.0, "local_prefill_tokens": 8, "reserve_timeout_s": 20.0}
     async with cluster(prefills=2, shape=shape, decode=decode) as running:
         for index, worker in enumerate([running.decode, *running.prefills]):
             worker.faults.plan = FaultPlan(

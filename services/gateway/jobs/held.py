@@ -2,7 +2,7 @@
 
 import asyncio
 import secrets
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field, replace
 
 from services.errors import Conflict, JobEnded, LeaseLost, ObjectNotFound, StateUnavailable
@@ -148,6 +148,14 @@ class HeldJob:
                 self._note(writing, entries, operations, dones)
                 return
         raise conflict
+
+    async def entries(self, after: int) -> AsyncGenerator[LogEntry, None]:
+        """Read the log after number ``after`` as it was when the job was taken: who took it since may write on."""
+        while after < self.last_event and (entries := await self.jobs.read(self.ref, after)):
+            for entry in entries:
+                if entry.number <= self.last_event:
+                    yield entry
+            after = entries[-1].number
 
     def learn(self, record: Record) -> None:
         """Take the version and the metadata of an open object that was read."""

@@ -124,7 +124,7 @@ class Jobs:
         """Become the gateway that holds a job; whoever held it can write no more.
 
         Raises:
-            LeaseLost: another gateway holds it, and ``is_forced`` is false.
+            LeaseLost: another gateway holds it, and ``is_forced`` is false, or took it while it was read here.
             JobEnded: it has ended.
             ObjectNotFound: there is no such job.
             StateUnavailable: Redis cannot be reached.
@@ -136,6 +136,9 @@ class Jobs:
         state = await jobs.state(job)
         if state is None:
             raise InternalError(f"The {job.kind.noun} '{job.id}' is to be worked on, but has no log.")
+        fence = int(done.details["fence"])
+        if state.fence != fence:  # what was read may be of two states
+            raise LeaseLost(f"Another gateway took the {job.kind.noun} '{job.id}' meanwhile.")
         return HeldJob(
             jobs,
             self._terms,
@@ -143,7 +146,7 @@ class Jobs:
             job,
             record.body,
             record.private,
-            fence=int(done.details["fence"]),
+            fence=fence,
             last_event=state.last_event,
             expires_ms=state.expires_ms,
             versions={job: record.version},
@@ -210,10 +213,10 @@ class Jobs:
             StateUnavailable: Redis cannot be reached.
         """
         while True:
-            held = await self.take(project, job, is_forced=True)
-            await self._stop((project, job))
-            before = held.body
             try:
+                held = await self.take(project, job, is_forced=True)
+                await self._stop((project, job))
+                before = held.body
                 await self._end(held, ending, is_patient=False)
             except LeaseLost:  # taken by another client's request, which is over soon
                 continue

@@ -24,6 +24,8 @@ MAX_LOOKED = 256
 class JobState:
     """What the store knows of a job beside its object."""
 
+    fence: int
+    """Of whoever took it last."""
     last_event: int
     """Where its log ends."""
     expires_ms: int
@@ -97,10 +99,10 @@ class ProjectJobs:
         """Return what the store knows of a job; None if there is no such job."""
         async with self._state.reaching() as client:
             pipeline = client.pipeline(transaction=False)
-            pipeline.hmget(record_key(self.project, job), ["last_event", "expires_ms"])
+            pipeline.hmget(record_key(self.project, job), ["fence", "last_event", "expires_ms"])
             pipeline.zscore(_queue_key(self.project), job.key)
-            (last_event, expires_ms), due = await pipeline.execute()
-        return None if last_event is None else JobState(int(last_event), int(expires_ms), due is not None)
+            (fence, last_event, expires_ms), due = await pipeline.execute()
+        return None if last_event is None else JobState(int(fence), int(last_event), int(expires_ms), due is not None)
 
     async def read(self, job: Ref, after: int, *, wait_s: float = 0.0) -> Sequence[LogEntry]:
         """Return entries after number ``after``, at most ``MAX_READ``; wait for the first if there is none yet."""

@@ -64,14 +64,13 @@ class ResponseWork:
 
     async def resume(self) -> None:
         """Read what the response has said."""
-        position = 0
-        while entries := await self.held.jobs.read(self.held.ref, position):
-            for entry in entries:
-                if entry.number == self._state.job.first_event:
-                    self._said.begin_turn()
-                self._said.apply(entry.event)
-            position = entries[-1].number
-        if self._state.job.first_event > position:
+        position, first_event = 0, self._state.job.first_event
+        async for entry in self.held.entries(0):
+            if entry.number == first_event:
+                self._said.begin_turn()
+            self._said.apply(entry.event)
+            position = entry.number
+        if first_event > position:
             self._said.begin_turn()
 
     async def advance(self) -> None:

@@ -110,20 +110,22 @@ class Runs:
         """
         _check_outputs((await self._objects.of(project).get(run)).body, outputs)
         try:
-            held = await self._jobs.take(project, run, is_forced=True)
+            return await self._go_on(project, run, outputs)
         except JobEnded as error:
             record = await self._objects.of(project).get(run)
-            raise _takes_no_outputs(record.body) from error
+            raise _takes_no_outputs(record.body["status"]) from error
+        except LeaseLost as error:  # somebody else submits, too, and was faster
+            raise _takes_no_outputs("queued") from error
+
+    async def _go_on(self, project: str, run: Ref, outputs: Sequence[tuple[str, str]]) -> tuple[Body, int]:
+        held = await self._jobs.take(project, run, is_forced=True)
         work = self._work(held)
         if held.body["status"] != "requires_action":  # somebody else submitted first, and we have the run now
             self._jobs.work_on(work)
-            raise _takes_no_outputs(held.body)
+            raise _takes_no_outputs(held.body["status"])
         position = held.last_event
         await work.resume()
-        try:
-            await work.go_on(outputs)
-        except LeaseLost as error:
-            raise _takes_no_outputs(lifecycle.requeued(held.body)) from error
+        await work.go_on(outputs)
         body = held.body
         self._jobs.work_on(self._work(held))
         return body, position
@@ -131,15 +133,15 @@ class Runs:
 
 def _check_outputs(run: Body, outputs: Sequence[tuple[str, str]]) -> None:
     if run["status"] != "requires_action":
-        raise _takes_no_outputs(run)
+        raise _takes_no_outputs(run["status"])
     calls = run["required_action"]["submit_tool_outputs"]["tool_calls"]
     expected, given = [call["id"] for call in calls], [call_id for call_id, _ in outputs]
     if sorted(expected) != sorted(given):
         raise ObjectRefused(f"Expected tool outputs for call_ids {_quoted(expected)}, got {_quoted(given)}")
 
 
-def _takes_no_outputs(run: Body) -> ObjectRefused:
-    return ObjectRefused(f'Runs in status "{run["status"]}" do not accept tool outputs.')
+def _takes_no_outputs(status: str) -> ObjectRefused:
+    return ObjectRefused(f'Runs in status "{status}" do not accept tool outputs.')
 
 
 def _quoted(ids: Sequence[str]) -> str:

@@ -78,13 +78,10 @@ class RunWork:
         held, is_unknown = self.held, self.held.private is None
         if self._job.plan is None and not is_unknown:
             return
-        position = self._job.first_event - 1
-        while entries := await held.jobs.read(held.ref, position):
-            for entry in entries:
-                if is_unknown and entry.name == "thread.run.step.created":
-                    self._said = Transcript()
-                self._said.apply(entry.event)
-            position = entries[-1].number
+        async for entry in held.entries(self._job.first_event - 1):
+            if is_unknown and entry.name == "thread.run.step.created":
+                self._said = Transcript()
+            self._said.apply(entry.event)
         for kind, body in ((STEP, self._said.step), (MESSAGE, self._said.message)):
             if body is not None:
                 held.learn(await held.jobs.objects.get(kind.ref(body["id"])))

@@ -1,11 +1,14 @@
 """Functions: the run waits for their outputs and goes on with them."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
+from services.gateway.jobs.storage import ProjectJobs
 from services.gateway.runs.turns import TurnEnded
 from services.gateway.store.kinds import RUN
 from tests.gateway.apis.stored import refusal
@@ -136,6 +139,30 @@ async def test_two_submissions_at_once_continue_the_run_once(tmp_path: Path) -> 
     assert sum(reply.status_code == 200 for reply in replies) == 1
     assert ended["status"] == "completed"
     assert together(events) == [*ASKED, *ANSWERED]
+
+
+@pytest.mark.parametrize("reading", [ProjectJobs.state, ProjectJobs.read], ids=["state", "log"])
+async def test_a_submission_that_is_overtaken_while_its_run_is_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reading: Callable[..., Awaitable[Any]]
+) -> None:
+    turns = FakeTurns(calls(*WEATHER), text("Sunny."))
+    async with pair(tmp_path, turns=lambda services: turns) as both:
+        thread, run, _, ids = await asked(both)
+        path, body = f"/v1/threads/{thread}/runs/{run}/submit_tool_outputs", {"tool_outputs": outputs(ids)}
+        faster: list[httpx.Response] = []
+
+        async def overtaken(*arguments: Any, **options: Any) -> Any:
+            monkeypatch.setattr(ProjectJobs, reading.__name__, reading)
+            faster.append(await both.second.post(path, body))
+            return await reading(*arguments, **options)
+
+        monkeypatch.setattr(ProjectJobs, reading.__name__, overtaken)
+        slower = refusal(await both.first.post(path, body))
+        ended = await both.a.settled(thread, run, "completed", "failed")
+
+    assert [reply.status_code for reply in faster] == [200]
+    assert (slower[0], slower[1]["message"]) == (400, 'Runs in status "queued" do not accept tool outputs.')
+    assert ended["status"] == "completed"
 
 
 async def test_a_waiting_run_belongs_to_nobody_and_expires_anywhere(tmp_path: Path) -> None:
