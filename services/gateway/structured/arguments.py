@@ -15,6 +15,7 @@ import orjson
 
 from services.errors import InvalidRequest
 from services.gateway.structured.definition import HeldSchema
+from services.gateway.structured.references import Definitions
 from services.gateway.structured.terminals import ANY, Terminals, joined, quoted
 from services.gateway.tools.bare_values import (
     TEXT,
@@ -29,12 +30,13 @@ from services.gateway.tools.parameter_calls import MAX_NAME_LENGTH
 
 MAX_OTHER_PARAMETERS = 16
 """Parameters of one call that its schema does not name: a model that may go on does."""
+MAX_VALUE_BYTES = 2 * 2**20
+"""Of the schemas of all values of one grammar: each has what it refers to with it."""
 _OPEN_OBJECTS = {"additionalProperties", "patternProperties", "$ref", "anyOf", "oneOf", "allOf", "not", "if"}
 """Keywords by which an object says itself what else it may hold."""
 _LITERALS = {"null": ["null"], "boolean": ["true", "false"]}
 _UNENFORCED_OBJECTS = ("patternProperties", "minProperties", "maxProperties", "anyOf", "oneOf", "not", "if")
 _UNENFORCED_TEXTS = ("pattern", "format", "not", "if")
-_DEFINITIONS = ("$defs", "definitions")
 _ANNOTATIONS = {"title", "description", "default", "examples"}
 
 
@@ -50,6 +52,8 @@ class ArgumentWriter:
         self.schemas: dict[str, HeldSchema] = {}
         self._texts: dict[str, str] = {}
         self._values: dict[bytes, str] = {}
+        self._num_bytes = 0
+        """Of the schemas of values."""
 
     def expression(self, tool: Tool, name: str) -> str:
         """Return the arguments of a tool; ``name`` begins the names of its rules.
@@ -70,9 +74,22 @@ class ArgumentWriter:
         return self._texts[terminal]
 
     def value(self, schema: Schema, *, strict: bool) -> str:
-        """Return a value that is JSON."""
+        """Return a value that is JSON.
+
+        Raises:
+            InvalidRequest: all values together are too long.
+        """
         held = HeldSchema({key: value for key, value in schema.items() if key not in _ANNOTATIONS}, strict=strict)
-        name = self._values.setdefault(orjson.dumps(held.guided), f"value_{len(self._values)}")
+        written = orjson.dumps(held.guided)
+        if written not in self._values:
+            self._num_bytes += len(written)
+        if self._num_bytes > MAX_VALUE_BYTES:
+            raise InvalidRequest(
+                f"The schemas of these tools have more than {MAX_VALUE_BYTES} bytes when each parameter has with it "
+                "what it refers to. Let fewer parameters refer to large definitions.",
+                param="tools",
+            )
+        name = self._values.setdefault(written, f"value_{len(self._values)}")
         self.schemas[name] = held
         return f"@{name}"
 
@@ -95,6 +112,7 @@ class _Parameters:
         self._syntax = syntax
         self._tool = tool
         self._root = root
+        self._definitions = Definitions(root)
         self._name = name
 
     def expression(self) -> str:
@@ -147,9 +165,8 @@ class _Parameters:
         if "string" in types_of(schema, self._root):
             forms = [form for branch in branches_of(schema, self._root) for form in self._forms(branch)]
             return self._writer.text(ANY if ANY in forms else f"({' | '.join(forms)})", suffix)
-        if b'"$ref"' in orjson.dumps(schema):
-            schema = {**{key: self._root[key] for key in _DEFINITIONS if key in self._root}, **schema}
-        return joined(self._writer.value(schema, strict=self._tool.strict), self._writer.terminals.text(suffix))
+        value = self._writer.value(self._definitions.self_contained(schema), strict=self._tool.strict)
+        return joined(value, self._writer.terminals.text(suffix))
 
     def _forms(self, branch: Schema) -> Iterator[str]:
         """Yield terminals of which a text is one."""

@@ -23,10 +23,10 @@ MAX_MULTIPLE_OF = 1_000
 
 Schema = Mapping[str, Any]
 
-_MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 """Keywords whose value names schemas."""
 _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
-_DATA = ("enum", "const", "default", "example", "examples", "x-guidance")
+DATA = ("enum", "const", "default", "example", "examples", "x-guidance")
 """Keywords whose value is no schema, whatever it looks like."""
 
 
@@ -78,10 +78,10 @@ class SchemaBudget:
 
 def _children(schema: Schema) -> Iterator[Schema]:
     for keyword, value in schema.items():
-        if keyword in _DATA:
+        if keyword in DATA:
             continue
         if isinstance(value, dict):
-            below = value.values() if keyword in _MAPS else [value]
+            below = value.values() if keyword in MAPS else [value]
         else:
             below = value if isinstance(value, list) else []
         yield from (each for each in below if isinstance(each, dict))

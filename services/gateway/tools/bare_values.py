@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
+from urllib.parse import unquote
 
 from services.gateway.tools.format import Schema
 
@@ -27,7 +28,7 @@ def whole_schema(schema: Any, root: Schema) -> Schema:
             break
         part = _readable(pending.pop(0))
         if "$ref" in part:
-            pending.append(_referred(part.pop("$ref"), root))
+            pending.append(referred(part.pop("$ref"), root))
         pending += part.pop("allOf", ())
         whole = {**part, **whole}
     return whole
@@ -67,6 +68,20 @@ def values_of_branch(branch: Schema) -> Sequence[Any] | None:
     """Return the only values that there may be; None if it names none."""
     values: Sequence[Any] | None = branch.get("enum", [branch["const"]] if "const" in branch else None)
     return values
+
+
+def referred(reference: str, root: Schema) -> Any:
+    """Return the schema that a reference within ``root`` names; None if it names nothing there."""
+    found: Any = root
+    anchor, *steps = reference.split("/")
+    if anchor != "#":
+        return None
+    for step in steps:
+        if isinstance(found, list):
+            found = {str(index): each for index, each in enumerate(found)}
+        key = unquote(step).replace("~1", "/").replace("~0", "~")
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return found if _is_schema(found) else None
 
 
 def value_json(text: str, types: frozenset[str]) -> str:
@@ -110,15 +125,6 @@ _KINDS: Mapping[str, Callable[[Any], bool]] = {
     "maxLength": _is_count,
 } | dict.fromkeys(("allOf", "anyOf", "oneOf"), lambda value: isinstance(value, list) and all(map(_is_schema, value)))
 """Keywords that matter here, and what their values are."""
-
-
-def _referred(reference: str, root: Schema) -> Schema:
-    """Return what a reference within ``root`` names; empty if it names nothing."""
-    found: Any = root
-    for step in reference.removeprefix("#").split("/")[1:]:
-        key = step.replace("~1", "/").replace("~0", "~")
-        found = found.get(key, {}) if isinstance(found, Mapping) else {}
-    return found if isinstance(found, Mapping) else {}
 
 
 def _types_of_values(values: Iterable[Any]) -> frozenset[str]:

@@ -139,6 +139,53 @@ def test_whatever_a_model_draws_is_read_as_what_the_schema_describes(judged: Jud
         assert is_described(call.arguments)
 
 
+TREE: dict[str, Any] = {
+    "properties": {
+        "value": {"type": "integer"},
+        "below": {"type": "array", "items": {"$ref": "#"}},
+        "same": {"$ref": "#/properties/value"},
+        "either": {"anyOf": [{"type": "integer"}, {"type": "null"}]},
+        "first": {"type": "array", "items": {"$ref": "#/properties/either/anyOf/0"}},
+        "at": {"$ref": "#/$defs/a~1%20b"},
+    },
+    "$defs": {"a/ b": {"type": "object", "properties": {"$ref": {"$ref": "#/$defs/N"}}}, "N": {"type": "integer"}},
+}
+
+
+@pytest.mark.parametrize("name", ["hermes", *FORMATS])
+def test_a_parameter_may_refer_to_any_part_of_the_schema(judged: Judge, name: str) -> None:
+    good = ({"below": [{"value": 1, "below": [{"same": 2}]}]}, {"same": 1}, {"first": [1]}, {"at": {"$ref": 1}})
+    bad = (
+        {"below": [{"value": "x"}]},
+        {"below": [{"other": 1}]},
+        {"same": "x"},
+        {"first": ["x"]},
+        {"at": {"$ref": ""}},
+    )
+    assert [each for each in good if not allows(judged, name, TREE, each)] == []
+    assert [each for each in bad if allows(judged, name, TREE, each)] == []
+
+
+def listing(target: str) -> dict[str, Any]:
+    return {"type": "array", "items": {"$ref": f"#/$defs/{target}"}}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_each_parameter_has_what_it_refers_to_and_nothing_else(name: str) -> None:
+    places = range(300)
+    definitions = {f"d{place}": {"type": "object", "properties": {"x" * 100: {}}} for place in places}
+    tool = {"properties": {f"p{place}": listing(f"d{place}") for place in places}, "$defs": definitions}
+    assert len(grammar(judge(has_special=False), name, tool)) < 3 * len(json.dumps(tool))
+
+
+def test_parameters_that_refer_to_too_much_together_are_refused() -> None:
+    places = range(300)
+    chain = {f"d{place}": {"type": "object", "properties": {"x" * 50: listing(f"d{place + 1}")}} for place in places}
+    tool = {"properties": {f"p{place}": listing(f"d{place}") for place in places}, "$defs": chain | {"d300": {}}}
+    with pytest.raises(InvalidRequest, match="fewer parameters refer to large definitions"):
+        grammar(judge(has_special=False), "glm45", tool)
+
+
 @pytest.mark.parametrize("keyword", ["pattern", "format"])
 def test_a_strict_tool_with_what_a_bare_text_cannot_be_held_to_is_refused(keyword: str) -> None:
     parameters = {"properties": {"a": {"type": "string", keyword: "date"}}, "additionalProperties": False}
