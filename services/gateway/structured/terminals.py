@@ -40,9 +40,10 @@ class Terminals:
         parts = re.split(f"({pattern})", text)
         return joined(*(f"<[{self._ids[part]}]>" if part in self._ids else quoted(part) for part in parts))
 
-    def others(self) -> str:
-        """Return the special tokens that free text may hold: all but those that mean something here."""
-        taken = self._tokens.end_ids | {each for text, each in self._ids.items() if text not in self._framing}
+    def others(self, *, without: str) -> str:
+        """Return the special tokens that free text may hold: all but ``without`` and those of calls."""
+        free = {*self._framing} - {without}
+        taken = self._tokens.end_ids | {each for text, each in self._ids.items() if text not in free}
         others = ",".join(_ranges(sorted(self._tokens.by_id.keys() - taken)))
         return f"<[{others}]>" if others else ""
 

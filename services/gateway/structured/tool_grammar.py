@@ -94,11 +94,13 @@ class _Writer:
             firsts = (self._call(name, without=trigger) for name in self._arguments)
             first = [f"first: {' | '.join(f'({each})' for each in firsts)}"]
         has_token = self._terminals.is_token(trigger)
-        special = self._terminals.others()
-        gap = f"(TEXT? {special})*" if special else ""
+        special = self._terminals.others(without=syntax.content_opening)
+        has_content = self._terminals.is_token(syntax.content_opening)
+        text = f"TEXT? ({self._text(syntax.content_opening)} TEXT?)?" if has_content else "TEXT?"
+        gap = f"({text} {special})*" if special else ""
         begin = f"TEXT? {self._text(trigger)}" if has_token else "lead"
         return [
-            f"start: {joined(gap, f'(TEXT? | {begin} rest)')}",
+            f"start: {joined(gap, f'({text} | {begin} rest)')}",
             f"rest: {rest}",
             *first,
             *([] if has_token else [f"lead[lazy]: ANY {quoted(trigger)}"]),

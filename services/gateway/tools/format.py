@@ -104,6 +104,8 @@ class CallSyntax:
     """Texts in it that are single tokens of the models that use the format; special ones are written as such."""
     framing: tuple[str, ...] = ()
     """The same of texts that every answer has around its parts, whether it calls or not."""
+    content_opening: str = ""
+    """The one of them behind which nothing is a call, to the next special token."""
     answer: str = ""
     """What stands before an answer that does not call."""
     trigger: str | None = None

@@ -27,6 +27,7 @@ class Harmony:
         prefix=f"{_CHANNEL}commentary{_RECIPIENT}NAME {_CONSTRAIN}json{_MESSAGE}",
         suffix="",
         framing=(_START, _CHANNEL, _MESSAGE, _END, _CONSTRAIN),
+        content_opening=_MESSAGE,
         answer=f"{_CHANNEL}final{_MESSAGE}",
         trigger=_RECIPIENT,
         max_calls=1,

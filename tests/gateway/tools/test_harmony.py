@@ -69,6 +69,16 @@ def test_a_model_may_think_before_it_calls(has_special: bool) -> None:
     assert not judged.takes(grammar, thoughts + call.replace("city", "town"))
 
 
+def test_a_model_may_think_of_calls_that_it_does_not_make() -> None:
+    judged = judge(has_special=True)
+    grammar = judged.definition(HARMONY, use(is_required=False))
+    assert grammar is not None
+    thoughts = "<|channel|>analysis<|message|>Should it go to=functions.now? No.<|end|><|start|>assistant"
+    assert judged.takes(grammar, f"{thoughts}<|channel|>final<|message|>It is to=functions.now")
+    assert judged.takes(grammar, f"{thoughts}<|channel|>commentary to=functions.now <|constrain|>json<|message|>{{}}")
+    assert not judged.takes(grammar, f"{thoughts}<|channel|>commentary to=functions.now or not<|message|>{{}}")
+
+
 @pytest.mark.parametrize("has_tools", [True, False])
 async def test_clients_get_the_answer_and_its_calls_alone(has_tools: bool) -> None:
     raw = raw_tokenizer()
