@@ -7,6 +7,7 @@ KV is reused.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import orjson
@@ -110,14 +111,22 @@ class PromptBuilder:
     @property
     def _last_start(self) -> int:
         """The last place where a prompt may begin: the last message of the thread is always in it."""
-        places = [index for index, entry in enumerate(self._history) if entry.message_id is not None]
-        return places[-1] if places else 0
+        return self._message_places[-1] if self._message_places else 0
+
+    @cached_property
+    def _message_places(self) -> Sequence[int]:
+        """Where the messages of the thread are: not what the run did, and not words of the developer beside them."""
+        return [
+            index
+            for index, entry in enumerate(self._history)
+            if entry.message_id is not None and entry.messages[-1]["role"] != "system"
+        ]
 
     def _first_start(self) -> int:
         """Return where the prompt before began, unless it had less room; else the earliest place allowed."""
         start = 0
         if self._rules.last_messages is not None:
-            places = [index for index, entry in enumerate(self._history) if entry.message_id is not None]
+            places = self._message_places
             start = places[-self._rules.last_messages] if len(places) > self._rules.last_messages else 0
         latest = next((e.binding for e in reversed(self._history) if e.binding is not None), None)
         if latest is None or latest.budget < self._rules.budget:

@@ -214,6 +214,16 @@ def test_only_the_last_messages_are_read_if_so_wanted() -> None:
     assert "text 5" in text and "text 4" in text and "text 3" not in text and "Teach." in text
 
 
+def test_words_of_the_developer_are_no_messages_of_the_thread() -> None:
+    told = HistoryEntry("item_1", ({"role": "system", "content": "Be short."},))
+    history = [entry(0, "old"), entry(1, "said"), entry(2, "new"), told]
+    short = built(served(), history, last=1)
+    assert short.first_message_id == "msg_2"
+    assert short.rendering.text.count("<|im_start|>") == 4
+    builder = PromptBuilder(served(), [entry(0, "long " * 200), told], PromptRules("Teach.", 100, None))
+    assert builder.build() is None
+
+
 def test_what_the_run_itself_did_is_never_left_out() -> None:
     model = served()
     own = HistoryEntry(None, ({"role": "assistant", "content": "call"}, {"role": "tool", "content": "output"}))
