@@ -19,11 +19,6 @@ class StopStrings:
         self._stops = tuple(stop for stop in stops if stop)
         self._held = ""
 
-    @property
-    def is_holding(self) -> bool:
-        """Whether the end of the text may begin a stop string."""
-        return bool(self._held)
-
     def push(self, text: str) -> StopResult:
         """Return the part of all text so far that is safe to show and was not shown yet."""
         if not self._stops:

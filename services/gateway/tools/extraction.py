@@ -42,8 +42,8 @@ class CallExtraction:
         self._stops = StopStrings(stops)
         self._space: list[Text] = []
         """White space that is text if text follows."""
-        self._shown_offset = 0
-        """Where the next text that is shown stood in the output."""
+        self._unshown: deque[Text] = deque()
+        """What may be shown once it is known to begin no stop string."""
         self._tokens: deque[TokenText] = deque()
         self.num_calls = 0
         self.has_stopped = False
@@ -105,19 +105,28 @@ class CallExtraction:
     def _shown(self, text: Text) -> list[Piece]:
         if self.has_stopped:
             return []
-        if not self._stops.is_holding:
-            self._shown_offset = text.offset
+        self._unshown.append(text)
         result = self._stops.push(text.text)
         self.has_stopped = result.hit
         return self._pieces(result.text)
 
     def _pieces(self, text: str) -> list[Piece]:
-        """Return ``text`` with its tokens; those of calls before it are dropped."""
-        end = self._shown_offset + len(text)
-        tokens = []
+        """Return ``text``, which is the beginning of what was not shown, with its tokens."""
+        tokens: list[TokenText] = []
+        num_left = len(text)
+        while num_left:
+            part = self._unshown.popleft()
+            num_shown = min(num_left, len(part.text))
+            num_left -= num_shown
+            end = part.offset + num_shown
+            tokens += self._tokens_between(part.offset, end)
+            if num_shown < len(part.text):
+                self._unshown.appendleft(Text(part.text[num_shown:], end))
+        return [Piece(text, tuple(tokens))] if text else []
+
+    def _tokens_between(self, start: int, end: int) -> Iterator[TokenText]:
+        """Take the tokens of a part of the output; those before it, of calls and what is hidden, are dropped."""
         while self._tokens and self._tokens[0].offset < end:
             token = self._tokens.popleft()
-            if token.offset >= self._shown_offset:
-                tokens.append(token)
-        self._shown_offset = end
-        return [Piece(text, tuple(tokens))] if text else []
+            if token.offset >= start:
+                yield token

@@ -119,3 +119,18 @@ def test_an_answer_that_has_to_call_has_no_text() -> None:
 def test_an_answer_of_one_call_may_be_one_json_object() -> None:
     extraction = CallExtraction(format_named("llama"), USE, ())
     assert seen(extraction, *tokens_of('{"name": "now", "parameters": {}}')).calls == (("now", "{}"),)
+
+
+@pytest.mark.parametrize("size", [3, 1000])
+def test_tokens_of_what_is_hidden_belong_to_no_text_though_a_stop_string_may_go_on_behind_it(size: int) -> None:
+    output = "".join(
+        f"<|channel|>{channel}<|message|>{text}<|end|><|start|>assistant"
+        for channel, text in (("commentary", "I loST"), ("analysis", "thoughts"), ("final", "..."), ("final", "it"))
+    )
+    tokens = tuple(token for piece in tokens_of(output, 1) for token in piece.tokens)
+    pieces = [
+        Piece(output[start : start + size], tokens[start : start + size]) for start in range(0, len(output), size)
+    ]
+    rules = CallRules.of_none()
+    answer = seen(CallExtraction(format_named("harmony"), rules, ["STOP", "..!"]), *pieces)
+    assert answer.text == "".join(answer.tokens) == "I loST...it"
