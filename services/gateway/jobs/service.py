@@ -262,7 +262,12 @@ class Jobs:
         """Begin to end a job on which nobody can work."""
         mending = asyncio.create_task(self._mended(key, ending))
         self._mending.add(mending)
-        mending.add_done_callback(self._mending.discard)
+        mending.add_done_callback(lambda task: self._mending_ended(key, task))
+
+    def _mending_ended(self, key: JobKey, task: "asyncio.Task[None]") -> None:
+        self._mending.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.failure("job.not_ended", error, job=key[1].id)
 
     async def _mended(self, key: JobKey, ending: Ending) -> None:
         """End a job on which nobody can work; if that fails too, the next one who takes it tries again."""

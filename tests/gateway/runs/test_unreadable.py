@@ -1,5 +1,6 @@
 """A job whose private state no gateway can read is ended all the same: when its client says so, or its time is over."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 
 from services.gateway.redis_state import RedisState
-from services.gateway.store.keys import record_key
+from services.gateway.store.keys import attached_key, record_key
 from services.gateway.store.kinds import RESPONSE, RUN, Ref
 from tests.gateway.responses.client import Caller as ResponseCaller
 from tests.gateway.responses.client import said
@@ -71,6 +72,25 @@ async def test_a_run_that_cannot_be_read_is_left_to_others_until_it_expires(both
     await both.second.gateway.sweeper.sweep()
     await both.b.settled(thread, run, "expired")
     await assert_ended(both, thread, run, "expired")
+
+
+async def test_an_expired_run_whose_log_cannot_be_read_either_is_told_of(
+    both: Pair, caplog: pytest.LogCaptureFixture
+) -> None:
+    thread, run = await spoiled_run(both)
+    state = RedisState(both.redis.url, 30.0)
+    async with state.reaching() as client:
+        key = attached_key("default", RUN.ref(run), "events")
+        await client.delete(key)
+        await client.xadd(key, {"no": "event"}, id="1-0")
+    await state.close()
+    both.clock.advance(EXPIRY_S + 1)
+    await both.second.gateway.sweeper.sweep()
+    async with asyncio.timeout(60):
+        while "job.not_ended" not in (messages := [record.getMessage() for record in caplog.records]):
+            await asyncio.sleep(0.01)
+    assert "job.unreadable" in messages
+    assert (await both.b.get(f"/v1/threads/{thread}/runs/{run}"))["status"] == "in_progress"
 
 
 @pytest.mark.parametrize("ending", ["cancelled", "failed"])
