@@ -1,6 +1,6 @@
 # make up      a cluster on this machine: `make up ARGS="--prefill 2 --model FOLDER"`
 # make test    every check and test; what CI runs
-# make chaos   break a running cluster in every way we know, for about 40 minutes (ARGS="--chaos-seed 7")
+# make chaos   break a running cluster in every way we know, for about 35 minutes (ARGS="--chaos-seed 7")
 # make compat  what others say of the API: SDK, description, LangChain (ARGS="sdk tests/api_resources/test_models.py")
 # make check   format, lint, types, layers, generated code
 # make bench   measure (ARGS="...")        make proto   regenerate the gRPC stubs
