@@ -202,6 +202,15 @@ class Feed:
                 return True
         return False
 
+    def take_arguments(self) -> Reading:
+        """Take the JSON object that follows as the arguments of the call, which has none if something else follows."""
+        yield from self.skip_space()
+        following = yield from self.peek()
+        if following == "{":
+            yield from self.take_value(self.add_arguments)
+        elif following:
+            self.add_arguments("{}")
+
     @property
     def _num_left(self) -> int:
         return len(self._buffer) - self._next

@@ -134,3 +134,19 @@ class ToolFormat(Protocol):
 
     def read(self, feed: Feed, schemas: Schemas) -> Reading:
         """Turn the whole output in ``feed`` into its events; calls of other functions than these are text."""
+
+
+@dataclass(frozen=True)
+class SignedFormat:
+    """The part of a format that a template shows by what stands in it; the reading comes with the subclass."""
+
+    name: str
+    syntax: CallSyntax
+    signs: tuple[str, ...]
+    """What a template that uses the format holds."""
+    others: tuple[str, ...] = ()
+    """What tells it from a relative."""
+
+    def is_used_by(self, template: str) -> bool:
+        """Look for the signs."""
+        return all(sign in template for sign in self.signs) and not any(other in template for other in self.others)

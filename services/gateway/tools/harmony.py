@@ -60,12 +60,7 @@ def _take_content(feed: Feed, header: str, schemas: Schemas) -> Reading:
     recipient = re.search(rf"{_RECIPIENT.strip()}([\w-]+)", header)
     if recipient is not None and recipient[1] in schemas:
         feed.start_call(recipient[1])
-        yield from feed.skip_space()
-        following = yield from feed.peek()
-        if following == "{":
-            yield from feed.take_value(feed.add_arguments)
-        elif following:
-            feed.add_arguments("{}")
+        yield from feed.take_arguments()
         yield from feed.hand_until(_END, _hide)
     elif "analysis" in re.split(r"\W+", header):
         yield from feed.hand_until(_END, _hide)

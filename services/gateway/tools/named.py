@@ -1,28 +1,14 @@
 """Formats that write a call's name between markers, and its arguments as JSON behind them: DeepSeek, later Mistrals."""
 
-from dataclasses import dataclass
-
 from services.gateway.tools.events import Reading
 from services.gateway.tools.feed import Feed, Taking
-from services.gateway.tools.format import NAME, CallSyntax, Schemas
+from services.gateway.tools.format import NAME, Schemas, SignedFormat
 
 _MAX_NAME_LENGTH = 128
 
 
-@dataclass(frozen=True)
-class NamedCalls:
+class NamedCalls(SignedFormat):
     """Reads and describes one such format; ``prefix`` is split at the name."""
-
-    name: str
-    syntax: CallSyntax
-    signs: tuple[str, ...]
-    """What a template that uses the format holds."""
-    others: tuple[str, ...] = ()
-    """What tells it from a relative."""
-
-    def is_used_by(self, template: str) -> bool:
-        """Look for the signs."""
-        return all(sign in template for sign in self.signs) and not any(other in template for other in self.others)
 
     def read(self, feed: Feed, schemas: Schemas) -> Reading:
         """Find the opening, or the first call where there is none; then calls until something else comes."""
@@ -45,12 +31,7 @@ class NamedCalls:
         if name is None or name.strip() not in schemas:
             return False
         feed.start_call(name.strip())
-        yield from feed.skip_space()
-        following = yield from feed.peek()
-        if following == "{":
-            yield from feed.take_value(feed.add_arguments)
-        elif following:
-            feed.add_arguments("{}")
+        yield from feed.take_arguments()
         yield from feed.skip_space()
         yield from feed.skip(self.syntax.suffix.lstrip())
         return True

@@ -3,33 +3,19 @@
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from services.gateway.tools.bare_values import TEXT, types_of, value_json, whole_schema
 from services.gateway.tools.events import Reading
 from services.gateway.tools.feed import Feed, Taking
-from services.gateway.tools.format import NAME, CallSyntax, ParameterSyntax, Schema, Schemas
+from services.gateway.tools.format import NAME, ParameterSyntax, Schema, Schemas, SignedFormat
 
 MAX_NAME_LENGTH = 256
 """Characters of a parameter's name."""
 _JSON_OPENINGS = ("{", "[", '"')
 
 
-@dataclass(frozen=True)
-class ParameterCalls:
-    """Reads and describes one such format, whatever white space is between its markers."""
-
-    name: str
-    syntax: CallSyntax
-    """Its trigger begins a call."""
-    signs: tuple[str, ...]
-    """What a template that uses the format holds."""
-    others: tuple[str, ...] = ()
-    """What tells it from a relative."""
-
-    def is_used_by(self, template: str) -> bool:
-        """Look for the signs."""
-        return all(sign in template for sign in self.signs) and not any(other in template for other in self.others)
+class ParameterCalls(SignedFormat):
+    """Reads and describes one such format, whatever white space is between its markers; its trigger begins a call."""
 
     def read(self, feed: Feed, schemas: Schemas) -> Reading:
         """Find what begins a call."""

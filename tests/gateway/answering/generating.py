@@ -26,6 +26,8 @@ class Cluster:
         self.decode = DecodeTwin()
         self.decode.default = Script(OUTPUT)
         self.listed: Sequence[Member] = members
+        self.listed_next: list[Sequence[Member]] = []
+        """What is listed before that, once each."""
         self.prefixes = PrefixIndex()
         router = Router(self, Suspects(self.clock, 5.0), Random(1), prefixes=self.prefixes)
         limits = GenerationLimits(
@@ -39,7 +41,7 @@ class Cluster:
         self.services = GenerationServices(router, self.decode, self.clock, limits)
 
     def members(self) -> Sequence[Member]:
-        return self.listed
+        return self.listed_next.pop(0) if self.listed_next else self.listed
 
     def generation(
         self, *, max_tokens: int = 100, timeout_s: float = 60.0, prompt: Sequence[int] = (1, 2, 3)

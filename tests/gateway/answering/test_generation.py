@@ -1,10 +1,9 @@
 import asyncio
-from collections.abc import Sequence
 from contextlib import aclosing
 
 import pytest
 
-from services.cluster.registry import Member, MemberLoad, Role
+from services.cluster.registry import MemberLoad, Role
 from services.errors import (
     DeadlineExceeded,
     Draining,
@@ -116,14 +115,8 @@ async def test_a_stalled_worker_is_replaced() -> None:
 async def test_a_stream_that_began_waits_for_a_new_worker() -> None:
     cluster = Cluster(member("d1"))
     cluster.decode.scripts = {D1: [Script(OUTPUT, error=PeerGone("x"), fail_after=2)]}
-    asked = 0
-
-    def members() -> Sequence[Member]:
-        nonlocal asked
-        asked += 1
-        return [member("d1")] if asked == 1 else [] if asked < 6 else [member("d9")]
-
-    cluster.members = members  # type: ignore[method-assign]
+    cluster.listed_next = [[member("d1")], *[[]] * 4]
+    cluster.listed = [member("d9")]
 
     assert token_ids(await heard(cluster.generation())) == OUTPUT
     assert cluster.decode.addresses == [D1, "d9:1"]

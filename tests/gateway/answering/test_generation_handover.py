@@ -1,10 +1,8 @@
 """A sequence that its worker hands over, gives up or loses goes on elsewhere."""
 
-from collections.abc import Sequence
-
 import pytest
 
-from services.cluster.registry import Member, Role
+from services.cluster.registry import Role
 from services.errors import (
     Overloaded,
     PeerGone,
@@ -73,14 +71,8 @@ async def test_without_kept_blocks_it_is_an_ordinary_beginning() -> None:
 async def test_a_sequence_that_was_handed_over_waits_for_a_worker_to_come() -> None:
     cluster = Cluster(member("d1"))
     cluster.decode.scripts = {D1: [Script(OUTPUT, hand_over_after=0)]}
-    asked = 0
-
-    def members() -> Sequence[Member]:
-        nonlocal asked
-        asked += 1
-        return [member("d1")] if asked == 1 else [] if asked < 6 else [member("d9")]
-
-    cluster.members = members  # type: ignore[method-assign]
+    cluster.listed_next = [[member("d1")], *[[]] * 4]
+    cluster.listed = [member("d9")]
 
     assert token_ids(await heard(cluster.generation())) == OUTPUT
     assert cluster.decode.addresses == [D1, "d9:1"]
